@@ -1,0 +1,1 @@
+"""Stage 01: ask a teacher for tasks, parse, filter, keep; no torch in here."""

@@ -1,0 +1,70 @@
+"""llama.cpp as a teacher: an OpenAI-compatible server on 127.0.0.1, in this process.
+
+A 135M model loses the list's format after a task or two; a grammar holds it to
+the format, token by token, and leaves the words to the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from alpaca_lib.embedded import ModelError, need
+
+
+@contextlib.contextmanager
+def serve(gguf: Path, slots: int = 4, context: int = 2048) -> Iterator[str]:
+    """The address (http://127.0.0.1:port/v1) of a server for one GGUF file.
+
+    ``slots`` requests are answered at once, each with ``context`` tokens. The
+    server lives in this process and stops when the block ends.
+    """
+    xllamacpp = need("xllamacpp")
+    if not gguf.is_file():
+        raise ModelError(f"{gguf}: no such file; a .gguf model is needed")
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(gguf)
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0  # any free one
+    parameters.n_parallel = slots
+    parameters.n_ctx = slots * context
+    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    parameters.verbosity = 0
+    try:
+        server = xllamacpp.Server(parameters)
+    except Exception as error:
+        raise ModelError(f"{gguf}: llama.cpp cannot load it ({error})") from None
+    try:
+        yield f"{server.listening_address}/v1"
+    finally:
+        del server  # its destructor stops the threads and closes the port
+        time.sleep(0)
+
+
+def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> str:
+    """A GBNF grammar: ``tasks`` entries of the list, numbered from first_number.
+
+    The reply begins after "N. Instruction:", as the prompt ends there.
+    """
+    numbers = range(first_number, first_number + tasks)
+    rules = ["root ::= " + ' "###\\n" '.join(f"task-{n}" for n in numbers)]
+    for n in numbers:
+        heading = "" if n == first_number else f'"{n}. Instruction:" '
+        rules.append(
+            f'task-{n} ::= {heading}" " instruction "\\n{n}. Input:\\n" input '
+            f'"\\n{n}. Output:\\n" output "\\n"'
+        )
+    rules += [
+        # A letter first, then one sentence; no # and no <, which are the format's.
+        "instruction ::= letter [^\\n#<>.?!。？！]+ [.?!。？！]",
+        f'input ::= "{no_input}" | line',
+        # A further line starts with no digit: "5. Output:" would be a heading.
+        'output ::= line ("\\n" letter-or-dash [^\\n#<>]+){0,4}',
+        "line ::= [^\\n#<> ] [^\\n#<>]*",
+        "letter ::= [^\\x00-\\x40\\x5b-\\x60\\x7b-\\x7f]",
+        "letter-or-dash ::= letter | [-]",
+    ]
+    return "\n".join(rules) + "\n"

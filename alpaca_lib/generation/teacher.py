@@ -1,0 +1,138 @@
+"""A teacher: a model behind an OpenAI-compatible address, asked with the openai client.
+
+"local" is llama.cpp in this process; "openai" is whatever OPENAI_BASE_URL and
+OPENAI_API_KEY name: OpenAI, vLLM, Ollama, DeepSeek, Qwen and others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from alpaca_lib import models
+from alpaca_lib.embedded import DEFAULT_MODEL, need
+from alpaca_lib.generation import local_teacher
+
+TEACHERS = ("local", "openai")
+
+
+class TeacherError(RuntimeError):
+    """A teacher that cannot answer, now or ever; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class RawReply:
+    """A reply as the teacher sent it."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class Teacher:
+    """An open connection to one model. ``client`` holds the key; it is never shown."""
+
+    kind: str
+    model: str
+    address: str
+    client: Any = field(repr=False)
+
+    def ask(
+        self,
+        prompt: str,
+        *,
+        first_number: int,
+        tasks: int,
+        seed: int,
+        max_tokens: int = 3072,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> RawReply:
+        """The reply to one generation prompt. Raises TeacherError.
+
+        The local teacher continues the text, as text-davinci-003 did, under a
+        grammar for ``tasks`` entries; a chat model gets it as a message.
+        """
+        openai = need("openai")
+        options = {"model": self.model, "temperature": temperature, "top_p": top_p, "seed": seed}
+        try:
+            if self.kind == "local":
+                # llama.cpp's own options: the format, and less of a small model's repeating.
+                extra = {
+                    "grammar": local_teacher.task_grammar(first_number, tasks),
+                    "repeat_penalty": 1.1,
+                }
+                done = self.client.completions.create(
+                    prompt=prompt, max_tokens=max_tokens, extra_body=extra, **options
+                )
+                text = done.choices[0].text
+            else:
+                done = self.client.chat.completions.create(
+                    messages=[{"role": "user", "content": prompt}],
+                    max_completion_tokens=max_tokens,
+                    **options,
+                )
+                text = done.choices[0].message.content or ""
+        except openai.OpenAIError as error:
+            raise TeacherError(self._explain(error, openai)) from None
+        usage = done.usage
+        return RawReply(
+            text=text,
+            finish_reason=done.choices[0].finish_reason or "stop",
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+        )
+
+    def _explain(self, error: Exception, openai: Any) -> str:
+        """What went wrong, in terms of what the reader can change."""
+        code = getattr(error, "code", None)
+        if code == "insufficient_quota":
+            return f"{self.address}: no credit left on this key; add some, then resume"
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return f"{self.address}: the key in OPENAI_API_KEY is refused; set a valid one"
+        if isinstance(error, openai.NotFoundError):
+            return f"{self.address}: no model {self.model!r} there; set another model name"
+        if isinstance(error, openai.APITimeoutError):
+            return f"{self.address}: no answer in time, after several tries; resume later"
+        if isinstance(error, openai.APIConnectionError):
+            return f"{self.address}: cannot be reached; check the address (OPENAI_BASE_URL)"
+        if isinstance(error, openai.RateLimitError):
+            return f"{self.address}: too many requests, after several tries; lower concurrency"
+        return f"{self.address}: {type(error).__name__}: {str(error)[:300]}"
+
+
+@contextlib.contextmanager
+def open_teacher(
+    kind: str = "local", model: str = "", slots: int = 4, timeout: float = 600.0
+) -> Iterator[Teacher]:
+    """The teacher of that kind, closed when the block ends.
+
+    model: for "local" an embedded model's name or a .gguf file (default: the
+    embedded one); for "openai" the name that the server knows, needed.
+    """
+    openai = need("openai")
+    if kind == "local":
+        name = model or DEFAULT_MODEL
+        with local_teacher.serve(models.gguf_file(name), slots=slots) as address:
+            client = openai.OpenAI(
+                base_url=address, api_key="not-needed", max_retries=0, timeout=timeout
+            )
+            with client:
+                yield Teacher(kind, name, address, client)
+    elif kind == "openai":
+        if not os.environ.get("OPENAI_API_KEY"):
+            raise TeacherError(
+                'teacher "openai" needs a key: set OPENAI_API_KEY in the environment (any text '
+                'for a server without keys), or use teacher "local"'
+            )
+        if not model:
+            raise TeacherError('teacher "openai" needs the name of a model (parameter `model`)')
+        with openai.OpenAI(max_retries=5, timeout=timeout) as client:
+            yield Teacher(kind, model, str(client.base_url), client)
+    else:
+        raise TeacherError(f"no teacher {kind!r}; there are {', '.join(TEACHERS)}")

@@ -1,0 +1,1 @@
+"""Stage 05: a trained model -> answers, and an honest comparison of several."""

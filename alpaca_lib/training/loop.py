@@ -1,0 +1,411 @@
+"""The training loop: full or LoRA, one process or many, the same steps in each.
+
+An optimizer step is so many *examples*; how they are packed into rows, and the
+rows dealt to ranks and micro-batches, changes the speed and not the step. Its
+loss is the mean over the label tokens of the whole step, on all ranks together.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from alpaca_lib import models
+from alpaca_lib.embedded import quiet
+from alpaca_lib.records import DataError, dump_json, load_examples, write_text
+from alpaca_lib.training import adapters, checkpoints, sharding
+from alpaca_lib.training.examples import (
+    collate,
+    encode,
+    label_count,
+    micro_batches,
+    pack,
+    step_order,
+)
+from alpaca_lib.training.loss import LabelLoss, flops_per_token, gemm_rate
+from alpaca_lib.training.settings import Settings
+from alpaca_lib.training.sharding import World
+
+Encoded = dict[str, list[int]]
+Report = Callable[[dict[str, Any]], None]
+
+
+class TrainingStopped(RuntimeError):
+    """A run that stopped before its end; the text says why, and how to go on."""
+
+
+def train(settings: Settings, report: Report = lambda line: None) -> Path:
+    """Trains as described and returns the output folder, which from_pretrained loads.
+
+    ``report`` gets every line of metrics.jsonl on rank 0: step, loss, lr, grad_norm,
+    tokens, tokens_per_second, mfu, peak_memory_bytes; or step and validation_loss.
+    Raises DataError, ModelError, AdapterError before any work; TrainingStopped on a
+    loss that is not a number, or on SIGTERM (after a checkpoint).
+    """
+    placement = models.place(settings.device, settings.dtype)
+    tokenizer = models.load_tokenizer(settings.model)
+    rows, held_out = load_data(settings, tokenizer)
+    with sharding.world(placement.device) as here, _sigterm() as told_to_stop:
+        run = _Run(settings, placement, tokenizer, rows, held_out, here, report)
+        return run.to_the_end(told_to_stop)
+
+
+def load_data(settings: Settings, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
+    """(training, validation) examples, encoded; those without a label are left out."""
+    examples = load_examples(settings.data_path)
+    held = load_examples(settings.validation_path) if settings.validation_path else []
+    if settings.validation_rows:
+        if settings.validation_rows >= len(examples):
+            raise DataError(
+                f"{settings.data_path}: {len(examples)} rows, of which validation_rows takes "
+                f"{settings.validation_rows}; leave some to train on"
+            )
+        held, examples = examples[: settings.validation_rows], examples[settings.validation_rows :]
+
+    def encoded(part: list[Any]) -> list[Encoded]:
+        options = (settings.template, settings.max_length, settings.mask_prompt, settings.add_eos)
+        out = [encode(example, tokenizer, *options) for example in part]
+        return [row for row in out if label_count(row)]
+
+    rows = encoded(examples)
+    if not rows:
+        raise DataError(
+            f"{settings.data_path}: no row has an answer within max_length {settings.max_length}"
+        )
+    return rows, encoded(held)
+
+
+class _Run:
+    """What the steps of one run share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        placement: models.Placement,
+        tokenizer: Any,
+        rows: list[Encoded],
+        held_out: list[Encoded],
+        here: World,
+        report: Report,
+    ) -> None:
+        self.settings, self.placement, self.tokenizer = settings, placement, tokenizer
+        self.rows, self.held_out, self.here, self.report = rows, held_out, here, report
+        self.folder = Path(settings.output_dir)
+        per_epoch = math.ceil(len(rows) / settings.examples_per_step)
+        self.steps = settings.max_steps or max(round(settings.epochs * per_epoch), 1)
+        torch.manual_seed(settings.seed)
+        self.model = self._build()
+        context = sum(len(r["input_ids"]) ** 2 for r in rows) / sum(
+            len(r["input_ids"]) for r in rows
+        )
+        self.flops_per_token = flops_per_token(self.model, settings.method, context)
+        self.module = LabelLoss(self.model)
+        if here.size > 1:
+            sharding.shard(self.module, self.model, placement, here)
+        elif placement.device != "cpu":
+            self.module.to(placement.device)
+        self.model.train()
+        if settings.activation_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.enable_input_require_grads()
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        warmup = settings.warmup
+        self.schedule = transformers.get_scheduler(
+            settings.schedule,
+            self.optimizer,
+            num_warmup_steps=math.ceil(warmup * self.steps) if warmup < 1 else int(warmup),
+            num_training_steps=self.steps,
+        )
+        self.trained = trained
+
+    def _build(self) -> Any:
+        """The model: float32 master weights for full training (an update of lr 2e-5 is
+        below bfloat16's resolution), the compute dtype for a frozen base."""
+        settings, placement = self.settings, self.placement
+        if settings.method == "full":
+            if settings.quantization != "none":
+                raise ValueError("full training needs whole weights: set quantization to none")
+            whole = models.Placement(
+                "cpu" if self.here.size > 1 else placement.device, "float32", ""
+            )
+            return models.load_model(settings.model, whole)
+        if self.here.size > 1:
+            raise ValueError("LoRA runs on one process here; start it without torchrun")
+        base = models.load_model(settings.model, placement, settings.quantization)
+        return adapters.add_lora(base, settings)
+
+    def to_the_end(self, told_to_stop: threading.Event) -> Path:
+        """Runs all steps, from the newest whole checkpoint on; saves and checks the model."""
+        settings, here = self.settings, self.here
+        first = self._resume()
+        self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
+        if here.first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_run()
+        here.barrier()
+        if first == 0:
+            self._validate(0)
+        for step in range(first, self.steps):
+            line = self._step(step)
+            done = step + 1
+            if done % settings.log_every == 0 or done == self.steps:
+                self._log(line)
+            if done < self.steps:
+                if settings.eval_every and done % settings.eval_every == 0:
+                    self._validate(done)
+                stop = here.agree(told_to_stop.is_set())
+                if stop or (settings.save_every and done % settings.save_every == 0):
+                    self._checkpoint(done)
+                if stop:
+                    raise TrainingStopped(
+                        f"told to stop: step {done} of {self.steps} is saved in {self.folder}; "
+                        "start the same run again to go on from it"
+                    )
+        self._validate(self.steps)
+        self._save_model()
+        return self.folder
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One optimizer step; returns its line of metrics."""
+        settings, here = self.settings, self.here
+        start = time.perf_counter()
+        # Every rank plans the whole step, so nobody has to be told the token counts.
+        torch.manual_seed(hash((settings.seed, step, here.rank)))
+        chosen = step_order(len(self.rows), settings.examples_per_step, settings.seed, step)
+        packed = pack([self.rows[i] for i in chosen], settings.row_length)
+        labels = sum(label_count(self.rows[i]) for i in chosen)
+        tokens = sum(len(self.rows[i]["input_ids"]) for i in chosen)
+        batches = micro_batches(packed, settings.rows_per_micro_batch, here.rank, here.size)
+        total = 0.0
+        for at, batch in enumerate(batches):
+            sharding.sync_gradients(self.module, last=at == len(batches) - 1)
+            loss = self._forward(batch)
+            # FSDP averages gradients over ranks; the step wants their sum.
+            (loss * (here.size / labels)).backward()
+            total += float(loss.detach())
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, settings.max_grad_norm)
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        mean = here.sum(total) / labels
+        if not math.isfinite(mean) or not math.isfinite(norm) or mean == 0.0:
+            raise TrainingStopped(
+                f"step {step + 1}: loss {mean}, gradient norm {norm}, on rows {chosen} of the "
+                f"training data (numbered after validation rows and rows without a label are "
+                "taken out). Lower learning_rate, or look at these rows"
+            )
+        rate = self.schedule.get_last_lr()[0]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        speed = tokens / (time.perf_counter() - start)
+        return {
+            "step": step + 1,
+            "loss": mean,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": tokens,
+            "label_tokens": labels,
+            "tokens_per_second": speed,
+            "mfu": speed * self.flops_per_token / (self.gemm * here.size),
+            "peak_memory_bytes": peak_memory(self.placement.device),
+        }
+
+    def _forward(self, rows: list[Any]) -> torch.Tensor:
+        batch = collate(rows, self.tokenizer.pad_token_id or 0)
+        device = self.placement.device
+        # FSDP casts by its own policy; one process uses autocast for the same effect.
+        cast = self.here.size == 1 and self.placement.dtype != "float32"
+        kind = device.split(":")[0]
+        with torch.autocast(kind, self.placement.torch_dtype) if cast else nullcontext():
+            loss: torch.Tensor = self.module(**{k: v.to(device) for k, v in batch.items()})
+        return loss
+
+    def _validate(self, step: int) -> None:
+        """Logs the mean loss over the validation set's label tokens, if there is one."""
+        if not self.held_out:
+            return
+        packed = pack(self.held_out, self.settings.row_length)
+        size = self.settings.rows_per_micro_batch
+        self.model.eval()
+        with torch.no_grad():
+            total = sum(
+                float(self._forward(batch))
+                for batch in micro_batches(packed, size, self.here.rank, self.here.size)
+            )
+        self.model.train()
+        labels = sum(label_count(row) for row in self.held_out)
+        self._log({"step": step, "validation_loss": self.here.sum(total) / labels})
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.here.first:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
+                stream.write(dump_json(line) + "\n")
+            self.report(line)
+
+    def _write_run(self) -> None:
+        """run.json: what decides the result, so that anyone can repeat it."""
+        packages = ("torch", "transformers", "peft", "bitsandbytes")
+        versions = {}
+        for name in packages:
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                continue
+        run = {
+            "settings": asdict(self.settings),
+            "placement": asdict(self.placement),
+            "processes": self.here.size,
+            "steps": self.steps,
+            "training_rows": len(self.rows),
+            "validation_rows": len(self.held_out),
+            "gemm_flops_per_second": self.gemm * self.here.size,
+            "python": platform.python_version(),
+            "versions": versions,
+        }
+        write_text(self.folder / "run.json", dump_json(run, indent=1) + "\n")
+
+    def _resume(self) -> int:
+        """Loads the checkpoint that the settings ask for; returns the step it is at."""
+        settings, first = self.settings, self.here.first
+        found: tuple[Path, int] | None = None
+        if settings.resume == "auto":
+            found = checkpoints.newest(self.folder, say=print if first else lambda text: None)
+        elif settings.resume != "never":
+            path = Path(settings.resume)
+            if fault := checkpoints.damage(path):
+                raise checkpoints.CheckpointError(f"{path}: {fault}")
+            found = path, int(checkpoints.read_record(path)["step"])
+        step = 0
+        if found:
+            path, step = found
+            self._same_run(path)
+            checkpoints.load(path, self.module, self.optimizer, self.here)
+            for _ in range(step):
+                self.schedule.step()
+            if first:
+                print(f"resuming from {path.name}: step {step} of {self.steps}", flush=True)
+        if first and (self.folder / "metrics.jsonl").exists():
+            _cut_metrics(self.folder / "metrics.jsonl", step)
+        return step
+
+    def _same_run(self, path: Path) -> None:
+        """Refuses a checkpoint of a run whose steps would be other ones."""
+        there = checkpoints.read_record(path).get("settings", {})
+        now = asdict(self.settings)
+        free = {"output_dir", "resume", "log_every", "eval_every", "save_every"}
+        free |= {"keep_checkpoints", "rows_per_micro_batch", "row_length", "device"}
+        differ = [
+            f"{key} was {there.get(key)!r}, is {now[key]!r}"
+            for key in now
+            if key not in free and there.get(key) != now[key]
+        ]
+        if differ:
+            raise checkpoints.CheckpointError(
+                f"{path} is of another run: {'; '.join(differ)}. Use another output_dir, the "
+                'same settings, or resume "never"'
+            )
+
+    def _checkpoint(self, step: int) -> None:
+        record = {"settings": asdict(self.settings), "processes": self.here.size}
+        checkpoints.save(self.folder, step, self.module, self.optimizer, record, self.here)
+        if self.here.first:
+            checkpoints.remove_old(self.folder, self.settings.keep_checkpoints)
+
+    def _save_model(self) -> None:
+        """Puts the trained model (or adapter) and tokenizer into the folder, and a
+        checkpoint of the end, so that a longer run can go on from it."""
+        settings, here = self.settings, self.here
+        state = None
+        if here.size > 1:
+            from torch.distributed.checkpoint.state_dict import (
+                StateDictOptions,
+                get_model_state_dict,
+            )
+
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            state = get_model_state_dict(self.model, options=options)
+        if settings.save_every:
+            self._checkpoint(self.steps)
+        if here.first:
+            work = self.folder / ".model-partial"
+            shutil.rmtree(work, ignore_errors=True)
+            if settings.method == "lora":
+                self.model.peft_config["default"].base_model_name_or_path = settings.model
+                self.model.save_pretrained(work, save_embedding_layers=False)
+                adapters.check_saved(work, self.model)
+            else:
+                _save_dense(self.model, state, self.placement.torch_dtype, work)
+            self.tokenizer.save_pretrained(work)
+            # config.json last: with it the folder is a model.
+            for file in sorted(work.iterdir(), key=lambda p: p.name.endswith("config.json")):
+                os.replace(file, self.folder / file.name)
+            work.rmdir()
+        here.barrier()
+
+
+def _save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, folder: Path) -> None:
+    state = model.state_dict() if state is None else state
+    if getattr(model.config, "tie_word_embeddings", False):
+        # Gathered copies no longer share memory: without this the file holds both.
+        for name in getattr(model, "_tied_weights_keys", None) or {}:
+            state.pop(name, None)
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    model.config.dtype = dtype
+    with quiet():
+        model.save_pretrained(folder, state_dict=state)
+
+
+def _cut_metrics(file: Path, step: int) -> None:
+    """Drops the lines of steps that will be taken again."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if step > 0 and json.loads(line)["step"] <= step:
+                lines.append(line)
+        except (ValueError, KeyError):
+            continue
+    write_text(file, "".join(line + "\n" for line in lines))
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes this process has used: of GPU memory, or of main memory."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that a step is finished and saved first."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

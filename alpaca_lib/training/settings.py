@@ -1,0 +1,110 @@
+"""One description of a training run, the same for every way of starting it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from alpaca_lib.embedded import DEFAULT_MODEL
+from alpaca_lib.records import dump_json, write_text
+
+METHODS = ("full", "lora")
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A training run. A step sees ``examples_per_step`` examples, on all ranks together."""
+
+    data_path: str
+    output_dir: str
+    model: str = DEFAULT_MODEL
+    method: str = "full"
+    template: str = "alpaca"
+    max_length: int = 512
+    mask_prompt: bool = True
+    add_eos: bool = True
+    validation_path: str = ""  # a file of its own, or ...
+    validation_rows: int = 0  # ... so many rows taken out of data_path
+    epochs: float = 1.0
+    max_steps: int = 0  # above 0: instead of epochs
+    examples_per_step: int = 16
+    row_length: int = 512
+    rows_per_micro_batch: int = 4
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.0
+    warmup: float = 0.03  # below 1: a part of all steps; else steps
+    schedule: str = "cosine"
+    max_grad_norm: float = 1.0
+    quantization: str = "none"
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    lora_targets: str = "q_proj,v_proj"  # names with commas between, or all-linear
+    device: str = "auto"
+    dtype: str = "auto"
+    activation_checkpointing: bool = False
+    seed: int = 0
+    log_every: int = 1
+    eval_every: int = 0  # 0: before the first and after the last step only
+    save_every: int = 0  # 0: no checkpoints between
+    keep_checkpoints: int = 1
+    resume: str = "auto"  # auto: go on from the newest whole checkpoint; never; or a folder
+
+    def __post_init__(self) -> None:
+        checks = {
+            "method": self.method in METHODS,
+            "schedule": self.schedule in SCHEDULES,
+            "max_length": self.max_length >= 2,
+            "row_length": self.row_length >= self.max_length,
+            "examples_per_step": self.examples_per_step >= 1,
+            "rows_per_micro_batch": self.rows_per_micro_batch >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "epochs": self.epochs > 0 or self.max_steps > 0,
+            "validation_rows": self.validation_rows >= 0,
+            "log_every": self.log_every >= 1,
+            "lora_rank": self.lora_rank >= 1,
+        }
+        cures = {
+            "method": f"use one of {', '.join(METHODS)}",
+            "schedule": f"use one of {', '.join(SCHEDULES)}",
+            "row_length": f"at least max_length, {self.max_length}",
+            "max_length": "at least 2",
+            "learning_rate": "above 0",
+            "epochs": "above 0, or set max_steps",
+            "validation_rows": "0 or more",
+        }
+        for name, good in checks.items():
+            if not good:
+                value = getattr(self, name)
+                raise ValueError(f"{name} {value!r}: {cures.get(name, 'at least 1')}")
+
+    def save(self, path: Path) -> Path:
+        """Writes the settings as JSON."""
+        return write_text(path, dump_json(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """The settings of a JSON file; ValueError names what is wrong in it."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: no readable settings ({error})") from None
+        return cls.of(values, str(path))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], source: str = "settings") -> Settings:
+        """The settings in a dictionary; an unknown name is an error with a suggestion."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{source}: no setting {name!r}{hint}")
+        for name in ("data_path", "output_dir"):
+            if not values.get(name):
+                raise ValueError(f"{source}: {name} is needed")
+        return cls(**values)
