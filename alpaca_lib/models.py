@@ -30,8 +30,9 @@ from alpaca_lib.embedded import (
     quiet,
 )
 
-# On import it advises a package that would download code at run time.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# It advises, on import, a package that downloads code at run time, and tells at every
+# product of 8-bit weights that the input is cast.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 QUANTIZATIONS = ("none", "int8", "nf4")
 

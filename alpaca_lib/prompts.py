@@ -75,7 +75,7 @@ TEMPLATES = {
     )
 }
 # Names that the lesson's commands use, and what they are called here.
-ALIASES = {"alpaca_legacy": "short", "alpaca_short": "short", "alpaca-short": "short"}
+ALIASES = {"alpaca_legacy": "alpaca", "alpaca_short": "short", "alpaca-short": "short"}
 CHAT = "chat"
 
 

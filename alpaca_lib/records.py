@@ -209,7 +209,8 @@ def _decode(text: str, path: Path, line: int, hint: str) -> object:
 
 def _row_lines(text: str) -> list[int]:
     """The line on which each element of a valid JSON array begins."""
-    decoder, lines, at = json.JSONDecoder(), [], text.index("[") + 1
+    lines: list[int] = []
+    decoder, at = json.JSONDecoder(), text.index("[") + 1
     line, seen = text.count("\n", 0, at) + 1, at
     while True:
         while text[at] in " \t\r\n,":

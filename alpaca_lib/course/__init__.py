@@ -1,0 +1,1 @@
+"""Around the lessons: running notebooks, their folders and results, figures, widgets."""

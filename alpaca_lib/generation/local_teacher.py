@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +30,9 @@ def serve(gguf: Path, slots: int = 4, context: int = 2048) -> Iterator[str]:
     parameters.port = 0  # any free one
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context
-    parameters.cpuparams.n_threads = os.cpu_count() or 1
+    # llama.cpp's threads wait for each other by spinning: where another program needs a
+    # core, as many threads as cores are several times slower than one fewer.
+    parameters.cpuparams.n_threads = max((os.cpu_count() or 1) - 1, 1)
     parameters.verbosity = 0
     try:
         server = xllamacpp.Server(parameters)
@@ -41,7 +42,6 @@ def serve(gguf: Path, slots: int = 4, context: int = 2048) -> Iterator[str]:
         yield f"{server.listening_address}/v1"
     finally:
         del server  # its destructor stops the threads and closes the port
-        time.sleep(0)
 
 
 def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> str:

@@ -88,6 +88,7 @@ def generate(
     )
     outcome = Outcome()
     configuration = {**asdict(settings), "teacher": teacher.kind, "model": teacher.model}
+    del configuration["tasks_wanted"]  # a finished run may be asked for more
     journal = Journal(folder, configuration)
     outcome.resumed_requests = len(journal.replies)
 

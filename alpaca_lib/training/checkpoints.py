@@ -9,11 +9,13 @@ of two processes loads on one, and the other way round.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ def save(
             shutil.rmtree(left)
         work.mkdir(parents=True)
     here.barrier()
-    dcp.save(_state(model, optimizer), checkpoint_id=work / "state", no_dist=here.size == 1)
+    with _alone(here) as alone:
+        dcp.save(_state(model, optimizer), checkpoint_id=work / "state", no_dist=alone)
     if here.first:
         files = sorted(p for p in work.rglob("*") if p.is_file())
         for file in files:
@@ -61,18 +64,13 @@ def save(
 def load(folder: Path, model: Any, optimizer: Any, here: World) -> None:
     """Puts a checkpoint's state into model and optimizer, at any number of ranks."""
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
     state = _state(model, optimizer)
-    dcp.load(state, checkpoint_id=folder / "state", no_dist=here.size == 1)
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-        # Frozen parameters of a LoRA model are not in the checkpoint.
-        options=StateDictOptions(ignore_frozen_params=True, strict=False),
-    )
+    # The parameters are loaded in place; the optimizer takes what was loaded.
+    with _alone(here) as alone:
+        dcp.load(state, checkpoint_id=folder / "state", no_dist=alone)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int] | None:
@@ -126,11 +124,19 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def _state(model: Any, optimizer: Any) -> dict[str, Any]:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    """The trained parameters (a frozen base, in 8 bits or not, is not kept) and the optimizer."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    options = StateDictOptions(ignore_frozen_params=True)
-    model_state, optimizer_state = get_state_dict(model, optimizer, options=options)
-    return {"model": model_state, "optimizer": optimizer_state}
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {"model": trained, "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+
+@contextlib.contextmanager
+def _alone(here: World) -> Iterator[bool]:
+    """Whether this is the only process; torch need not warn that it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield here.size == 1
 
 
 def _digest(file: Path) -> str:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -162,6 +163,9 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_run()
         here.barrier()
+        if here.size > 1:
+            mine = dump_json(sharding.shares(self.model))
+            write_text(self.folder / "shards" / f"rank{here.rank}.json", mine)
         if first == 0:
             self._validate(0)
         for step in range(first, self.steps):
@@ -202,8 +206,8 @@ class _Run:
             # FSDP averages gradients over ranks; the step wants their sum.
             (loss * (here.size / labels)).backward()
             total += float(loss.detach())
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, settings.max_grad_norm)
-        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        whole: Any = torch.nn.utils.clip_grad_norm_(self.trained, settings.max_grad_norm)
+        norm = float(whole.full_tensor() if hasattr(whole, "full_tensor") else whole)
         mean = here.sum(total) / labels
         if not math.isfinite(mean) or not math.isfinite(norm) or mean == 0.0:
             raise TrainingStopped(
@@ -330,8 +334,8 @@ class _Run:
             checkpoints.remove_old(self.folder, self.settings.keep_checkpoints)
 
     def _save_model(self) -> None:
-        """Puts the trained model (or adapter) and tokenizer into the folder, and a
-        checkpoint of the end, so that a longer run can go on from it."""
+        """Puts the trained model (or adapter) and tokenizer into the folder. The last
+        checkpoint is of the last step: a run killed in here has only this left to do."""
         settings, here = self.settings, self.here
         state = None
         if here.size > 1:
@@ -349,7 +353,9 @@ class _Run:
             shutil.rmtree(work, ignore_errors=True)
             if settings.method == "lora":
                 self.model.peft_config["default"].base_model_name_or_path = settings.model
-                self.model.save_pretrained(work, save_embedding_layers=False)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)
+                    self.model.save_pretrained(work, save_embedding_layers=False)
                 adapters.check_saved(work, self.model)
             else:
                 _save_dense(self.model, state, self.placement.torch_dtype, work)

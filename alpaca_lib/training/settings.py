@@ -67,6 +67,8 @@ class Settings:
             "validation_rows": self.validation_rows >= 0,
             "log_every": self.log_every >= 1,
             "lora_rank": self.lora_rank >= 1,
+            "warmup": self.warmup >= 0,
+            "keep_checkpoints": self.keep_checkpoints >= 1,
         }
         cures = {
             "method": f"use one of {', '.join(METHODS)}",
@@ -76,6 +78,7 @@ class Settings:
             "learning_rate": "above 0",
             "epochs": "above 0, or set max_steps",
             "validation_rows": "0 or more",
+            "warmup": "0 or more",
         }
         for name, good in checks.items():
             if not good:

@@ -79,7 +79,7 @@ def layers_of(model: Any) -> list[Any]:
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise ValueError(f"{type(model).__name__}: no list of layers found to shard")
-    return list(max(lists, key=len))
+    return list(max(lists, key=lambda modules: len(modules)))
 
 
 def shard(module: Any, model: Any, placement: Placement, here: World) -> None:

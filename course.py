@@ -1,0 +1,272 @@
+#!/usr/bin/env python3
+"""The front door of the course. It needs Python 3.11 or newer, and nothing else.
+
+    python course.py run      run the five notebooks, print one table of results
+    python course.py lab      open them in JupyterLab
+    python course.py test     run every test, the notebooks included
+    python course.py check    say what this machine can do
+
+    python course.py run --help      its options; `lab` and `test` pass theirs on
+
+The first call makes the folder .venv, installs requirements.txt and alpaca_lib in
+it (2 to 10 minutes), and fetches the embedded model (98 MB). Later calls start at
+once. An environment that already has the packages (conda, Colab) is used as it is;
+with --here as the first option, missing packages are installed into it instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "course-stamp"
+NEEDED_GB = 4
+# Every cell of every notebook is a test; where one is tagged nbval-check-output, so is
+# what it prints.
+NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")
+COMMANDS = ("run", "lab", "test", "check")
+
+QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+class SetupError(Exception):
+    """Something on this machine has to be changed first; the text says what."""
+
+
+def main(arguments: list[str]) -> int:
+    # The file itself parses from Python 3.7 on, so that this line is reached.
+    if sys.version_info < (3, 11):  # noqa: UP036
+        print(
+            f"error: the course needs Python 3.11 or newer; this is {sys.version.split()[0]} "
+            f"({sys.executable}).\n"
+            "Install one (python.org, conda, uv) and run: python3.11 course.py ...",
+            file=sys.stderr,
+        )
+        return 2
+    here = "--here" in arguments[:1]
+    arguments = arguments[1:] if here else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(__doc__)
+        return 0
+    command, options = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        python = find_python(here)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    try:
+        return hand_over(python, command, options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def hand_over(python: str, command: str, options: list[str]) -> int:
+    """Runs the command in the environment; returns its exit code."""
+    environment = dict(os.environ, PYTHONUTF8="1")
+    paths = [str(ROOT), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    # The kernel "python3", torchrun and pytest are this environment's.
+    bin_folder = str(Path(python).parent)
+    environment["PATH"] = bin_folder + os.pathsep + environment.get("PATH", "")
+
+    def call(*words: str) -> int:
+        return subprocess.call([python, *words], cwd=str(ROOT), env=environment)
+
+    wants_help = any(word in ("-h", "--help") for word in options)
+    if command in ("run", "lab") and not wants_help:
+        code = call("-m", "alpaca_lib.models")
+        if code:
+            return code
+    if command == "run":
+        return call("-m", "alpaca_lib.course.runner", *options)
+    if command == "check":
+        return call("-m", "alpaca_lib.course.check")
+    if command == "lab":
+        return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)
+    with tempfile.TemporaryDirectory() as folder:
+        environment.update(ALPACA_RUNS=folder, ALPACA_HEADLESS="1")
+        return call("-m", "pytest", *NBVAL, *(options or ["tests", "notebooks"]))
+
+
+def find_python(here: bool) -> str:
+    """The Python to hand over to, with everything installed."""
+    wanted = fingerprint()
+    inside = venv_python()
+    if not here and inside.exists() and read(STAMP) == wanted:
+        return str(inside)
+    missing = missing_here()
+    if not missing:
+        return sys.executable
+    if here or "COLAB_RELEASE_TAG" in os.environ:
+        print(f"installing into {sys.prefix}: {', '.join(missing)}", flush=True)
+        install(sys.executable, ROOT / "course-install.log")
+        return sys.executable
+    make_venv(inside)
+    install(str(inside), VENV / "install.log")
+    STAMP.write_text(wanted, encoding="utf-8")
+    return str(inside)
+
+
+def fingerprint() -> str:
+    """Changes when what has to be installed does."""
+    digest = hashlib.sha256(sys.version.encode())
+    for name in ("requirements.txt", "pyproject.toml"):
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest() + "\n"
+
+
+def venv_python() -> Path:
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def missing_here() -> list[str]:
+    """The lines of requirements.txt that this Python's packages do not meet."""
+    from importlib import metadata
+
+    missing = []
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        wanted = line.partition("#")[0].strip()
+        if not wanted:
+            continue
+        name, bounds = re.findall(r"^([\w.-]+)(.*)", wanted)[0]
+        try:
+            if not fits(metadata.version(name), bounds):
+                missing.append(wanted)
+        except metadata.PackageNotFoundError:
+            missing.append(wanted)
+    return missing
+
+
+def fits(version: str, bounds: str) -> bool:
+    """Whether a version meets bounds like ">=5.17,<6" (those that the file uses)."""
+    have = numbers(version)
+    for bound in bounds.split(","):
+        sign, number = re.findall(r"^\s*(==|>=|<|)(.*)", bound)[0]
+        want = numbers(number)
+        padded = have + (0,) * (len(want) - len(have))
+        if sign == "==" and padded[: len(want)] != want:
+            return False
+        if sign == ">=" and padded < want:
+            return False
+        if sign == "<" and padded >= want:
+            return False
+    return True
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version.partition("+")[0]))
+
+
+def make_venv(inside: Path) -> None:
+    """Makes .venv, or keeps one that an earlier call left half-filled."""
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < NEEDED_GB:
+        raise SetupError(
+            f"{ROOT} has {free:.1f} GB free; the packages and models need about {NEEDED_GB} GB. "
+            "Free some, or move the project to another disk"
+        )
+    if inside.exists() and subprocess.call([str(inside), "-m", "pip", "--version"], **QUIET) == 0:
+        return
+    print("making .venv ...", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise SetupError(
+            "Python's venv module could not make .venv. On Debian and Ubuntu: "
+            f"apt install python3-venv. It said: {said[-1] if said else 'nothing'}"
+        )
+
+
+def install(python: str, log: Path) -> None:
+    """requirements.txt, then alpaca_lib in place; says once in a while where it is."""
+    print("installing the packages of requirements.txt (2 to 10 minutes) ...", flush=True)
+    steps = [["-r", "requirements.txt"], ["--no-deps", "-e", "."]]
+    with open(log, "w", encoding="utf-8") as stream:
+        for step in steps:
+            command = [python, "-m", "pip", "install", "--retries", "2", "--progress-bar", "off"]
+            command += ["--disable-pip-version-check", *step]
+            process = subprocess.Popen(
+                command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace",
+            )  # fmt: skip
+            follow(process, stream)
+            if process.returncode:
+                raise SetupError(explain(read(log), log))
+
+
+def follow(process: subprocess.Popen[str], stream: TextIO) -> None:
+    """Copies pip's output to the log; shows every 20 seconds what it is at."""
+    last = [""]
+    ended = threading.Event()
+
+    def tell() -> None:
+        start = time.monotonic()
+        while not ended.wait(20):
+            print(f"  {time.monotonic() - start:3.0f} s: {last[0][:70]}", flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        for line in process.stdout or ():
+            stream.write(line)
+            stream.flush()
+            if re.match(r"\s*(Collecting|Downloading|Installing|Using|Building)", line):
+                last[0] = line.strip()
+        process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        ended.set()
+        thread.join()
+
+
+def explain(text: str, log: Path) -> str:
+    """Why pip failed, from what it wrote, and what to do."""
+    errors = [line for line in text.splitlines() if line.startswith("ERROR")]
+    said = errors[-1] if errors else (text.strip().splitlines() or ["nothing"])[-1]
+    if "No space left" in text or "Errno 28" in text:
+        cause = f"the disk is full; the packages need about {NEEDED_GB} GB"
+    elif re.search(r"connection|name resolution|timed out|\(from versions: none\)", text, re.I):
+        cause = (
+            "the packages cannot be reached. Check the network; a proxy or a mirror is set with "
+            "pip's own settings"
+        )
+    elif "externally-managed" in text:
+        cause = "this Python belongs to the system; leave out --here, so that .venv is made"
+    else:
+        cause = "pip could not install the packages"
+    return (
+        f"{cause}. Then run the same command again.\n  pip said: {said[:300]}\n  all of it: {log}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,251 @@
+"""Trains LoRA adapters on instruction data, as Alpaca-LoRA's finetune.py.
+
+python finetune.py --base_model MODEL --data_path FILE --output_dir DIR [--flag value ...]
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flags
+from flags import Flag, Given, Script
+
+from alpaca_lib.embedded import DEFAULT_MODEL, need
+from alpaca_lib.records import DataError, example_from_row, load_examples, save_examples
+from alpaca_lib.training.adapters import AdapterError
+
+if TYPE_CHECKING:
+    from alpaca_lib.training.settings import Settings
+
+UPSTREAM_VALIDATION = 2000
+WARMUP_STEPS, EVERY = 100, 200
+
+SCRIPT = Script(
+    name="finetune.py",
+    about="""
+        Stage 04 of the Alpaca recipe: the base model stays as it is, in 8 bits, and small LoRA
+        matrices beside some of its layers are trained. The adapter (a few MB), metrics.jsonl,
+        run.json and checkpoint-N/ go to OUTPUT_DIR.
+
+        Names and defaults are Alpaca-LoRA's, with two exceptions: add_eos_token is True, since
+        a model that never saw the end of an answer does not end its own; and the model at the
+        end is the last one, not the one with the lowest validation loss. Warm-up is 100 steps
+        (a tenth of them if there are fewer than 1000), evaluation and checkpoints are every 200.
+    """,
+    flags=(
+        Flag(
+            *("base_model", str, DEFAULT_MODEL, "a folder, a hub id or the embedded model"),
+            *("model {}",),
+        ),
+        Flag(
+            *(
+                "data_path",
+                str,
+                "yahma/alpaca-cleaned",
+                "a .json or .jsonl file, or a hub data set",
+            ),
+            *("data {}",),
+        ),
+        Flag("output_dir", str, "./lora-alpaca", "where the adapter goes", "output_dir {}"),
+        Flag("batch_size", int, 128, "examples of a step", "examples_per_step {}", least=1),
+        Flag(
+            *("micro_batch_size", int, 4, "examples that the device takes at once"),
+            *("packed rows with as many tokens as {} examples of cutoff_len",),
+            least=1,
+        ),
+        Flag("num_epochs", float, 3.0, "passes over the data", "epochs {}", least=0),
+        Flag("max_steps", int, 0, "above 0: so many steps, whatever the epochs", "max_steps {}"),
+        Flag("learning_rate", float, 3e-4, "the highest rate", "learning_rate {}", least=0),
+        Flag("cutoff_len", int, 256, "tokens of an example", "max_length {}", least=2),
+        Flag(
+            *("val_set_size", int, UPSTREAM_VALIDATION, "the first so many rows validate"),
+            lambda n: (
+                f"validation_rows {n}"
+                + (" (a tenth, if there are no more)" if n == UPSTREAM_VALIDATION else "")
+            ),
+            least=0,
+        ),
+        Flag("lora_r", int, 8, "rank of the matrices", "lora_rank {}", least=1),
+        Flag("lora_alpha", int, 16, "their product counts alpha / r", "lora_alpha {}", least=1),
+        Flag(
+            "lora_dropout", float, 0.05, "part of their input left out", "lora_dropout {}", least=0
+        ),
+        Flag(
+            *("lora_target_modules", str, "[q_proj,v_proj]", "layers that get one, or all-linear"),
+            lambda text: f"lora_targets {targets(text)}",
+        ),
+        Flag(
+            *("train_on_inputs", bool, True, "whether the loss counts the prompt too"),
+            lambda on: f"mask_prompt {not on}",
+        ),
+        Flag(
+            *("add_eos_token", bool, True, "an end token after each answer (upstream: False)"),
+            lambda on: f"add_eos {on}" + ("" if on else "; its answers will not end"),
+        ),
+        Flag(
+            *("group_by_length", bool, False, "examples of like length in one batch"),
+            *("packing, always: rows are filled with whole examples, which pads even less",),
+        ),
+        Flag(
+            *("prompt_template_name", str, "alpaca", "the prompt's text, by upstream's name"),
+            lambda name: f"template {flags.template(name)}",
+        ),
+        Flag(
+            *("quantization", str, "int8", "how the base model's weights are stored"),
+            *("quantization {}", ("none", "int8", "nf4")),
+        ),
+        Flag(
+            *("resume_from_checkpoint", str, "auto", "auto, never, or a checkpoint's folder"),
+            *("resume {}",),
+        ),
+        *(
+            Flag(
+                *(f"wandb_{name}", str, "", f"Weights & Biases: {what}"),
+                "OUTPUT_DIR/metrics.jsonl has the metrics; no tracker is connected yet",
+            )
+            for name, what in (
+                *(("project", "project"), ("run_name", "name of the run")),
+                *(("watch", "gradients to log"), ("log_model", "upload the model")),
+            )
+        ),
+        Flag("seed", int, 42, "order of the examples, dropout, first matrices", "seed {}", least=0),
+    ),
+    example="""
+        python scripts/finetune.py --base_model smollm2-135m --data_path data/alpaca_60.json \\
+            --output_dir runs/lora-alpaca --batch_size 16 --num_epochs 3 --cutoff_len 512 \\
+            --lora_target_modules '[q_proj,v_proj]' --train_on_inputs --group_by_length
+    """,
+)
+
+
+def targets(text: str) -> str:
+    """'[q_proj,v_proj]' as the library writes it: q_proj,v_proj."""
+    names = [name.strip(" \"'") for name in text.strip().strip("[]()").split(",")]
+    return ",".join(name for name in names if name)
+
+
+def data_file(name: str, folder: Path) -> str:
+    """The data as a file: ``name`` itself, or a hub data set saved as folder/data.json."""
+    is_file = Path(name).exists() or name.endswith((".json", ".jsonl"))
+    if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    hub = need("huggingface_hub")
+    try:  # first and fast: `datasets` itself tries an unreachable hub for half a minute
+        hub.HfApi().dataset_info(name, timeout=10)
+    except hub.errors.RepositoryNotFoundError:
+        raise DataError(f"{name}: neither a file nor a data set on the hub") from None
+    except Exception as error:
+        raise DataError(
+            f"{name}: no such file, and the hub cannot be reached ({type(error).__name__}); "
+            "check the network, set HF_ENDPOINT to a mirror, or give a .json or .jsonl file"
+        ) from None
+    try:
+        rows = need("datasets").load_dataset(name, split="train")
+        examples = [example_from_row(row) for row in rows]
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{name}: this data set cannot be used ({first[0]})") from None
+    path = save_examples(examples, folder / "data.json")
+    print(f"{name}: {len(examples)} rows, saved as {path}")
+    return str(path)
+
+
+def validation_rows(wanted: int, rows: int, path: str) -> int:
+    """How many rows validate; upstream's 2000 becomes a tenth of a data set that is smaller."""
+    if wanted < rows:
+        return wanted
+    if wanted != UPSTREAM_VALIDATION:
+        raise DataError(
+            f"{path}: {rows} rows, of which --val_set_size takes {wanted}; "
+            f"give fewer, for example {max(rows // 10, 1)}, or 0 for no validation"
+        )
+    tenth = rows // 10
+    print(f"val_set_size {wanted} -> {tenth}, a tenth: there are only {rows} rows")
+    return tenth
+
+
+def resume(text: str) -> str:
+    """What Settings.resume is for --resume_from_checkpoint. Raises AdapterError."""
+    if text.lower() in ("auto", "true", ""):
+        return "auto"
+    if text.lower() in ("never", "false", "none"):
+        return "never"
+    folder = Path(text)
+    has_adapter = any(folder.glob("adapter_model.*"))
+    if has_adapter and not (folder / "manifest.json").is_file():
+        raise AdapterError(
+            f"{folder}: holds an adapter alone, and going on from one is not supported yet; "
+            "give a checkpoint-N folder, which holds the optimizer too"
+        )
+    return text
+
+
+def to_settings(given: Given) -> Settings:
+    """The run that the flags describe. Reads the data, to count its rows."""
+    from alpaca_lib.training.settings import Settings
+
+    from_checkpoint = resume(given["resume_from_checkpoint"])
+    template = flags.template(given["prompt_template_name"])
+    data_path = data_file(given["data_path"], Path(given["output_dir"]))
+    rows = len(load_examples(data_path))
+    held_out = validation_rows(given["val_set_size"], rows, data_path)
+    per_epoch = math.ceil((rows - held_out) / given["batch_size"])
+    max_steps = max(given["max_steps"], 0)
+    steps = max_steps or max(round(given["num_epochs"] * per_epoch), 1)
+    warmup = min(WARMUP_STEPS, steps // 10)
+    if warmup < WARMUP_STEPS:
+        print(f"warm-up {WARMUP_STEPS} steps -> {warmup}, a tenth of all {steps} steps")
+    length = given["cutoff_len"]
+    row_length = max(512, length)
+    return Settings(
+        data_path=data_path,
+        output_dir=given["output_dir"],
+        model=given["base_model"],
+        method="lora",
+        template=template,
+        max_length=length,
+        mask_prompt=not given["train_on_inputs"],
+        add_eos=given["add_eos_token"],
+        validation_rows=held_out,
+        epochs=given["num_epochs"],
+        max_steps=max_steps,
+        examples_per_step=given["batch_size"],
+        row_length=row_length,
+        rows_per_micro_batch=max(given["micro_batch_size"] * length // row_length, 1),
+        learning_rate=given["learning_rate"],
+        warmup=warmup,
+        schedule="linear",
+        quantization=given["quantization"],
+        lora_rank=given["lora_r"],
+        lora_alpha=given["lora_alpha"],
+        lora_dropout=given["lora_dropout"],
+        lora_targets=targets(given["lora_target_modules"]),
+        seed=given["seed"],
+        log_every=10,
+        eval_every=EVERY if held_out else 0,
+        save_every=EVERY,
+        keep_checkpoints=3,
+        resume=from_checkpoint,
+    )
+
+
+def work(given: Given) -> None:
+    """Trains as the flags say."""
+    given.tell()
+    settings = to_settings(given)
+    from train import train
+
+    train(settings)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    return flags.run(lambda: work(flags.parse(SCRIPT, arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""course.py: what it says when something is missing."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("course_front_door", ROOT / "course.py")
+course = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(course)
+
+
+def test_help_names_every_command():
+    done = subprocess.run([sys.executable, "course.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"course.py {command}" in done.stdout for command in course.COMMANDS)
+
+
+def test_an_unknown_command_is_an_error(capsys):
+    assert course.main(["train"]) == 2
+    assert "no command 'train'; there are run, lab, test, check" in capsys.readouterr().err
+
+
+def test_an_old_python_is_told_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    assert course.main(["run"]) == 2
+    assert "needs Python 3.11 or newer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("version", "bounds", "fit"),
+    [
+        ("2.13.0+cpu", "==2.13.0", True),
+        ("2.13.1", "==2.13.0", False),
+        ("5.23.0", ">=5.17,<6", True),
+        ("6.0", ">=5.17,<6", False),
+        ("5.9", ">=5.17,<6", False),
+        ("2026.10.11549", ">=2026.10", True),
+        ("1", "", True),
+    ],
+)
+def test_versions_are_compared_with_bounds(version, bounds, fit):
+    assert course.fits(version, bounds) is fit
+
+
+def test_this_environment_has_everything():
+    assert course.missing_here() == []
+
+
+def test_too_little_disk_is_said_before_anything_is_made(monkeypatch):
+    usage = type("Usage", (), {"free": 1e9})
+    monkeypatch.setattr(course.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(course.SetupError, match=r"1.0 GB free; .* about 4 GB"):
+        course.make_venv(Path("no-such-python"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ERROR: No matching distribution found (from versions: none)", "cannot be reached"),
+        ("NewConnectionError: Temporary failure in name resolution", "cannot be reached"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("error: externally-managed-environment", "leave out --here"),
+        ("ERROR: something new", "pip could not install"),
+    ],
+)
+def test_a_failed_installation_is_explained(text, says, tmp_path):
+    message = course.explain(text, tmp_path / "install.log")
+    assert says in message
+    assert "run the same command again" in message
+
+
+def test_no_network_at_first_start_is_one_error_and_the_next_try_can_work(tmp_path):
+    """A bare copy of the project, with a pip that can reach nothing."""
+    for name in ("course.py", "requirements.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    bare = Path(sys.base_prefix) / ("python.exe" if sys.platform == "win32" else "bin/python3")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    import os
+
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
+    environment |= {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(empty),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    done = subprocess.run(
+        [bare, "-S", "course.py", "check"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the packages cannot be reached"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / ".venv" / "course-stamp").exists()

@@ -1,0 +1,69 @@
+"""Statistics on sets small enough to count by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from alpaca_lib.dataset.statistics import Lengths, nearest_scores, overview
+from alpaca_lib.records import Example
+
+SET = [
+    Example("Name a colour.", "", "Blue."),
+    Example("name two colours", "warm ones", "Red and orange"),
+    Example("Name a colour.", "cold", ""),
+    Example('"Why" is it so?', "one two three four", "a b c d e"),
+    Example("Write", "", " \n"),
+]
+
+
+def test_overview_by_hand():
+    """Counts and lengths of five rows, counted by hand."""
+    view = overview(SET)
+    assert (view.rows, view.with_input, view.distinct_instructions, view.empty_outputs) == (
+        5,
+        3,
+        4,
+        2,
+    )
+    # words: 3 3 3 4 1 | inputs 2 1 4 | outputs 1 3 5 (empty ones are left out)
+    assert view.lengths["instruction"] == Lengths(5, 2.8, 3.0, pytest.approx(3.8), 4)
+    assert view.lengths["input"] == Lengths(3, pytest.approx(7 / 3), 2.0, pytest.approx(3.8), 4)
+    assert view.lengths["output"] == Lengths(3, 3.0, 3.0, pytest.approx(4.8), 5)
+    assert view.first_words == [("name", 3), ("why", 1), ("write", 1)]
+
+
+def test_overview_of_nothing():
+    """No rows: zeros, no error."""
+    view = overview([])
+    assert view.rows == 0 and view.lengths["output"] == Lengths(0, 0.0, 0.0, 0.0, 0)
+
+
+def test_first_words_are_limited_to_twenty():
+    """The twenty most frequent, most frequent first."""
+    rows = [Example(f"verb{n} it.") for n in range(30) for _ in range(30 - n)]
+    assert overview(rows).first_words == [(f"verb{n}", 30 - n) for n in range(20)]
+
+
+def test_overview_counts_the_shipped_data(repository):
+    """Counts of a shipped set agree with a count of its JSON."""
+    import json
+
+    from alpaca_lib.records import load_examples
+
+    file = sorted((repository / "data").glob("alpaca_*.json"))[0]
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    view = overview(load_examples(file))
+    assert view.rows == len(rows)
+    assert view.with_input == sum(row["input"] != "" for row in rows)
+    assert view.lengths["output"].longest == max(len(row["output"].split()) for row in rows)
+
+
+def test_nearest_scores_against_rouge_score():
+    """The highest score against the known texts, as rouge_score gives it."""
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    texts = ["name a warm colour", "nothing alike", "", "name a colour"]
+    known = ["name a colour", "name two warm colours", "why"]
+    expected = [max(scorer.score(k, t)["rougeL"].fmeasure for k in known) for t in texts]
+    assert nearest_scores(texts, known).tolist() == expected
+    assert nearest_scores([], known).shape == (0,)
+    assert nearest_scores(texts, []).tolist() == [0.0] * 4

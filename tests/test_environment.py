@@ -1,0 +1,34 @@
+"""requirements.txt and environment.yml hold the same set, and say what it is for."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def lines(name: str, pattern: str) -> dict[str, str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return dict(re.findall(pattern, text, flags=re.MULTILINE))
+
+
+def test_both_files_hold_the_same_packages_and_comments():
+    requirements = lines("requirements.txt", r"^([\w.-]+[=<>]\S+)\s+# (.+)$")
+    conda = lines("environment.yml", r"^      - ([\w.-]+[=<>]\S+)\s+# (.+)$")
+    assert len(requirements) > 20
+    assert requirements == conda
+
+
+def test_every_package_says_which_notebooks_or_command_need_it():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            assert re.search(r"# (0[1-5]|course\.py (run|test))", line), line
+
+
+def test_every_package_of_the_library_is_listed():
+    found = {p.parent for p in (ROOT / "alpaca_lib").rglob("__init__.py")}
+    names = {p.relative_to(ROOT).as_posix().replace("/", ".") for p in found}
+    listed = set(
+        re.findall(r'^    "(alpaca_lib[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.M)
+    )
+    assert names == listed

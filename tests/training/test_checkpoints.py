@@ -1,0 +1,169 @@
+"""Checkpoints: what is saved comes back, and damage of every kind is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from alpaca_lib.training import checkpoints
+from alpaca_lib.training.sharding import World
+
+ALONE = World(0, 1, 0)
+
+
+def trained(seed: int, steps: int = 3):
+    """A small model and its optimizer after some steps."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        model(torch.randn(4, 8)).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the checkpoints 1, 2 and 3."""
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, *trained(step), {"settings": {"seed": step}}, ALONE)
+    return tmp_path
+
+
+def state_files(folder):
+    """The files of a checkpoint but for its manifest."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+
+
+def test_round_trip(saved):
+    """Model and optimizer of another seed become those that were saved, to the bit."""
+    model, optimizer = trained(2)
+    other, other_optimizer = trained(99, steps=1)
+    checkpoints.load(saved / "checkpoint-2", other, other_optimizer, ALONE)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert optimizer.state[a].keys() == other_optimizer.state[b].keys()
+        for key, value in optimizer.state[a].items():
+            assert torch.equal(
+                torch.as_tensor(value), torch.as_tensor(other_optimizer.state[b][key])
+            )
+    torch.manual_seed(5)
+    x = torch.randn(4, 8)
+    for m, o in ((model, optimizer), (other, other_optimizer)):
+        m(x).pow(2).mean().backward()
+        o.step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+def test_frozen_parameters_are_left_out(tmp_path):
+    """Only what trains is in the checkpoint; loading leaves the frozen part as it is."""
+    model, _ = trained(1)
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.AdamW(model[2].parameters())
+    model(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    path = checkpoints.save(tmp_path, 1, model, optimizer, {}, ALONE)
+    other, _ = trained(7)
+    other[0].requires_grad_(False)
+    frozen = other[0].weight.clone()
+    checkpoints.load(path, other, torch.optim.AdamW(other[2].parameters()), ALONE)
+    assert torch.equal(other[2].weight, model[2].weight) and torch.equal(other[0].weight, frozen)
+
+
+def test_record_and_layout(saved):
+    """The manifest holds step and record, and lists every file."""
+    record = checkpoints.read_record(saved / "checkpoint-3")
+    assert record["step"] == 3 and record["settings"] == {"seed": 3}
+    files = {
+        p.relative_to(saved / "checkpoint-3").as_posix()
+        for p in state_files(saved / "checkpoint-3")
+    }
+    assert files == set(record["files"]) and files
+    assert sorted(p.name for p in saved.iterdir()) == [f"checkpoint-{n}" for n in (1, 2, 3)]
+    assert checkpoints.damage(saved / "checkpoint-3") is None
+    assert checkpoints.newest(saved) == (saved / "checkpoint-3", 3)
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "grow", "empty", "delete"])
+def test_damage_to_each_file_is_found(saved, how):
+    """One changed byte in any file, or a missing end: the file is named."""
+    for number in range(len(state_files(saved / "checkpoint-3"))):
+        copy = saved / "copy"
+        shutil.copytree(saved / "checkpoint-3", copy)
+        file = state_files(copy)[number]
+        data = bytearray(file.read_bytes())
+        if how == "flip":
+            data[len(data) // 2] ^= 1
+        changed = {"flip": data, "truncate": data[:-1], "grow": data + b"x", "empty": b""}.get(how)
+        if changed is None:
+            file.unlink()
+        else:
+            file.write_bytes(bytes(changed))
+        assert file.name in str(checkpoints.damage(copy))
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "null", "[]", "{}", '{"files": null}', '{"step": 3, "files": {"a": 5}}',
+     '{"step": 3, "files": {"state/.metadata": {}}}', '{"step": 3, "files": []}', '{"files": {}}',
+     '{"step": 3, "files": {}}'],
+)  # fmt: skip
+def test_damaged_manifest_is_found(saved, content):
+    """A manifest that is cut or lists nothing: the checkpoint is damaged, no crash."""
+    (saved / "checkpoint-3" / "manifest.json").write_text(content)
+    assert "manifest" in str(checkpoints.damage(saved / "checkpoint-3"))
+
+
+def test_newest_passes_over_damaged_ones(saved):
+    """The newest whole one is taken, and what was passed over is said with its reason."""
+    (saved / "checkpoint-3" / "manifest.json").unlink()
+    file = state_files(saved / "checkpoint-2")[-1]
+    file.write_bytes(file.read_bytes()[:-1])
+    (saved / "checkpoint-x").mkdir()
+    (saved / ".checkpoint-9-partial").mkdir()
+    said: list[str] = []
+    assert checkpoints.newest(saved, said.append) == (saved / "checkpoint-1", 1)
+    assert len(said) == 2
+    assert "checkpoint-3" in said[0] and "manifest" in said[0]
+    assert "checkpoint-2" in said[1] and file.name in said[1]
+    shutil.rmtree(saved / "checkpoint-1")
+    assert checkpoints.newest(saved, said.append) is None
+    assert checkpoints.newest(saved / "nowhere") is None
+
+
+def test_newest_counts_and_does_not_spell(saved):
+    """Checkpoint 10 is newer than 9."""
+    for step in (9, 10):
+        checkpoints.save(saved, step, *trained(step), {}, ALONE)
+    assert checkpoints.newest(saved) == (saved / "checkpoint-10", 10)
+    checkpoints.remove_old(saved, keep=2)
+    assert sorted(p.name for p in saved.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_leftovers_and_overwriting(saved):
+    """A killed run's partial folder goes; saving a step again replaces it whole."""
+    (saved / ".checkpoint-2-partial" / "state").mkdir(parents=True)
+    model, optimizer = trained(50)
+    checkpoints.save(saved, 2, model, optimizer, {"again": True}, ALONE)
+    assert not list(saved.glob(".*"))
+    assert checkpoints.read_record(saved / "checkpoint-2")["again"] is True
+    assert checkpoints.damage(saved / "checkpoint-2") is None
+
+
+def test_failed_save_leaves_no_checkpoint(tmp_path):
+    """A record that JSON cannot hold: no folder under the final name."""
+    with pytest.raises(TypeError):
+        checkpoints.save(tmp_path, 4, *trained(1), {"x": object()}, ALONE)
+    assert checkpoints.newest(tmp_path) is None and not (tmp_path / "checkpoint-4").exists()
+
+
+def test_manifest_is_plain_json(saved):
+    """Anyone can read the manifest."""
+    assert json.loads((saved / "checkpoint-1" / "manifest.json").read_text())["step"] == 1
