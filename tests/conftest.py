@@ -69,7 +69,10 @@ def some_examples():
             " ".join([f"{word} is word {n}."] * (1 + n % 4)),
         )
         for n, word in enumerate(
-            "apple river stone cloud garden winter pencil bridge candle forest mirror ladder".split()
+            [
+                *("apple", "river", "stone", "cloud", "garden", "winter"),
+                *("pencil", "bridge", "candle", "forest", "mirror", "ladder"),
+            ]
         )
     ]
 

@@ -175,7 +175,7 @@ def test_disk_fills_up_while_unpacking(shop, monkeypatch):
 
 def test_cache_that_cannot_be_made(shop, tmp_path, monkeypatch):
     """A cache below a file: the folder is named, and the variable that moves it."""
-    index, cache = shop
+    index, _ = shop
     (tmp_path / "file").write_text("x")
     with monkeypatch.context() as patch:
         patch.setenv("ALPACA_CACHE", str(tmp_path / "file" / "cache"))
@@ -232,7 +232,7 @@ def test_several_processes_fetch_at_once(shop):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
+        )
         for _ in range(4)
     ]
     said = [process.communicate(timeout=120) for process in running]
@@ -418,7 +418,7 @@ def test_place_gives_reasons():
 @pytest.mark.parametrize("dtype", ["fp32", "int8", "half", "", "torch.float32"])
 def test_place_refuses_unknown_dtypes(dtype):
     """A dtype that is not one of four names is refused with the names."""
-    with pytest.raises(ModelError, match="float32.*bfloat16"):
+    with pytest.raises(ModelError, match=r"float32.*bfloat16"):
         models.place("cpu", dtype)
 
 
@@ -575,13 +575,16 @@ def test_dense_copy_answers_as_llama_cpp_does():
             out = model.generate(**ids, max_new_tokens=6, do_sample=False)
         ours.append(tokenizer.decode(out[0, ids["input_ids"].shape[1] :]))
     theirs = []
-    with local_teacher.serve(models.gguf_file("smollm2-135m"), slots=1, context=256) as address:
-        with openai.OpenAI(base_url=address, api_key="x", max_retries=0) as client:
-            for prompt in prompts:
-                done = client.completions.create(
-                    model="m", prompt=prompt, max_tokens=6, temperature=0.0
-                )
-                theirs.append(done.choices[0].text)
+    gguf = models.gguf_file("smollm2-135m")
+    with (
+        local_teacher.serve(gguf, slots=1, context=256) as address,
+        openai.OpenAI(base_url=address, api_key="x", max_retries=0) as client,
+    ):
+        for prompt in prompts:
+            done = client.completions.create(
+                model="m", prompt=prompt, max_tokens=6, temperature=0.0
+            )
+            theirs.append(done.choices[0].text)
     assert [t[:8] for t in ours] == [t[:8] for t in theirs], (ours, theirs)
 
 

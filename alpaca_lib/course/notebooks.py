@@ -79,6 +79,7 @@ def start(name: str, variables: Mapping[str, Any]) -> Lesson:
         for key, value in variables.items()
         if isinstance(value, str | int | float | bool)
         and not key.startswith("_")
+        and not key.isupper()  # a constant that was imported
         and key not in hidden
     }
     root = runs_folder() / name

@@ -58,8 +58,13 @@ def histogram(
 
 def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tuple[Any, Any]:
     """Horizontal bars, the first on top."""
-    fig, axes = figure(title, x, "", (6.0, 0.28 * len(counts) + 1.1))
-    axes.barh(list(counts), list(counts.values()), color=COLOURS[colour])
+    import textwrap
+
+    names = [textwrap.fill(name, 32) for name in counts]
+    lines = sum(name.count("\n") + 1 for name in names)
+    fig, axes = figure(title, x, "", (6.0, 0.28 * lines + 1.1))
+    axes.barh(names, list(counts.values()), color=COLOURS[colour])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     return fig, axes
@@ -70,6 +75,7 @@ def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:
     fig, axes = figure(title, "optimizer step", "loss (nats a label token)")
     steps = [m for m in metrics if "loss" in m]
     held = [m for m in metrics if "validation_loss" in m]
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.plot([m["step"] for m in steps], [m["loss"] for m in steps], label="training")
     if held:
         axes.plot(

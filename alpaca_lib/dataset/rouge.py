@@ -73,9 +73,14 @@ def filter_novel(
     threshold: float = 0.7,
     mode: str = "rouge",
     workers: int | None = None,
+    full: bool = False,
 ) -> list[Decision]:
     """One Decision a text, in order: kept unless it scores above the threshold
-    against a known text or one kept before it."""
+    against a known text or one kept before it.
+
+    Score and nearest of a rejected text are exact; with ``full`` also a kept one's
+    (today they always are: nothing is pruned yet).
+    """
     index = NoveltyIndex(known, threshold=threshold, mode=mode, workers=workers)
     decisions = []
     for text in texts:
@@ -160,6 +165,8 @@ class NoveltyIndex:
 
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(state["texts"], list):
+                raise TypeError("texts is not a list")
             return cls(state["texts"], threshold=state["threshold"], mode=state["mode"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: is not a saved novelty index ({error})") from None

@@ -30,8 +30,11 @@ class Journal:
         lines = self._whole_lines()
         if lines:
             self._check(lines[0].get("configuration"), configuration)
-            for line in lines[1:]:
-                self.replies[line["request"]] = RawReply(**line["reply"])
+            for number, line in enumerate(lines[1:], start=2):
+                try:
+                    self.replies[int(line["request"])] = RawReply(**line["reply"])
+                except (KeyError, TypeError, ValueError):
+                    raise self._damaged(number) from None
         self._stream = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
         if not lines:
             self._write({"configuration": configuration})
@@ -62,13 +65,17 @@ class Journal:
         lines = []
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                lines.append(json.loads(line))
+                found = json.loads(line)
             except ValueError:
-                raise JournalError(
-                    f"{self.path}, line {number}: is damaged; delete that line to ask its "
-                    "request again, or use a new folder"
-                ) from None
+                found = None
+            if not isinstance(found, dict):
+                raise self._damaged(number)
+            lines.append(found)
         return lines
+
+    def _damaged(self, number: int) -> JournalError:
+        cure = "use a new folder" if number == 1 else "delete it, and its request is asked again"
+        return JournalError(f"{self.path}, line {number}: is damaged; {cure}")
 
     def _check(self, found: Any, wanted: dict[str, Any]) -> None:
         found = found if isinstance(found, dict) else {}

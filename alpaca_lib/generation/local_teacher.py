@@ -61,9 +61,9 @@ def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> 
         # A letter first, then one sentence; no # and no <, which are the format's.
         "instruction ::= letter [^\\n#<>.?!。？！]+ [.?!。？！]",
         f'input ::= "{no_input}" | line',
-        # A further line starts with no digit: "5. Output:" would be a heading.
+        # A number may stand alone or begin a text, but not as "5.": that is a heading's.
         'output ::= line ("\\n" letter-or-dash [^\\n#<>]+){0,4}',
-        "line ::= [^\\n#<> ] [^\\n#<>]*",
+        "line ::= letter-or-dash [^\\n#<>]* | [0-9]+ ([^\\n#<>.)0-9] [^\\n#<>]*)?",
         "letter ::= [^\\x00-\\x40\\x5b-\\x60\\x7b-\\x7f]",
         "letter-or-dash ::= letter | [-]",
     ]

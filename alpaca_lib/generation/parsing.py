@@ -25,7 +25,8 @@ _HEADING = re.compile(
 )
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _REFUSAL = re.compile(
-    r"^(i'?m sorry|i am sorry|sorry, (but )?i|i can(no|')t (help|assist|do|provide)|as an ai\b)",
+    r"^((i['’]?m|i am) sorry,? (but )?i (can|am|['’]m)|sorry, (but )?i can|as an ai\b"
+    r"|i can(no|['’])t (help|assist|do|provide))",
     re.IGNORECASE,
 )
 _NO_INPUT = re.compile(r"^[<\[(]?\s*(no\s?input|none|n/a)\s*[>\])]?\.?$", re.IGNORECASE)
@@ -58,13 +59,17 @@ def parse_reply(
     """
     if compat:
         return _parse_stanford(text, finish_reason, first_number)
+    text = text.replace("\r\n", "\n")
     if not _HEADING.match(text.lstrip("# \n")):
         text = f"{first_number}. Instruction:{text}"
-    blocks = [block for block in _SEPARATOR.split(text) if block.strip()]
+    pieces = _SEPARATOR.split(text)
+    # Cut right after a ###, the last task is whole.
+    cut_off = finish_reason == "length" and bool(pieces[-1].strip())
+    blocks = [block for block in pieces if block.strip()]
     reply = Reply()
     for place, block in enumerate(blocks, start=1):
         task = _task(block)
-        if place == len(blocks) and finish_reason == "length":
+        if place == len(blocks) and cut_off:
             reason: str | None = "cut off by the length limit"
         elif task is None:
             reason = "not one Instruction, Input and Output with one number"

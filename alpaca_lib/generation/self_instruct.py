@@ -6,7 +6,9 @@ order of k; so the result depends on the replies, not on when they came.
 
 from __future__ import annotations
 
+import hashlib
 import random
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,9 +18,9 @@ from pathlib import Path
 from alpaca_lib.dataset.rouge import NoveltyIndex
 from alpaca_lib.generation.journal import Journal
 from alpaca_lib.generation.parsing import Rejected, parse_reply
-from alpaca_lib.generation.teacher import RawReply, Teacher, TeacherError
+from alpaca_lib.generation.teacher import RawReply, Teacher
 from alpaca_lib.prompts import generation_prompt
-from alpaca_lib.records import DataError, Example, save_examples
+from alpaca_lib.records import DataError, Example, dump_json, save_examples
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,15 @@ def generate(
     outcome = Outcome()
     configuration = {**asdict(settings), "teacher": teacher.kind, "model": teacher.model}
     del configuration["tasks_wanted"]  # a finished run may be asked for more
+    known = dump_json([header, [seed.to_dict() for seed in seeds]])
+    configuration["prompt_and_seeds"] = hashlib.sha256(known.encode("utf-8")).hexdigest()
     journal = Journal(folder, configuration)
     outcome.resumed_requests = len(journal.replies)
 
     def answer(request: int) -> RawReply:
         if request in journal.replies:
             return journal.replies[request]
-        return teacher.ask(
+        reply = teacher.ask(
             prompt_for(seeds, header, settings, request),
             first_number=settings.seeds_per_prompt + 1,
             tasks=settings.tasks_per_request,
@@ -104,36 +108,28 @@ def generate(
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
+        with writing:
+            journal.append(request, reply)  # before anything is made of it
+        return reply
 
-    waiting: deque[tuple[int, Future[RawReply]]] = deque()
+    writing = threading.Lock()
+    waiting: deque[Future[RawReply]] = deque()
     pool = ThreadPoolExecutor(concurrency)
     upcoming = iter(range(max_requests))
     try:
         while len(outcome.kept) < settings.tasks_wanted:
             for request in upcoming:
-                waiting.append((request, pool.submit(answer, request)))
+                waiting.append(pool.submit(answer, request))
                 if len(waiting) >= concurrency:
                     break
             if not waiting:
                 break
-            request, future = waiting.popleft()
-            reply = future.result()
-            if request not in journal.replies:
-                journal.append(request, reply)
-            _judge(reply, index, settings, outcome)
+            _judge(waiting.popleft().result(), index, settings, outcome)
             save_examples(outcome.kept, folder / "regen.json")
             progress(outcome)
     finally:
-        # Replies already on their way are paid for: wait for them, and keep them.
-        for _, future in waiting:
-            future.cancel()
-        for request, future in waiting:
-            if not future.cancelled() and request not in journal.replies:
-                try:
-                    journal.append(request, future.result())
-                except TeacherError:
-                    continue
-        pool.shutdown()
+        # Replies already on their way are paid for: wait until they are in the journal.
+        pool.shutdown(cancel_futures=True)
         journal.close()
     return outcome
 

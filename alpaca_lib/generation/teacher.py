@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +43,7 @@ class Teacher:
     model: str
     address: str
     client: Any = field(repr=False)
+    tries: int = 6
 
     def ask(
         self,
@@ -60,7 +63,8 @@ class Teacher:
         """
         openai = need("openai")
         options = {"model": self.model, "temperature": temperature, "top_p": top_p, "seed": seed}
-        try:
+
+        def send() -> tuple[Any, str]:
             if self.kind == "local":
                 # llama.cpp's own options: the format, and less of a small model's repeating.
                 extra = {
@@ -70,23 +74,49 @@ class Teacher:
                 done = self.client.completions.create(
                     prompt=prompt, max_tokens=max_tokens, extra_body=extra, **options
                 )
-                text = done.choices[0].text
-            else:
-                done = self.client.chat.completions.create(
-                    messages=[{"role": "user", "content": prompt}],
-                    max_completion_tokens=max_tokens,
-                    **options,
-                )
-                text = done.choices[0].message.content or ""
+                return done, done.choices[0].text
+            done = self.client.chat.completions.create(
+                messages=[{"role": "user", "content": prompt}],
+                max_completion_tokens=max_tokens,
+                **options,
+            )
+            return done, done.choices[0].message.content or ""
+
+        try:
+            done, text = self._patiently(send, openai)
+            usage = done.usage
+            return RawReply(
+                text=text,
+                finish_reason=done.choices[0].finish_reason or "stop",
+                prompt_tokens=usage.prompt_tokens if usage else 0,
+                completion_tokens=usage.completion_tokens if usage else 0,
+            )
         except openai.OpenAIError as error:
             raise TeacherError(self._explain(error, openai)) from None
-        usage = done.usage
-        return RawReply(
-            text=text,
-            finish_reason=done.choices[0].finish_reason or "stop",
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-        )
+        except (AttributeError, IndexError, TypeError):
+            raise TeacherError(
+                f"{self.address}: what answers there is no OpenAI-compatible server; the address "
+                "usually ends in /v1 (OPENAI_BASE_URL)"
+            ) from None
+
+    def _patiently(self, send: Callable[[], tuple[Any, str]], openai: Any) -> tuple[Any, str]:
+        """What send() returns; what may pass is tried again, ever less often."""
+        for attempt in range(self.tries):
+            try:
+                return send()
+            except (
+                openai.APIConnectionError,
+                openai.RateLimitError,
+                openai.APIStatusError,
+            ) as error:
+                passing = getattr(error, "status_code", 500) in (408, 409, 429) or (
+                    getattr(error, "status_code", 500) >= 500
+                )
+                spent = getattr(error, "code", None) == "insufficient_quota"
+                if spent or not passing or attempt == self.tries - 1:
+                    raise
+            time.sleep(random.uniform(0.5, 1.0) * min(2.0**attempt, 30.0))
+        raise AssertionError("unreachable")
 
     def _explain(self, error: Exception, openai: Any) -> str:
         """What went wrong, in terms of what the reader can change."""
@@ -103,7 +133,11 @@ class Teacher:
             return f"{self.address}: cannot be reached; check the address (OPENAI_BASE_URL)"
         if isinstance(error, openai.RateLimitError):
             return f"{self.address}: too many requests, after several tries; lower concurrency"
-        return f"{self.address}: {type(error).__name__}: {str(error)[:300]}"
+        said = str(error)[:300]
+        key = self.client.api_key
+        if key and key in said:
+            said = said.replace(key, "(the key)")
+        return f"{self.address}: {type(error).__name__}: {said}"
 
 
 @contextlib.contextmanager
@@ -123,7 +157,7 @@ def open_teacher(
                 base_url=address, api_key="not-needed", max_retries=0, timeout=timeout
             )
             with client:
-                yield Teacher(kind, name, address, client)
+                yield Teacher(kind, name, address, client, tries=1)
     elif kind == "openai":
         if not os.environ.get("OPENAI_API_KEY"):
             raise TeacherError(
@@ -132,7 +166,7 @@ def open_teacher(
             )
         if not model:
             raise TeacherError('teacher "openai" needs the name of a model (parameter `model`)')
-        with openai.OpenAI(max_retries=5, timeout=timeout) as client:
+        with openai.OpenAI(max_retries=0, timeout=timeout) as client:
             yield Teacher(kind, model, str(client.base_url), client)
     else:
         raise TeacherError(f"no teacher {kind!r}; there are {', '.join(TEACHERS)}")

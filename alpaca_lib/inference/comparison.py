@@ -35,6 +35,11 @@ def score(
     losses: Sequence[tuple[float, int]],
 ) -> Scores:
     """The Scores of one model from its answers and reference_losses()."""
+    if not len(examples) == len(answers) == len(losses) or not examples:
+        raise ValueError(
+            f"{name}: {len(examples)} examples, {len(answers)} answers and {len(losses)} losses; "
+            "as many of each are needed, and at least one"
+        )
     nats, tokens = sum(n for n, _ in losses), sum(t for _, t in losses)
     size = sum(len(example.output.encode("utf-8")) for example in examples)
     checked = [

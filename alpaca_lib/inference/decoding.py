@@ -30,6 +30,7 @@ class Decoding:
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "beams": (1 <= self.beams <= 16, "from 1 to 16"),
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 is none"),
         }
         for name, (good, allowed) in checks.items():
             if not good:
@@ -160,14 +161,22 @@ def _batch(model: Any, tokenizer: Any, ids: list[list[int]], decoding: Decoding)
             pad_token_id=pad,
             **decoding.arguments(),
         )[:, longest:]
-    end = tokenizer.eos_token_id
+    ends = _end_tokens(model, tokenizer)
     answers = []
     for row in out.tolist():
-        ended = end in row
-        row = row[: row.index(end)] if ended else row
+        stop = next((place for place, token in enumerate(row) if token in ends), None)
+        ended = stop is not None
+        row = row[:stop]
         text = tokenizer.decode(row, skip_special_tokens=True).strip()
         answers.append(Answer(text, ended, len(row)))
     return answers
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Every token that ends an answer: a model may have several."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [ends]
+    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
 def _check_lengths(model: Any, ids: Sequence[Sequence[int]], decoding: Decoding) -> None:

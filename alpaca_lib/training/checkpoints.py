@@ -92,16 +92,18 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None if it is whole."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        files = manifest["files"].items()
+        files = [(n, int(f["bytes"]), str(f["sha256"])) for n, f in manifest["files"].items()]
+        if not files:
+            return "its manifest.json names no file"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it has no readable manifest.json"
-    for name, known in files:
+    for name, size, digest in files:
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != known["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, not {known['bytes']}"
-        if _digest(file) != known["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+        if _digest(file) != digest:
             return f"{name} has another checksum"
     return None
 

@@ -48,11 +48,7 @@ def encode(
     """
     if max_length < 2:
         raise ValueError(f"max_length {max_length}: at least 2, a token and the end token")
-    prompt = tokenizer(render_prompt(example, template, tokenizer), add_special_tokens=False)
-    prompt_ids = list(prompt["input_ids"])
-    bos = tokenizer.bos_token_id
-    if template != "chat" and getattr(tokenizer, "add_bos_token", False) and bos is not None:
-        prompt_ids = [bos, *prompt_ids]
+    prompt_ids = prompt_tokens(example, tokenizer, template)
     answer_ids = list(tokenizer(example.output, add_special_tokens=False)["input_ids"])
     end = [tokenizer.eos_token_id] if add_eos and tokenizer.eos_token_id is not None else []
     room = max(max_length - len(prompt_ids) - len(end), 0)
@@ -60,6 +56,18 @@ def encode(
     answer_ids = (answer_ids[:room] + end)[: max_length - len(prompt_ids)]
     labels = ([IGNORE] * len(prompt_ids) if mask_prompt else list(prompt_ids)) + answer_ids
     return {"input_ids": prompt_ids + answer_ids, "labels": [IGNORE, *labels[1:]]}
+
+
+def prompt_tokens(example: Example, tokenizer: Any, template: str) -> list[int]:
+    """The prompt's ids, with the tokens that the tokenizer puts before any text and
+    without those that it puts after (T5-like ones end every text with an end token)."""
+    text = render_prompt(example, template, tokenizer)
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if template == "chat":  # the chat template has written its own
+        return bare
+    whole = list(tokenizer(text)["input_ids"])
+    before = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    return whole[:before] + bare
 
 
 def label_count(encoded: dict[str, list[int]]) -> int:

@@ -7,6 +7,9 @@ loss is the mean over the label tokens of the whole step, on all ranks together.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import hashlib
 import json
 import math
 import os
@@ -43,6 +46,11 @@ from alpaca_lib.training.loss import LabelLoss, flops_per_token, gemm_rate
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import World
 
+# What a run of the other method may have left in the folder.
+_OTHER_KIND = {
+    "full": ("adapter_config.json", "adapter_model.safetensors"),
+    "lora": ("config.json", "generation_config.json", "model.safetensors"),
+}
 Encoded = dict[str, list[int]]
 Report = Callable[[dict[str, Any]], None]
 
@@ -200,8 +208,7 @@ class _Run:
         tokens = sum(len(self.rows[i]["input_ids"]) for i in chosen)
         batches = micro_batches(packed, settings.rows_per_micro_batch, here.rank, here.size)
         total = 0.0
-        for at, batch in enumerate(batches):
-            sharding.sync_gradients(self.module, last=at == len(batches) - 1)
+        for batch in batches:
             loss = self._forward(batch)
             # FSDP averages gradients over ranks; the step wants their sum.
             (loss * (here.size / labels)).backward()
@@ -219,6 +226,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
+        _give_back_memory()
         speed = tokens / (time.perf_counter() - start)
         return {
             "step": step + 1,
@@ -307,28 +315,39 @@ class _Run:
             if first:
                 print(f"resuming from {path.name}: step {step} of {self.steps}", flush=True)
         if first and (self.folder / "metrics.jsonl").exists():
-            _cut_metrics(self.folder / "metrics.jsonl", step)
+            _cut_metrics(self.folder / "metrics.jsonl", step, self.steps)
         return step
 
     def _same_run(self, path: Path) -> None:
         """Refuses a checkpoint of a run whose steps would be other ones."""
-        there = checkpoints.read_record(path).get("settings", {})
-        now = asdict(self.settings)
+        record = checkpoints.read_record(path)
+        there, now = record.get("settings", {}), asdict(self.settings)
         free = {"output_dir", "resume", "log_every", "eval_every", "save_every"}
         free |= {"keep_checkpoints", "rows_per_micro_batch", "row_length", "device"}
+        free |= {"max_steps", "epochs", "activation_checkpointing"}  # a run may be lengthened
         differ = [
             f"{key} was {there.get(key)!r}, is {now[key]!r}"
             for key in now
             if key not in free and there.get(key) != now[key]
         ]
+        if record.get("data") != self._data_digest():
+            differ.append(f"the training rows of {self.settings.data_path} are other ones")
         if differ:
             raise checkpoints.CheckpointError(
                 f"{path} is of another run: {'; '.join(differ)}. Use another output_dir, the "
                 'same settings, or resume "never"'
             )
 
+    def _data_digest(self) -> str:
+        """Changes when any token or label of the training rows does."""
+        return hashlib.sha256(dump_json(self.rows).encode("utf-8")).hexdigest()
+
     def _checkpoint(self, step: int) -> None:
-        record = {"settings": asdict(self.settings), "processes": self.here.size}
+        record = {
+            "settings": asdict(self.settings),
+            "data": self._data_digest(),
+            "processes": self.here.size,
+        }
         checkpoints.save(self.folder, step, self.module, self.optimizer, record, self.here)
         if self.here.first:
             checkpoints.remove_old(self.folder, self.settings.keep_checkpoints)
@@ -360,6 +379,8 @@ class _Run:
             else:
                 _save_dense(self.model, state, self.placement.torch_dtype, work)
             self.tokenizer.save_pretrained(work)
+            for name in _OTHER_KIND[settings.method]:
+                (self.folder / name).unlink(missing_ok=True)
             # config.json last: with it the folder is a model.
             for file in sorted(work.iterdir(), key=lambda p: p.name.endswith("config.json")):
                 os.replace(file, self.folder / file.name)
@@ -374,17 +395,29 @@ def _save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, fo
         for name in getattr(model, "_tied_weights_keys", None) or {}:
             state.pop(name, None)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    model.config.dtype = dtype
     with quiet():
         model.save_pretrained(folder, state_dict=state)
+    # save_pretrained writes the dtype of the model in memory, which is the master weights'.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    write_text(folder / "config.json", dump_json(config, indent=2) + "\n")
 
 
-def _cut_metrics(file: Path, step: int) -> None:
-    """Drops the lines of steps that will be taken again."""
+def _give_back_memory() -> None:
+    """Returns freed memory to the system: glibc keeps it, half as much again as is used."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _cut_metrics(file: Path, step: int, steps: int) -> None:
+    """Drops the lines of steps, and of the last validation, that will be taken again."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            if step > 0 and json.loads(line)["step"] <= step:
+            found = json.loads(line)
+            again = found["step"] == steps and "validation_loss" in found
+            if step > 0 and found["step"] <= step and not again:
                 lines.append(line)
         except (ValueError, KeyError):
             continue

@@ -6,6 +6,7 @@ logits of a whole batch would be the largest thing in memory.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alpaca_lib.training.examples import IGNORE
 
-CHUNK = 1024  # label tokens whose logits exist at once
+CHUNK = 256  # label tokens whose logits exist at once
 
 
 class LabelLoss(nn.Module):
@@ -61,7 +62,12 @@ def _cross_entropy(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
 def matmul_parameters(model: Any) -> int:
     """The parameters that a token is multiplied with: all but the input embedding,
     which counts after all where it is also the output head."""
-    total = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
+    # A 4-bit weight is stored packed; its quant_state knows the true shape.
+    total = sum(
+        math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel()
+        for n, p in model.named_parameters()
+        if "lora_" not in n
+    )
     if getattr(model.config, "tie_word_embeddings", False):
         return total
     return total - model.get_input_embeddings().weight.numel()

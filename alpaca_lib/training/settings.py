@@ -12,6 +12,7 @@ from alpaca_lib.embedded import DEFAULT_MODEL
 from alpaca_lib.records import dump_json, write_text
 
 METHODS = ("full", "lora")
+_KINDS = {"str": "text", "bool": "true or false", "int": "a whole number", "float": "a number"}
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 
 
@@ -55,6 +56,16 @@ class Settings:
     resume: str = "auto"  # auto: go on from the newest whole checkpoint; never; or a folder
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            fits = {
+                "str": isinstance(value, str),
+                "bool": isinstance(value, bool),
+                "int": isinstance(value, int) and not isinstance(value, bool),
+                "float": isinstance(value, int | float) and not isinstance(value, bool),
+            }[kind]
+            if not fits:
+                raise ValueError(f"{field.name} {value!r}: {_KINDS[kind]} is needed")
         checks = {
             "method": self.method in METHODS,
             "schedule": self.schedule in SCHEDULES,
@@ -68,6 +79,10 @@ class Settings:
             "log_every": self.log_every >= 1,
             "lora_rank": self.lora_rank >= 1,
             "warmup": self.warmup >= 0,
+            "max_steps": self.max_steps >= 0,
+            "eval_every": self.eval_every >= 0,
+            "save_every": self.save_every >= 0,
+            "max_grad_norm": self.max_grad_norm > 0,
             "keep_checkpoints": self.keep_checkpoints >= 1,
         }
         cures = {
@@ -79,6 +94,10 @@ class Settings:
             "epochs": "above 0, or set max_steps",
             "validation_rows": "0 or more",
             "warmup": "0 or more",
+            "max_steps": "0 (as epochs says) or more",
+            "eval_every": "0 (never) or more",
+            "save_every": "0 (never) or more",
+            "max_grad_norm": "above 0",
         }
         for name, good in checks.items():
             if not good:
@@ -96,6 +115,8 @@ class Settings:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: no readable settings ({error})") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: is not an object of settings")
         return cls.of(values, str(path))
 
     @classmethod

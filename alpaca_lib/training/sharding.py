@@ -76,10 +76,10 @@ def layers_of(model: Any) -> list[Any]:
     """The decoder layers, found by what they are: the longest list of like modules."""
     from torch import nn
 
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists: list[Any] = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise ValueError(f"{type(model).__name__}: no list of layers found to shard")
-    return list(max(lists, key=lambda modules: len(modules)))
+    return list(max(lists, key=lambda modules: len(list(modules))))
 
 
 def shard(module: Any, model: Any, placement: Placement, here: World) -> None:
@@ -109,9 +109,3 @@ def shares(model: Any) -> list[dict[str, Any]]:
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         rows.append({"name": name, "whole": list(parameter.shape), "mine": list(local.shape)})
     return rows
-
-
-def sync_gradients(module: Any, last: bool) -> None:
-    """Sums gradients over ranks only at a step's last micro-batch."""
-    if hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(last)

@@ -74,9 +74,10 @@ def test_random_token_lists():
 
 ADVERSARIAL = [
     "", " ", "!!!", "a", "A", "a a a a", "Don't stop.", "don t stop", "café naïve", "caf na ve",
-    "ﬁnd the ﬁle", "İstanbul ISTANBUL", "KELVIN K", "x1y2 3z", "under_score under score", "１２３ 123",
-    "tab\tnew\nline\x0bfeed", "a\u2028b", "你好 5", "5", "emoji 🦙 llama", "\ud800 lone", "e\u0301 é",
-    "the " * 200, " ".join(map(str, range(300))), "ß SS ss", "ⅷ viii", "x\x00y",
+    "ﬁnd the ﬁle", "İstanbul ISTANBUL", "KELVIN K", "x1y2 3z", "under_score under score",
+    "１２３ 123",    "tab\tnew\nline\x0bfeed",
+    "a\u2028b", "你好 5", "5", "emoji 🦙 llama", "\ud800 lone",
+    "e\u0301 é",    "the " * 200, " ".join(map(str, range(300))), "ß SS ss", "ⅷ viii", "x\x00y",
 ]  # fmt: skip
 
 
@@ -116,7 +117,8 @@ def plain_filter(texts, known, threshold):
 def some_texts(count: int, seed: int) -> list[str]:
     """Texts of which many nearly repeat one another."""
     draw, out = random.Random(seed), []
-    words = "write a short poem about the sea and list three cold cities in a table for me".split()
+    text = "write a short poem about the sea and list three cold cities in a table for me"
+    words = text.split(" ")
     for _ in range(count):
         if out and draw.random() < 0.6:
             text = draw.choice(out).split()
@@ -198,7 +200,7 @@ def test_check_does_not_add():
 @pytest.mark.parametrize("mode", ["rouge", "unicode"])
 def test_save_and_load(tmp_path, mode):
     """A loaded index decides as the saved one, and grows in the same order."""
-    texts = some_texts(40, 6) + ["天空为什么是蓝色的", "lone \ud800", "line\u2028break"]
+    texts = [*some_texts(40, 6), "天空为什么是蓝色的", "lone \ud800", "line\u2028break"]
     index = NoveltyIndex(texts, threshold=0.55, mode=mode)
     again = NoveltyIndex.load(index.save(tmp_path / "index.json"))
     assert (again.texts, again.threshold, again.mode) == (texts, 0.55, mode)
@@ -211,7 +213,8 @@ def test_save_and_load(tmp_path, mode):
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "{}", "null", '{"texts": [1], "threshold": 0.7, "mode": "rouge"}',
-     '{"texts": ["a"], "threshold": 7, "mode": "rouge"}', '{"texts": ["a"], "threshold": 0.7, "mode": "x"}',
+     '{"texts": ["a"], "threshold": 7, "mode": "rouge"}',
+     '{"texts": ["a"], "threshold": 0.7, "mode": "x"}',
      '{"texts": "abc", "threshold": 0.7, "mode": "rouge"}'],
 )  # fmt: skip
 def test_load_refuses_other_files(tmp_path, content):
@@ -250,9 +253,10 @@ def test_unicode_tokens(text, tokens):
     "a, near, far",
     [
         ("请写一首关于大海的短诗", "请写一首关于大山的短诗", "列出三个寒冷国家的名字"),
-        ("海についての短い詩を書いてください", "山についての短い詩を書いてください", "寒い国を三つ挙げなさい"),
+        ("海についての短い詩を書いて", "山についての短い詩を書いて", "寒い国を三つ挙げなさい"),
         ("바다에 대한 짧은 시를 쓰세요", "산에 대한 짧은 시를 쓰세요", "추운 나라 이름 세 개"),
-        ("Напиши короткое стихотворение о море для детей", "Напиши короткое стихотворение о горе для детей",
+        ("Напиши короткое стихотворение о море для детей",
+         "Напиши короткое стихотворение о горе для детей",
          "Назови три холодные страны"),
     ],
 )  # fmt: skip

@@ -99,7 +99,8 @@ def test_configuration_that_lost_a_setting(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["{broken", "", "null", "[]", "5", "{}", '{"request": 1}', '{"request": 1, "reply": {"text": "x"}}',
+    ["{broken", "", "null", "[]", "5", "{}", '{"request": 1}',
+     '{"request": 1, "reply": {"text": "x"}}',
      '{"request": 1, "reply": null}', '{"reply": {"text": "x"}}'],
 )  # fmt: skip
 def test_damaged_middle_line(tmp_path, line):

@@ -13,7 +13,8 @@ from alpaca_lib.records import Example
 
 def block(number: int, instruction: str, given: str = "<noinput>", output: str = "Fine.") -> str:
     """One entry of the list, with its heading."""
-    return f"{number}. Instruction: {instruction}\n{number}. Input:\n{given}\n{number}. Output:\n{output}\n"
+    heads = [f"{number}. {name}:" for name in ("Instruction", "Input", "Output")]
+    return f"{heads[0]} {instruction}\n{heads[1]}\n{given}\n{heads[2]}\n{output}\n"
 
 
 def reply_of(*blocks: str, separator: str = "###\n") -> str:
@@ -276,10 +277,8 @@ def stanford(text: str, finish_reason: str, first: int) -> list[tuple[str, str, 
         words = len(instruction.split())
         if not 3 < words <= 150:
             continue
-        banned = (
-            "image images graph graphs picture pictures file files map maps draw plot video".split()
-        )
-        banned += ["go to", "audio", "music", "flowchart", "diagram"]
+        banned = ["images?", "graphs?", "pictures?", "files?", "maps?", "draw", "plot", "go to"]
+        banned += ["video", "audio", "music", "flowchart", "diagram"]
         if any(re.search(rf"\b({word})\b", instruction, re.I) for word in banned):
             continue
         first_character = instruction[0]
@@ -298,7 +297,8 @@ COMPAT_REPLIES = {
     "hashes in an output": TEXT.replace("Water rises", "### Water rises"),
     "numbers jump": TEXT.replace("6. ", "7. "),
     "numbers restart": TEXT.replace("5. ", "1. "),
-    "unanchored number": TEXT.replace("7\n###", "14. Instruction: merged\n7\n###").replace("3 and 4", "15. Input: x"),
+    "unanchored number": TEXT.replace("3 and 4", "15. Input: x"),
+    "unanchored number, first": TEXT.replace("7\n###", "14. Instruction: merged\n7\n###"),
     "list in output with heading words": TEXT.replace("2. Canada", "6. Input: Canada"),
     "no input spelled otherwise": TEXT.replace("<noinput>", "None"),
     "NOINPUT in capitals": TEXT.replace("<noinput>", "<NoInput>"),

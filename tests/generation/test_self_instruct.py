@@ -21,8 +21,8 @@ SETTINGS = Settings(tasks_wanted=12, seeds_per_prompt=3, tasks_per_request=3, se
 HEADER = "Write {count} tasks."
 WORDS = [
     f"{a}{b}"
-    for a in "ba ke lo mu ni po ra su ti ve".split()
-    for b in "dan fol gim ner tup".split()
+    for a in ["ba", "ke", "lo", "mu", "ni", "po", "ra", "su", "ti", "ve"]
+    for b in ["dan", "fol", "gim", "ner", "tup"]
 ]
 FAST = {"retry-after-ms": "1"}
 
@@ -34,8 +34,8 @@ def request_of(body) -> int:
 
 def task(number: int, words: list[str]) -> str:
     """An entry whose instruction is these words."""
-    text = " ".join(words)
-    return f"{number}. Instruction: Say {text}.\n{number}. Input:\n<noinput>\n{number}. Output:\n{words[0]}\n"
+    n, text = number, " ".join(words)
+    return f"{n}. Instruction: Say {text}.\n{n}. Input:\n<noinput>\n{n}. Output:\n{words[0]}\n"
 
 
 def good_reply(body) -> str:

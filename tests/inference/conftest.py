@@ -1,4 +1,4 @@
-"""One thread for tiny models: two would wait for each other more than they compute."""
+"""One thread for tiny models: two wait for each other more than they compute."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def test_every_check_is_tested():
     assert {name for check, _, _ in GOOD_AND_BAD for name in check} == set(CHECKS)
 
 
-@pytest.mark.parametrize("check", [{"words_max": 5}, {"excludes": ["x"]}, {"lines": 0}, {"exact": ""}, {"starts": ""}])
+@pytest.mark.parametrize(
+    "check", [{"words_max": 5}, {"excludes": ["x"]}, {"lines": 0}, {"exact": ""}, {"starts": ""}]
+)
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_answer_meets_nothing(check, text):
     """No answer is no success, whatever the check would say of it."""

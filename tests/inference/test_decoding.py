@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ def test_greedy_is_the_plain_loop(model, tokenizer, some_examples):
     answers = answer(model, tokenizer, examples, Decoding(max_new_tokens=12), batch_size=4)
     for example, got in zip(examples, answers, strict=True):
         tokens, ended = plain_greedy(model, tokenizer, example, 12)
-        assert got == Answer(tokenizer.decode(tokens, skip_special_tokens=True).strip(), ended, len(tokens))
+        assert got == Answer(
+            tokenizer.decode(tokens, skip_special_tokens=True).strip(), ended, len(tokens)
+        )
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
@@ -57,46 +60,52 @@ def test_no_examples(model, tokenizer):
     assert answer(model, tokenizer, []) == []
 
 
-def ending_after(model, tokenizer, example, count):
-    """Copies of model and tokenizer whose end token is the greedy token number ``count``."""
-    tokens, _ = plain_greedy(model, tokenizer, example, count + 1)
+def ending_after(tied_not, tokenizer, example, count, end):
+    """A copy of an untied model that says ``end`` where its greedy token ``count`` was."""
+    tokens, _ = plain_greedy(tied_not, tokenizer, example, count + 1)
     assert tokens[count] not in tokens[:count]
-    model, tokenizer = copy.deepcopy(model), copy.deepcopy(tokenizer)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokens[count])
-    model.generation_config.eos_token_id = model.config.eos_token_id = tokens[count]
-    return model, tokenizer, tokens
+    model = copy.deepcopy(tied_not)
+    head = model.lm_head.weight.data
+    head[[end, tokens[count]]] = head[[tokens[count], end]]
+    return model, tokens
 
 
-def test_ended(model, tokenizer, some_examples):
+@pytest.fixture(scope="module")
+def ending(make_tiny, tokenizer, some_examples):
+    """(model, tokens): the first example's answer has three tokens and then the end."""
+    untied = make_tiny(seed=4, tied=False)
+    return ending_after(untied, tokenizer, some_examples[0], 3, tokenizer.eos_token_id)
+
+
+def test_ended(ending, tokenizer, some_examples):
     """An answer that stops by itself has ended, without its end token; others have not."""
-    example = some_examples[0]
-    ending, its_tokenizer, tokens = ending_after(model, tokenizer, example, 3)
-    (got,) = answer(ending, its_tokenizer, [example], Decoding(max_new_tokens=10))
+    (model, tokens), example = ending, some_examples[0]
+    (got,) = answer(model, tokenizer, [example], Decoding(max_new_tokens=10))
     assert got == Answer(tokenizer.decode(tokens[:3]).strip(), True, 3)
-    (cut,) = answer(ending, its_tokenizer, [example], Decoding(max_new_tokens=3))
+    (cut,) = answer(model, tokenizer, [example], Decoding(max_new_tokens=3))
     assert cut == Answer(got.text, False, 3)
-    (just,) = answer(ending, its_tokenizer, [example], Decoding(max_new_tokens=4))
+    (just,) = answer(model, tokenizer, [example], Decoding(max_new_tokens=4))
     assert just == got
 
 
-def test_ended_in_a_batch(model, tokenizer, some_examples):
+def test_ended_in_a_batch(ending, tokenizer, some_examples):
     """One answer that ends early does not change, or end, the others of its batch."""
-    ending, its_tokenizer, _ = ending_after(model, tokenizer, some_examples[0], 3)
     decoding = Decoding(max_new_tokens=10)
-    batch = answer(ending, its_tokenizer, some_examples[:6], decoding, batch_size=6)
-    single = answer(ending, its_tokenizer, some_examples[:6], decoding, batch_size=1)
+    batch = answer(ending[0], tokenizer, some_examples[:6], decoding, batch_size=6)
+    single = answer(ending[0], tokenizer, some_examples[:6], decoding, batch_size=1)
     assert batch == single
     assert {a.ended for a in batch} == {True, False}
     assert all(a.tokens == 10 for a in batch if not a.ended)
 
 
-def test_a_second_end_token_ends_too(model, tokenizer, some_examples):
+def test_a_second_end_token_ends_too(make_tiny, tokenizer, some_examples):
     """Llama 3 and Qwen name several end tokens in generation_config: each one is an end."""
-    example = some_examples[0]
-    tokens, _ = plain_greedy(model, tokenizer, example, 4)
-    ending = copy.deepcopy(model)
-    ending.generation_config.eos_token_id = [tokenizer.eos_token_id, tokens[3]]
-    (got,) = answer(ending, tokenizer, [example], Decoding(max_new_tokens=10))
+    second = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert second != tokenizer.eos_token_id
+    untied, example = make_tiny(seed=4, tied=False), some_examples[0]
+    model, tokens = ending_after(untied, tokenizer, example, 3, second)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, second]
+    (got,) = answer(model, tokenizer, [example], Decoding(max_new_tokens=10))
     assert got == Answer(tokenizer.decode(tokens[:3]).strip(), True, 3)
 
 
@@ -159,9 +168,11 @@ def test_one_beam_is_greedy_and_more_are_likelier(model, tokenizer, some_example
 
 @pytest.mark.parametrize(
     "name, value",
-    [("temperature", -0.1), ("temperature", 9.0), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1),
-     ("top_k", -1), ("beams", 0), ("beams", 99), ("max_new_tokens", 0), ("repetition_penalty", 0.0),
-     ("repetition_penalty", -1.0)],
+    [
+        ("temperature", -0.1), ("temperature", 9.0), ("temperature", float("nan")),
+        ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("beams", 0), ("beams", 99),
+        ("max_new_tokens", 0), ("repetition_penalty", 0.0), ("repetition_penalty", -1.0),
+    ],
 )  # fmt: skip
 def test_impossible_decoding(name, value):
     """Each impossible value is refused with its name."""
@@ -195,14 +206,14 @@ def test_stream_ends_with_the_answer(model, tokenizer, some_examples, options):
         texts = list(stream(model, tokenizer, example, decoding))
         (expected,) = answer(model, tokenizer, [example], decoding)
         assert texts[-1] == expected.text
-        assert all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
+        assert all(b.startswith(a) for a, b in pairwise(texts))
         assert options.get("beams") or len(texts) > 3
 
 
-def test_stream_of_an_ending_answer(model, tokenizer, some_examples):
+def test_stream_of_an_ending_answer(ending, tokenizer, some_examples):
     """The end token is not in the stream's text."""
-    ending, its_tokenizer, tokens = ending_after(model, tokenizer, some_examples[0], 3)
-    texts = list(stream(ending, its_tokenizer, some_examples[0], Decoding(max_new_tokens=10)))
+    model, tokens = ending
+    texts = list(stream(model, tokenizer, some_examples[0], Decoding(max_new_tokens=10)))
     assert texts[-1] == tokenizer.decode(tokens[:3]).strip()
 
 

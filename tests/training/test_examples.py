@@ -121,11 +121,14 @@ def test_training_prompt_is_the_inference_prompt(tiny_folder, tmp_path):
     (folder / "model.safetensors").unlink()
     file = folder / "tokenizer.json"
     description = json.loads(file.read_text(encoding="utf-8"))
+    mark = "<|im_start|>"
     description["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": mark, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}},
+        "special_tokens": {mark: {"id": mark, "ids": [1], "tokens": [mark]}},
     }  # fmt: skip
     file.write_text(json.dumps(description), encoding="utf-8")
     tokenizer = models.load_tokenizer(str(folder))
