@@ -31,7 +31,7 @@ from typing import Any, TextIO
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "course-stamp"
-NEEDED_GB = 4
+NEEDED_GB = 7
 # Every cell of every notebook is a test; where one is tagged nbval-check-output, so is
 # what it prints.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")

@@ -19,6 +19,7 @@ from alpaca_lib.embedded import DEFAULT_MODEL, need
 from alpaca_lib.generation import local_teacher
 
 TEACHERS = ("local", "openai")
+FIRST_WAIT = 1.0  # seconds before the second try; then twice as long each time, up to 30
 
 
 class TeacherError(RuntimeError):
@@ -115,7 +116,7 @@ class Teacher:
                 spent = getattr(error, "code", None) == "insufficient_quota"
                 if spent or not passing or attempt == self.tries - 1:
                     raise
-            time.sleep(random.uniform(0.5, 1.0) * min(2.0**attempt, 30.0))
+            time.sleep(random.uniform(0.5, 1.0) * min(FIRST_WAIT * 2.0**attempt, 30.0))
         raise AssertionError("unreachable")
 
     def _explain(self, error: Exception, openai: Any) -> str:

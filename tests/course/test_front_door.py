@@ -53,7 +53,7 @@ def test_this_environment_has_everything():
 def test_too_little_disk_is_said_before_anything_is_made(monkeypatch):
     usage = type("Usage", (), {"free": 1e9})
     monkeypatch.setattr(course.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(course.SetupError, match=r"1.0 GB free; .* about 4 GB"):
+    with pytest.raises(course.SetupError, match=r"1.0 GB free; .* about 7 GB"):
         course.make_venv(Path("no-such-python"))
 
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from alpaca_lib.generation import teacher
 from alpaca_lib.records import Example
 
 KEY = "secret-123"
@@ -84,6 +85,7 @@ def fake(monkeypatch):
     server = FakeOpenAI()
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(teacher, "FIRST_WAIT", 0.01)  # retried as often, sooner
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

@@ -386,7 +386,7 @@ def test_nobody_listens(seeds, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-123")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with open_teacher("openai", "m") as teacher:
-        teacher.client = teacher.client.with_options(max_retries=0)
+        teacher.tries = 1
         with pytest.raises(TeacherError, match="OPENAI_BASE_URL") as caught:
             generate(teacher, seeds, HEADER, SETTINGS, tmp_path)
     assert address in str(caught.value)
