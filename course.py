@@ -102,7 +102,8 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)
     with tempfile.TemporaryDirectory() as folder:
         environment.update(ALPACA_RUNS=folder, ALPACA_HEADLESS="1")
-        return call("-m", "pytest", *NBVAL, *(options or ["tests", "notebooks"]))
+        named = any(not option.startswith("-") for option in options)
+        return call("-m", "pytest", *NBVAL, *options, *([] if named else ["tests", "notebooks"]))
 
 
 def find_python(here: bool) -> str:
