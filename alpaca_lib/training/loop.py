@@ -7,21 +7,17 @@ loss is the mean over the label tokens of the whole step, on all ranks together.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import math
 import os
 import platform
 import shutil
-import signal
-import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +39,7 @@ from alpaca_lib.training.examples import (
     step_order,
 )
 from alpaca_lib.training.loss import LabelLoss, flops_per_token, gemm_rate
+from alpaca_lib.training.process import give_back_memory, peak_memory, stop_signal
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import World
 
@@ -70,7 +67,7 @@ def train(settings: Settings, report: Report = lambda line: None) -> Path:
     placement = models.place(settings.device, settings.dtype)
     tokenizer = models.load_tokenizer(settings.model)
     rows, held_out = load_data(settings, tokenizer)
-    with sharding.world(placement.device) as here, _sigterm() as told_to_stop:
+    with sharding.world(placement.device) as here, stop_signal() as told_to_stop:
         run = _Run(settings, placement, tokenizer, rows, held_out, here, report)
         return run.to_the_end(told_to_stop)
 
@@ -226,7 +223,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
-        _give_back_memory()
+        give_back_memory()
         speed = tokens / (time.perf_counter() - start)
         return {
             "step": step + 1,
@@ -403,13 +400,6 @@ def _save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, fo
     write_text(folder / "config.json", dump_json(config, indent=2) + "\n")
 
 
-def _give_back_memory() -> None:
-    """Returns freed memory to the system: glibc keeps it, half as much again as is used."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def _cut_metrics(file: Path, step: int, steps: int) -> None:
     """Drops the lines of steps, and of the last validation, that will be taken again."""
     lines = []
@@ -422,29 +412,3 @@ def _cut_metrics(file: Path, step: int, steps: int) -> None:
         except (ValueError, KeyError):
             continue
     write_text(file, "".join(line + "\n" for line in lines))
-
-
-def peak_memory(device: str) -> int:
-    """The most bytes this process has used: of GPU memory, or of main memory."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that a step is finished and saved first."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)
