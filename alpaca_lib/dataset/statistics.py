@@ -1,15 +1,17 @@
-"""What is in a data set: counts, lengths, first words, distance to its seeds."""
+"""What is in a data set: counts, lengths, first words, variety, distance to other sets."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from alpaca_lib.dataset.rouge import NoveltyIndex
-from alpaca_lib.records import Example
+from alpaca_lib.dataset.rouge import NoveltyIndex, tokenize
+from alpaca_lib.records import FIELDS, Example
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Overview:
 
 def overview(examples: Sequence[Example]) -> Overview:
     """Counts, lengths in words, and the most frequent first words of instructions."""
-    first = Counter(e.instruction.split()[0].strip(".,:;!?\"'").lower() for e in examples)
+    first = Counter(first_word(example.instruction) for example in examples)
     return Overview(
         rows=len(examples),
         with_input=sum(bool(e.input) for e in examples),
@@ -58,8 +60,85 @@ def words(text: str) -> int:
 
 def nearest_scores(texts: Sequence[str], known: Sequence[str], mode: str = "rouge") -> np.ndarray:
     """For each text its highest ROUGE-L against the known ones, shape (len(texts),)."""
-    index = NoveltyIndex(known, mode=mode)
-    return np.array([index.check(text).score for text in texts])
+    return np.array([near.score for near in nearest(texts, known, mode)])
+
+
+@dataclass(frozen=True)
+class Near:
+    """The place of the nearest other text (-1: there is none) and its ROUGE-L."""
+
+    place: int
+    score: float
+
+
+def nearest(
+    texts: Sequence[str], known: Sequence[str] | None = None, mode: str = "rouge"
+) -> list[Near]:
+    """For each text the nearest of ``known``; without ``known`` of the other texts."""
+    index = NoveltyIndex(texts if known is None else known, mode=mode)
+    out = []
+    for place, text in enumerate(texts):
+        scores = index.scores(text) if len(index) else np.zeros(0)
+        if known is None:
+            scores[place] = -1.0  # not itself
+        best = int(scores.argmax()) if len(scores) else -1
+        found = best >= 0 and scores[best] >= 0
+        out.append(Near(best, float(scores[best])) if found else Near(-1, 0.0))
+    return out
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How varied a data set is; more is better, but for ``nearest``, where less is."""
+
+    first_words: int  # distinct first words of instructions
+    instruction_bigrams: int  # distinct pairs of neighbouring words
+    output_bigrams: int
+    nearest: float  # mean ROUGE-L of an instruction to the nearest other one
+
+
+def diversity(examples: Sequence[Example], mode: str = "unicode") -> Diversity:
+    """The Diversity of a data set; compare only sets of the same number of rows."""
+    instructions = [example.instruction for example in examples]
+    return Diversity(
+        first_words=len({first_word(text) for text in instructions}),
+        instruction_bigrams=distinct_bigrams(instructions),
+        output_bigrams=distinct_bigrams([example.output for example in examples]),
+        nearest=float(np.mean([near.score for near in nearest(instructions, mode=mode)])),
+    )
+
+
+def first_word(text: str) -> str:
+    """The first word of a text, in lower case and without punctuation."""
+    return text.split()[0].strip(".,:;!?\"'").lower()
+
+
+def distinct_bigrams(texts: Sequence[str]) -> int:
+    """How many different pairs of neighbouring words there are (of any script)."""
+    pairs: set[tuple[str, str]] = set()
+    for text in texts:
+        tokens = tokenize(text, "unicode")
+        pairs.update(pairwise(tokens))
+    return len(pairs)
+
+
+def sentences(text: str, at_least: int = 6) -> Iterator[str]:
+    """The sentences and lines of a text, as words in lower case; short ones are left out."""
+    for sentence in re.split(r"(?<=[.!?。！？])\s*|\n+", text):
+        tokens = tokenize(sentence, "unicode")
+        if len(tokens) >= at_least:
+            yield " ".join(tokens)
+
+
+def shared_sentences(examples: Sequence[Example], others: Sequence[Example]) -> list[list[str]]:
+    """For each example its sentences of six words or more that the others have too."""
+    known = {
+        sentence for e in others for field in FIELDS for sentence in sentences(getattr(e, field))
+    }
+    return [
+        [s for field in FIELDS for s in sentences(getattr(e, field)) if s in known]
+        for e in examples
+    ]
 
 
 def _lengths(texts: Sequence[str]) -> Lengths:

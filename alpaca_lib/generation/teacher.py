@@ -1,7 +1,8 @@
 """A teacher: a model behind an OpenAI-compatible address, asked with the openai client.
 
 "local" is llama.cpp in this process; "openai" is whatever OPENAI_BASE_URL and
-OPENAI_API_KEY name: OpenAI, vLLM, Ollama, DeepSeek, Qwen and others.
+OPENAI_API_KEY name: OpenAI, vLLM, Ollama, DeepSeek, Qwen and others; "replay"
+answers from a file of replies.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from alpaca_lib import models
 from alpaca_lib.embedded import DEFAULT_MODEL, need
-from alpaca_lib.generation import local_teacher
+from alpaca_lib.generation import local_teacher, replay_teacher
 
-TEACHERS = ("local", "openai")
+TEACHERS = ("local", "openai", "replay")
+REPLIES = Path(__file__).resolve().parents[2] / "data" / "teacher_replies.jsonl"
 FIRST_WAIT = 1.0  # seconds before the second try; then twice as long each time, up to 30
 
 
@@ -148,7 +151,8 @@ def open_teacher(
     """The teacher of that kind, closed when the block ends.
 
     model: for "local" an embedded model's name or a .gguf file (default: the
-    embedded one); for "openai" the name that the server knows, needed.
+    embedded one); for "openai" the name that the server knows, needed; for "replay"
+    a .jsonl file of replies (default: the course's own).
     """
     openai = need("openai")
     if kind == "local":
@@ -169,5 +173,14 @@ def open_teacher(
             raise TeacherError('teacher "openai" needs the name of a model (parameter `model`)')
         with openai.OpenAI(max_retries=0, timeout=timeout) as client:
             yield Teacher(kind, model, str(client.base_url), client)
+    elif kind == "replay":
+        replies = replay_teacher.load_replies(Path(model) if model else REPLIES)
+        with (
+            replay_teacher.serve(replies) as address,
+            openai.OpenAI(
+                base_url=address, api_key="not-needed", max_retries=0, timeout=timeout
+            ) as client,
+        ):
+            yield Teacher(kind, model or REPLIES.name, address, client, tries=1)
     else:
         raise TeacherError(f"no teacher {kind!r}; there are {', '.join(TEACHERS)}")

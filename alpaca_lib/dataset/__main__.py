@@ -1,0 +1,101 @@
+"""python -m alpaca_lib.dataset check FILE: is this data good enough to train on?
+
+Reads any Alpaca-format file (.json or .jsonl), prints one line a demand with the
+number found and the number wanted, and below each demand that fails the rows that
+fail it. Exit code 0: all demands are met, 1: some are not, 2: a file cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from alpaca_lib.dataset.checks import check, table
+from alpaca_lib.dataset.proofs import load_proofs
+from alpaca_lib.dataset.rouge import MODES
+from alpaca_lib.records import DataError, load_examples
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="python -m alpaca_lib.dataset",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    one = commands.add_parser(
+        "check",
+        help="measure a data set against the demands on this course's own",
+        description="Example: python -m alpaca_lib.dataset check data/alpaca_520.json "
+        "--foreign alpaca_data.json",
+    )
+    one.add_argument("file", type=Path, help="the Alpaca-format file to check")
+    one.add_argument(
+        "--apart", type=Path, nargs="*", metavar="FILE",
+        help="sets whose instructions may not be near: seeds, held-out tasks "
+        "(default: the course's own seed_tasks.jsonl and eval_60.json)",
+    )  # fmt: skip
+    one.add_argument(
+        "--foreign", type=Path, nargs="*", default=[], metavar="FILE",
+        help="other people's data: nothing may be taken from it, and random samples of it "
+        "are measured beside this set",
+    )  # fmt: skip
+    one.add_argument(
+        "--proofs", type=Path, metavar="FILE",
+        help='.jsonl of {"instruction", "proof"}: Python that recomputes an answer. It is run: '
+        "use your own (default: the course's proofs.jsonl, for the rows that it knows)",
+    )  # fmt: skip
+    one.add_argument(
+        "--allowed", type=Path, metavar="FILE",
+        help='.json list of {"fault", "instruction", "reason"}: hits of a detector that are in '
+        "order (default: FILE with .allowed.json in place of .json, if there is one)",
+    )  # fmt: skip
+    one.add_argument("--mode", choices=MODES, default="unicode", help="how ROUGE-L splits words")
+    one.add_argument("--rows", type=int, default=5, metavar="N", help="failing rows to show (5)")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return run_check(options)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """The check command."""
+    examples = load_examples(options.file)
+    apart = options.apart
+    if apart is None:
+        apart = [DATA / name for name in ("seed_tasks.jsonl", "eval_60.json")]
+        apart = [path for path in apart if path.is_file()]
+    apart = [path for path in apart if path.resolve() != options.file.resolve()]
+    proofs = options.proofs or DATA / "proofs.jsonl"
+    allowed = options.allowed or options.file.with_name(f"{options.file.stem}.allowed.json")
+    lines = check(
+        examples,
+        apart={path.name: load_examples(path) for path in apart},
+        foreign={path.name: load_examples(path) for path in options.foreign},
+        proofs=load_proofs(proofs) if options.proofs or proofs.is_file() else {},
+        allowed=json.loads(allowed.read_text(encoding="utf-8"))
+        if options.allowed or allowed.is_file()
+        else [],
+        mode=options.mode,
+    )
+    print(table(lines, options.rows))
+    failed = sum(line.met is False for line in lines)
+    demands = sum(line.met is not None for line in lines)
+    print(f"\n{options.file}: {demands - failed} of {demands} demands met")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

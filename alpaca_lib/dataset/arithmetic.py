@@ -1,0 +1,78 @@
+"""Plain sums in a text, worked out exactly: does an answer hold the value that it should?"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+
+def stated_sum(text: str) -> Fraction | None:
+    """The exact value of the one plain sum that stands in a task, or None.
+
+    None as well for two sums, and for an equation with an unknown.
+    """
+    text = text.replace(",", "")
+    if _UNKNOWN.search(text):
+        return None
+    sums = [found[0].strip() for found in _SUM.finditer(text) if _OPERATOR.search(found[0])]
+    return evaluate(sums[0]) if len(sums) == 1 else None
+
+
+def holds_value(answer: str, value: Fraction) -> bool:
+    """Whether a number in the answer is the value, exactly or rounded as written."""
+    numbers = re.findall(r"-?\d+(?:\.\d+|/\d+)?", answer.replace(",", ""))
+    return any(_equals(number, value) for number in numbers)
+
+
+def evaluate(expression: str) -> Fraction | None:
+    """The exact value of a sum such as "3 x (4 + 5)", or None if it is not one."""
+    plain = expression.translate(_OPERATORS)
+    plain = re.sub(r"(?<=[\d)\s])[xX](?=[\d(\s])", "*", plain).replace("^", "**")
+    try:
+        return _value(ast.parse(plain.strip(" .?="), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError):
+        return None
+
+
+def _value(node: ast.expr) -> Fraction:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return Fraction(str(node.value))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 10**6):
+            raise ValueError("too large")
+        return Fraction(_ARITHMETIC[type(node.op)](left, right))
+    raise ValueError("not a sum")
+
+
+def _equals(written: str, value: Fraction) -> bool:
+    """Whether a number as written is the value, to the places that it gives."""
+    try:
+        number = Fraction(written)
+    except ZeroDivisionError:
+        return False
+    places = len(written.partition(".")[2]) if "/" not in written else 9
+    rounded = math.floor(abs(value) * 10**places + Fraction(1, 2))
+    return abs(number) == value or abs(number) * 10**places == rounded
+
+
+_OPERATORS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "–": "-"})
+_ARITHMETIC: dict[type[ast.operator], Callable] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+_SUM = re.compile(
+    r"(?<![\w.$€£:/=^-])[(\d](?:[\d\s.()+*/×÷−^-]|(?<=\s)x(?=\s))*[\d)](?![\w%/:=^-])"
+)
+# 7/3/21 is a date, 3x3 a size, 1/4 an amount and 10-12 a range: these alone are no sums.
+_OPERATOR = re.compile(r"\d\)?\s*[+*×÷−^]\s*\(?\d|\d\)?\s+[-/x]\s+\(?\d|\)\s*/|/\s*\(")
+_UNKNOWN = re.compile(r"(?<![a-z])[a-z](?=\s*[-+=^²)])|\d[xyz]\b|=\s*0")

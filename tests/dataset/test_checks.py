@@ -1,0 +1,167 @@
+"""The check of a data set: each demand fails on data that breaks it, and only that one."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from alpaca_lib.dataset.__main__ import main
+from alpaca_lib.dataset.checks import check, table
+from alpaca_lib.dataset.proofs import load_proofs, prove
+from alpaca_lib.records import DataError, Example, save_examples
+
+CONSONANTS, VOWELS = "bdfghjklmnprstvw", "aeiou"
+
+
+def word(draw):
+    """A word that no language has."""
+    return "".join(draw.choice(CONSONANTS) + draw.choice(VOWELS) for _ in range(4))
+
+
+def good_set(count=40):
+    """Rows that meet every demand: random words, a fifth of the rows in each category."""
+    draw = random.Random(1)
+    return [
+        Example(
+            " ".join(word(draw) for _ in range(9)) + ".",
+            " ".join(word(draw) for _ in range(9)) if n % 5 < 2 else "",
+            " ".join(word(draw) for _ in range(60)) + ".",
+            {"category": f"c{n % 20}"},
+        )
+        for n in range(count)
+    ]
+
+
+def failed(lines):
+    """The names of the demands that are not met."""
+    return [line.name for line in lines if line.met is False]
+
+
+def test_good_set_passes():
+    """Nothing fails where nothing is wrong."""
+    rows = good_set()
+    lines = check(rows, apart={"seeds": good_set(80)[60:]}, foreign={"them": good_set(140)[60:]})
+    # Random words are as varied here as there; "better than theirs" is not asked of them.
+    assert set(failed(lines)) <= {
+        "distinct first words", "distinct bigrams, instruction", "distinct bigrams, output",
+        "ROUGE-L to the nearest, mean",
+    }  # fmt: skip
+
+
+OAK = "An oak can stand for a thousand years."
+TOGETHER = "How much are 7 and 5 together?"
+SPOIL = {
+    "with an input": lambda e, n: replace(e, input=""),
+    "words an output, mean": lambda e, n: replace(e, output="Yes."),
+    "words, longest output": lambda e, n: replace(e, output="ba " * 251 + ".") if n == 3 else e,
+    "outputs that break off": lambda e, n: replace(e, output=e.output[:-1] + " the"),
+    "largest category": lambda e, n: replace(e, extra={"category": "c1" if n < 5 else f"{n}"}),
+    "share their first 4 words": lambda e, n: (
+        replace(e, instruction=f"One two three four {e.instruction}") if n < 5 else e
+    ),
+    "nearest within the set": lambda e, n: (
+        replace(e, instruction="Why do swans sing in March?") if n in (3, 8) else e
+    ),
+    "nearest in seeds": lambda e, n: (
+        e if n else replace(e, instruction="Why do ants dance in rain?")
+    ),
+    "nearest in them": lambda e, n: (
+        e if n else replace(e, instruction="How old is the oldest oak?")
+    ),
+    "sentences also in them": lambda e, n: e if n else replace(e, output=f"{e.output} {OAK}"),
+    "faults found": lambda e, n: replace(e, input="none") if n == 3 else e,
+    "answers recomputed": lambda e, n: (
+        replace(e, instruction=TOGETHER, output=f"{e.output} 13.") if n == 3 else e
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPOIL)
+def test_each_demand_can_fail(name):
+    """Spoiled in one way, the set fails that demand and names the row."""
+    rows = [SPOIL[name](example, n) for n, example in enumerate(good_set())]
+    seeds = [Example("Why do ants dance in rain?", "", "They do not.")]
+    them = [
+        Example("How old is the oldest oak?", "", OAK),
+        *good_set(120)[60:],
+    ]
+    lines = check(
+        rows,
+        apart={"seeds": seeds},
+        foreign={"them": them},
+        proofs={TOGETHER: "assert numbers(output)[-1] == 7 + 5"},
+    )
+    assert name in failed(lines)
+    assert f"FAIL {name}" in table(lines)
+    line = next(line for line in lines if line.name == name)
+    about_all = ("with an input", "words an output, mean", "largest category")
+    assert name in about_all or line.rows
+
+
+def test_beside_another_set():
+    """A set of one sentence with slots is less varied than random words, on all four lines."""
+    rows = [
+        Example(f"Name a thing of sort {n}.", "", f"The thing of sort {n} is this.")
+        for n in range(30)
+    ]
+    lines = check(rows, foreign={"them": good_set(100)})
+    assert {
+        "distinct first words", "distinct bigrams, instruction", "distinct bigrams, output",
+        "ROUGE-L to the nearest, mean",
+    } <= set(failed(lines))  # fmt: skip
+
+
+def test_allowed_hits():
+    """A hit with a listed reason does not count; a reason for another row does not help."""
+    rows = [SPOIL["faults found"](e, n) for n, e in enumerate(good_set())]
+    entry = {"fault": "word for no input", "reason": "the task is about the word"}
+    right = {**entry, "instruction": rows[3].instruction}
+    wrong = {**entry, "instruction": rows[4].instruction}
+    assert "faults found" not in failed(check(rows, allowed=[right]))
+    assert "faults found" in failed(check(rows, allowed=[wrong]))
+
+
+def test_prove():
+    """A proof runs code and numbers of the answer; a wrong answer, or no code, is named."""
+    answer = "Use this:\n```python\ndef double(n):\n    return 2 * n\n```\nSo 1,000 gives 2,000."
+    example = Example("Double it in Python.", "", answer)
+    assert prove(example, "assert code(output)['double'](21) == 42") is None
+    assert prove(example, "assert numbers(output)[-2:] == [1000, 2000]") is None
+    assert "AssertionError: no" in str(
+        prove(example, "assert code(output)['double'](2) == 5, 'no'")
+    )
+    assert "no fenced block" in str(prove(example, "block(output, 'sql')"))
+
+
+def test_load_proofs_names_the_line(tmp_path):
+    """A broken line is named."""
+    path = tmp_path / "proofs.jsonl"
+    path.write_text('{"instruction": "a", "proof": "pass"}\n{"instruction": "b"}\n')
+    with pytest.raises(DataError, match=r"proofs.jsonl, line 2"):
+        load_proofs(path)
+
+
+def test_command_line(tmp_path, capsys):
+    """Exit 0 for good data, 1 with the rows for bad, 2 for a file that is not there."""
+    good = save_examples(good_set(), tmp_path / "good.json")
+    assert main(["check", str(good)]) == 0
+    assert "demands met" in capsys.readouterr().out
+    bad = save_examples([*good_set(), good_set()[0]], tmp_path / "bad.jsonl")
+    assert main(["check", str(bad)]) == 1
+    assert "row 40, 1.00" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "none.json")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_command_line_reads_the_reasons_beside_the_file(tmp_path, capsys):
+    """FILE.allowed.json is found without being named."""
+    rows = [SPOIL["faults found"](e, n) for n, e in enumerate(good_set())]
+    path = save_examples(rows, tmp_path / "mine.json")
+    assert main(["check", str(path)]) == 1
+    entry = {"fault": "word for no input", "instruction": rows[3].instruction, "reason": "so"}
+    (tmp_path / "mine.allowed.json").write_text(json.dumps([entry]))
+    assert main(["check", str(path)]) == 0
+    assert "1 with a listed reason" in capsys.readouterr().out

@@ -1,0 +1,116 @@
+"""Each detector: a row that has its fault, and a row like it that has not."""
+
+from __future__ import annotations
+
+import pytest
+
+from alpaca_lib.dataset.faults import (
+    DETECTORS,
+    KINDS,
+    count_faults,
+    ends_properly,
+    find_faults,
+)
+from alpaca_lib.records import Example
+
+FINE = Example("Name a warm colour of autumn.", "", "Orange.")
+
+
+def row(instruction: str = FINE.instruction, input: str = "", output: str = "Orange.") -> Example:
+    """A sound row but for what is given."""
+    return Example(instruction, input, output)
+
+
+CASES = [
+    ("word for no input", row(input="<noinput>"), row(input="none of them came back")),
+    ("word for no input", row(input="N/A"), row(input="nail")),
+    ("no-input mark in output", row(output="<noinput>\nBlue."), row(output="There is no in-put.")),
+def row(instruction=FINE.instruction, input="", output=FINE.output):
+    ("merged tasks", row(output="Red.\n##\nMore"), row(output="# Title\nText.")),
+    ("empty output", row(output="  "), row(output="0")),
+    ("empty output", row(output="<No output>"), row(output="None of the three.")),
+    ("address", row(input="See https://a.example/x"), row(input="See the page.")),
+    ("address", row(output="It is on www.news.test today."), row(output="Www stands for web.")),
+    ("not text", row("Say what the given image shows."), row("Say what an image sensor does.")),
+    ("not text", row(input="![](cat.png)"), row(input="a!b [c] (d)")),
+    ("claims an action", row(output="I have booked a table."), row(output="I have two tables.")),
+    ("claims an action", row(output="The alarm has been set."), row(output="The alarm rings.")),
+    ("refusal", row(output="As an AI, I feel nothing."), row(output="An air pump.")),
+    ("refusal", row(output="I'm sorry, but I can't say."), row(output="Say that you are sorry.")),
+    ("control character", row(output="a\x07b"), row(output="a\tb\nc")),
+    ("arithmetic", row("Add 14 + 6.", output="The sum is"), row("Add 14 + 6.", output="20.")),
+    ("arithmetic", row("Compute.", "3 × (4 + 5)", "35"), row("Compute.", "3 × (4 + 5)", "27")),
+    ("arithmetic", row("What is 10 / 3?", output="3.34"), row("What is 10 / 3?", output="3.33")),
+    ("cut off", row(output="The total cost is $"), row(output="The total cost is $20")),
+    ("cut off", row(output="It had happened as of 20"), row(output="There are 1,020")),
+    ("cut off", row(output="He walked to the"), row(output="He walked to the house")),
+    (
+        "list ends at 19",
+        row(output="\n".join(f"{n}. word" for n in range(1, 20))),
+        row(output="\n".join(f"{n}. word" for n in range(1, 21))),
+    ),
+    (
+        "input stands in instruction",
+        row("Translate: I am at home.", "I am at home."),
+        row("Translate the sentence.", "I am at home."),
+    ),
+    ("output is the input", row(input="I am here.", output="I am here."), row(input="Here I am.")),
+    ("input missing", row("Shorten the following text."), row("Shorten the following text: Oh!")),
+    ("input missing", row("Sort this list by length."), row("Sort this list of mine: [3, 1, 2]")),
+    ("placeholder", row(output="Dear [Name], hello."), row(output="x[Name](y) and a[0]")),
+    ("contact details", row(output="Ask jo@mail.test."), row(output="Ask jo@mail.example.org.")),
+    ("contact details", row(input="Call 415-555-0182."), row(input="From 1415 to 2182.")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "faulty", "sound"), CASES)
+def test_detector(kind, faulty, sound):
+    """It finds the fault, says where, and leaves the like of it alone."""
+    found = [fault for fault in find_faults([faulty]) if fault.kind == kind]
+    assert found, "not found"
+    for fault in found:
+        start, end = fault.span
+        assert getattr(faulty, fault.field)[start:end] == fault.text
+        assert fault.severity in ("error", "review") and fault.fix
+    assert not [fault for fault in find_faults([sound]) if fault.kind == kind]
+
+
+def test_every_detector_has_a_case():
+    """No detector goes untested."""
+    assert {detector.kind for detector in DETECTORS} == {kind for kind, _, _ in CASES}
+
+
+def test_repeated_texts():
+    """The second and third of equal long inputs or outputs are named, short ones are not."""
+    long = "The committee met on Tuesday and agreed on three points of order."
+    faults = find_faults(
+        [row(input=long), row(input="short"), row(input=long), row(output=long), row(output=long)]
+    )
+    assert [(f.row, f.kind) for f in faults] == [(2, "repeated input"), (4, "repeated output")]
+
+
+def test_counts_name_every_kind():
+    """A kind without hits is counted as 0, and a row with two hits of a kind once."""
+    both = row("See http://a.test now.", "http://b.test", "Yes.")
+    counts = count_faults(find_faults([both, FINE]))
+    assert set(counts) == set(KINDS) and counts["address"] == 1 and counts["merged tasks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "proper"),
+    [
+        ("It is so.", True),
+        ("trumpet", True),
+        ("- one\n- two", True),
+        ("```python\nx = 1\n```", True),
+        ("春天来了。", True),
+        ("Kind regards,\nIda", True),
+        ("", False),
+        ("He came to the", False),
+        ("The sum is =", False),
+        ("and then they went on for a while without any sign of the missing dog", False),
+    ],
+)
+def test_ends_properly(text, proper):
+    """Ends as answers do, or breaks off."""
+    assert ends_properly(text) is proper
