@@ -16,7 +16,7 @@ from alpaca_lib.records import Example
 FINE = Example("Name a warm colour of autumn.", "", "Orange.")
 
 
-def row(instruction: str = FINE.instruction, input: str = "", output: str = "Orange.") -> Example:
+def row(instruction=FINE.instruction, input="", output=FINE.output):
     """A sound row but for what is given."""
     return Example(instruction, input, output)
 
@@ -25,7 +25,7 @@ CASES = [
     ("word for no input", row(input="<noinput>"), row(input="none of them came back")),
     ("word for no input", row(input="N/A"), row(input="nail")),
     ("no-input mark in output", row(output="<noinput>\nBlue."), row(output="There is no in-put.")),
-def row(instruction=FINE.instruction, input="", output=FINE.output):
+    ("merged tasks", row(output="Red.\n5. Instruction: Sort these."), row(output="5. Instruct")),
     ("merged tasks", row(output="Red.\n##\nMore"), row(output="# Title\nText.")),
     ("empty output", row(output="  "), row(output="0")),
     ("empty output", row(output="<No output>"), row(output="None of the three.")),
