@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from alpaca_lib.dataset.rouge import rouge_l
+from alpaca_lib.dataset.rouge import rouge_l, tokenize
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import DataError, Example
@@ -89,7 +90,41 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "lines": lambda text, n: sum(bool(line.strip()) for line in text.splitlines()) == n,
     "exact": lambda text, wanted: text.strip() == wanted,
     "starts": lambda text, wanted: text.strip().startswith(wanted),
+    "ends": lambda text, wanted: text.strip().endswith(wanted),
+    "bullets": lambda text, n: sum(line.startswith("- ") for line in text.splitlines()) == n,
+    "json": lambda text, keys: _is_object(text, keys),
+    "language": lambda text, code: written_in(text) == code,
 }
+# The commonest words that tell these languages apart; of Chinese the writing does.
+COMMON_WORDS = {
+    "en": "the and of to is in it you that for was with are this have be not on",
+    "fr": "le la les et de des du est une un je vous nous pour dans que qui pas au avec ce",
+    "de": "der die das und ist ein eine ich sie wir nicht mit zu den dem auf für im es bitte",
+    "es": "el la los las y de es un una que en por para con no se su me muy al lo del",
+    "it": "il la gli e di è un una che per con non si sono del della mi al nel ci lo",
+}
+
+
+def written_in(text: str) -> str | None:
+    """The language of a text ("zh" or one of COMMON_WORDS), or None if nothing tells."""
+    tokens = tokenize(text, "unicode")
+    if sum("\u4e00" <= token[0] <= "\u9fff" for token in tokens) * 2 > len(tokens):
+        return "zh"
+    hits = {
+        code: sum(token in words.split() for token in tokens)
+        for code, words in COMMON_WORDS.items()
+    }
+    best = max(hits, key=lambda code: hits[code])
+    return best if hits[best] and list(hits.values()).count(hits[best]) == 1 else None
+
+
+def _is_object(text: str, keys: list[str]) -> bool:
+    """Whether a text is one JSON object with just these keys."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and sorted(value) == sorted(keys)
 
 
 def meets(check: dict[str, Any], text: str) -> bool:

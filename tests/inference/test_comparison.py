@@ -53,6 +53,16 @@ GOOD_AND_BAD = [
     ({"starts": "Dear Ms Okafor,"}, "\nDear Ms Okafor,\nthanks", "Hi! Dear Ms Okafor,"),
     ({"words_max": 5, "contains": ["sea"]}, "the sea", "the sea is very wide indeed"),
     ({"words_max": 5, "contains": ["sea"]}, "a sea", "a lake"),
+    ({"ends": "Yours, Ida"}, "Hello.\nYours, Ida\n", "Yours, Ida!"),
+    ({"bullets": 2}, "Take:\n- milk\n- rye bread", "- milk\n- rye\n- tea"),
+    ({"json": ["a", "b"]}, '{"b": 1, "a": [2]}', '{"a": 1}'),
+    ({"json": ["a"]}, '{"a": 1}', 'Here it is: {"a": 1}'),
+    ({"json": ["a"]}, '{"a": 1}', '["a"]'),
+    ({"language": "fr"}, "Où est la gare, s'il vous plaît ?", "Where is the station, please?"),
+    ({"language": "de"}, "Wo ist bitte der Bahnhof?", "Dov'è la stazione?"),
+    ({"language": "es"}, "¿Dónde está el tren que va a Toledo?", "Où est le train de Tolède ?"),
+    ({"language": "it"}, "Dov'è il treno per Siena?", "Donde esta el tren"),
+    ({"language": "zh"}, "请问 7 号站台在哪儿？", "Which platform?"),
 ]
 
 
