@@ -1,8 +1,9 @@
-"""python -m alpaca_lib.dataset check FILE: is this data good enough to train on?
+"""What is in a data set, and is it good enough to train on?
 
-Reads any Alpaca-format file (.json or .jsonl), prints one line a demand with the
-number found and the number wanted, and below each demand that fails the rows that
-fail it. Exit code 0: all demands are met, 1: some are not, 2: a file cannot be read.
+describe FILE ...: counts, lengths and variety as a Markdown table.
+check FILE: one line a demand with the number found and the number wanted, and below
+each demand that fails the rows that fail it. Exit code 0: all demands are met,
+1: some are not, 2: a file cannot be read.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.proofs import load_proofs
 from alpaca_lib.dataset.rouge import MODES
+from alpaca_lib.dataset.statistics import markdown_table
 from alpaca_lib.records import DataError, load_examples
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -57,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     one.add_argument("--mode", choices=MODES, default="unicode", help="how ROUGE-L splits words")
     one.add_argument("--rows", type=int, default=5, metavar="N", help="failing rows to show (5)")
+    two = commands.add_parser(
+        "describe",
+        help="print the statistics of data sets as a Markdown table",
+        description="Example: python -m alpaca_lib.dataset describe data/alpaca_520.json",
+    )
+    two.add_argument("file", type=Path, nargs="+", help="Alpaca-format or seed files")
     return top
 
 
@@ -64,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     options = parser().parse_args(arguments)
     try:
+        if options.command == "describe":
+            print(markdown_table({path.name: load_examples(path) for path in options.file}))
+            return 0
         return run_check(options)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

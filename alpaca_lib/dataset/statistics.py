@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,10 +13,12 @@ import numpy as np
 from alpaca_lib.dataset.rouge import NoveltyIndex, tokenize
 from alpaca_lib.records import FIELDS, Example
 
+CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
 
 @dataclass(frozen=True)
 class Lengths:
-    """Words (split at white space) of one field, over the rows where it is not empty."""
+    """Words, as words() counts them, of one field, over the rows where it is not empty."""
 
     rows: int
     mean: float
@@ -54,8 +56,12 @@ def overview(examples: Sequence[Example]) -> Overview:
 
 
 def words(text: str) -> int:
-    """The number of words in a text, split at white space."""
-    return len(text.split())
+    """The number of words: pieces between white space, and each CJK character is one."""
+    characters = len(CJK.findall(text))
+    if not characters:
+        return len(text.split())
+    rest = CJK.sub(" ", text).split()
+    return characters + sum(any(c.isalnum() for c in piece) for piece in rest)
 
 
 def nearest_scores(texts: Sequence[str], known: Sequence[str], mode: str = "rouge") -> np.ndarray:
@@ -152,3 +158,30 @@ def _lengths(texts: Sequence[str]) -> Lengths:
         p95=float(np.percentile(counts, 95)),
         longest=int(counts.max()),
     )
+
+
+def markdown_table(sets: Mapping[str, Sequence[Example]]) -> str:
+    """The statistics of data sets as a Markdown table, one column a set."""
+    views = [overview(examples) for examples in sets.values()]
+    varied = [diversity(examples) for examples in sets.values()]
+    categories = [
+        len({str(e.extra["category"]) for e in examples if "category" in e.extra})
+        for examples in sets.values()
+    ]
+    table: list[tuple[str, list[str]]] = [
+        ("Rows", [f"{view.rows:,}" for view in views]),
+        ("Rows with an input", [f"{view.with_input:,}" for view in views]),
+    ]
+    table += [
+        (f"Mean words, {field}", [f"{view.lengths[field].mean:.1f}" for view in views])
+        for field in FIELDS
+    ]
+    table += [
+        ("Longest output, words", [f"{view.lengths['output'].longest:,}" for view in views]),
+        ("Categories", [str(count or "none") for count in categories]),
+        ("Distinct first words", [f"{one.first_words:,}" for one in varied]),
+        ("ROUGE-L to the nearest, mean", [f"{one.nearest:.2f}" for one in varied]),
+    ]
+    rows = [["", *(f"`{name}`" for name in sets)], ["---", *("---:" for _ in sets)]]
+    rows += [[label, *cells] for label, cells in table]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

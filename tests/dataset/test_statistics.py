@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_lib.dataset.statistics import Lengths, nearest_scores, overview
+from alpaca_lib.dataset.statistics import (
+    Diversity,
+    Lengths,
+    Near,
+    diversity,
+    markdown_table,
+    nearest,
+    nearest_scores,
+    overview,
+    shared_sentences,
+    words,
+)
 from alpaca_lib.records import Example
 
 SET = [
@@ -67,3 +78,50 @@ def test_nearest_scores_against_rouge_score():
     assert nearest_scores(texts, known).tolist() == expected
     assert nearest_scores([], known).shape == (0,)
     assert nearest_scores(texts, []).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("one two-three\nfour", 3),
+        ("春眠不觉晓，处处闻啼鸟。", 10),
+        ("用 Python 写 2 行", 5),
+    ],
+)
+def test_words(text, count):
+    """Pieces between white space; a Chinese character is a word, its punctuation is none."""
+    assert words(text) == count
+
+
+def test_nearest_within_and_to_others():
+    """Never itself; -1 where there is no other."""
+    texts = ["red apples fall", "green apples fall", "cats sleep here"]
+    assert [n.place for n in nearest(texts)] == [1, 0, 0]
+    assert nearest(texts)[0].score == pytest.approx(2 / 3)
+    assert nearest(["one text"]) == [Near(-1, 0.0)]
+    assert nearest(["one text"], []) == [Near(-1, 0.0)]
+    assert nearest(["cats sleep"], texts) == [Near(2, pytest.approx(0.8))]
+
+
+def test_diversity_by_hand():
+    """Two rows: three first words' worth of counting, done by hand."""
+    rows = [Example("Name a colour.", "", "Red and red."), Example("Name a bird.", "", "Wren.")]
+    assert diversity(rows) == Diversity(1, 3, 2, pytest.approx(2 / 3))
+
+
+def test_shared_sentences():
+    """Long sentences that the others have, whatever their case; short ones do not count."""
+    theirs = [Example("Say it.", "The old mill stands by the river. Yes.", "No.")]
+    mine = [
+        Example("Say it.", "", "Look: no. the OLD mill, stands by the river! No."),
+        Example("Tell me.", "", "Yes. No."),
+    ]
+    assert shared_sentences(mine, theirs) == [["the old mill stands by the river"], []]
+
+
+def test_markdown_table():
+    """One column a set, with the numbers of overview and diversity."""
+    lines = markdown_table({"a.json": SET, "b.json": SET[:1]}).splitlines()
+    assert lines[0] == "|  | `a.json` | `b.json` |" and "| Rows | 5 | 1 |" in lines
+    assert "| Longest output, words | 5 | 1 |" in lines
