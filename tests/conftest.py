@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ from alpaca_lib.records import Example, save_examples
 def repository():
     """The root of the repository."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def stanford_data(repository):
+    """A folder with Stanford's own files, which may not be shipped; skips without it."""
+    folder = Path(os.environ.get("STANFORD_DATA", repository.parent / "shared" / "data"))
+    for name in ("alpaca_data.json", "seed_tasks.jsonl"):
+        if not (folder / name).is_file():
+            pytest.skip(f"no {name} of Stanford's in {folder}; STANFORD_DATA names the folder")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def ends_properly(text: str) -> bool:
     if not lines:
         return False
     last = lines[-1].strip()
-    if last[-1] in ".!?\"'”’»)]}`…|*。！？；」』）】":
+    if last[-1] in ";.!?\"'”’»)]}`…|*。！？；」』）】":
         return True
     if _DANGLING.search(text.rstrip()):
         return False

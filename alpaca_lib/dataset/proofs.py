@@ -23,6 +23,8 @@ def prove(example: Example, proof: str) -> str | None:
     A proof is Python with assert statements; it sees ``instruction``, ``input``,
     ``output`` and the helpers below. It is run here: use your own proofs only.
     """
+    if not example.output.strip():
+        return "the output is empty"
     names = {
         "instruction": example.instruction, "input": example.input, "output": example.output,
         **HELPERS,
