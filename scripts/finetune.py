@@ -115,7 +115,7 @@ SCRIPT = Script(
         Flag("seed", int, 42, "order of the examples, dropout, first matrices", "seed {}", least=0),
     ),
     example="""
-        python scripts/finetune.py --base_model smollm2-135m --data_path data/alpaca_60.json \\
+        python scripts/finetune.py --base_model smollm2-135m --data_path data/alpaca_520.json \\
             --output_dir runs/lora-alpaca --batch_size 16 --num_epochs 3 --cutoff_len 512 \\
             --lora_target_modules '[q_proj,v_proj]' --train_on_inputs --group_by_length
     """,

@@ -78,8 +78,13 @@ SCRIPT = Script(
             least=1,
         ),
         Flag(
-            *("teacher", str, "", "who writes: local (llama.cpp here) or openai (any such server)"),
-            *("teacher {}", ("local", "openai")),
+            *(
+                "teacher",
+                str,
+                "",
+                "who writes: local (llama.cpp), openai (any such server), replay",
+            ),
+            *("teacher {}", ("local", "openai", "replay")),
             unset="openai if OPENAI_API_KEY is set, else local",
         ),
         Flag(

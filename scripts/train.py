@@ -148,7 +148,7 @@ SCRIPT = Script(
     ),
     example="""
         torchrun --nproc_per_node=2 --master_port=29501 scripts/train.py \\
-            --model_name_or_path smollm2-135m --data_path data/alpaca_60.json \\
+            --model_name_or_path smollm2-135m --data_path data/alpaca_520.json \\
             --output_dir runs/alpaca --num_train_epochs 3 --fsdp "full_shard auto_wrap"
     """,
 )

@@ -68,7 +68,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Small data files, by their number of rows."""
-    all_rows = json.loads((ROOT / "data" / "alpaca_60.json").read_text(encoding="utf-8"))
+    all_rows = json.loads((ROOT / "data" / "alpaca_520.json").read_text(encoding="utf-8"))
     folder = tmp_path_factory.mktemp("data")
     files = {}
     for count in (6, 12):
@@ -167,6 +167,17 @@ def test_generate_instruction_with_the_local_teacher(tmp_path: Path) -> None:
     assert (tmp_path / "regen.json").read_bytes() == first
     other = run("generate_instruction", FUNCTION, *words, "--seed", "1")
     assert "seed: 0 there, 1 now" in one_error(other, code=1)
+
+
+def test_generate_instruction_with_the_replay_teacher(tmp_path: Path) -> None:
+    """The course's replies, through the script: the course's first rows."""
+    words = ["--output_dir", str(tmp_path), "--num_instructions_to_generate", "30"]
+    good(run("generate_instruction", FUNCTION, *words, "--teacher", "replay"))
+    kept = json.loads((tmp_path / "regen.json").read_text("utf-8"))
+    shipped = json.loads((ROOT / "data" / "alpaca_520.json").read_text("utf-8"))
+    assert 30 <= len(kept) < 60
+    for mine, row in zip(kept, shipped, strict=False):
+        assert all(mine[name] == row[name] for name in ("instruction", "input", "output"))
 
 
 @pytest.mark.slow
