@@ -2,7 +2,8 @@
 
 The F-measure is rouge_score 0.1.2's, with its own float expression, so that a
 pair that lies exactly at the border is decided as there. The longest common
-subsequence comes from RapidFuzz (bit-parallel), one code point per token.
+subsequence comes from RapidFuzz (bit-parallel), one code point per token; pairs
+that cannot be above the threshold are not compared (see pruning).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
+from alpaca_lib.dataset import pruning
 from alpaca_lib.records import DataError, dump_json, write_text
 
 MODES = ("rouge", "unicode")
@@ -78,16 +80,19 @@ def filter_novel(
     """One Decision a text, in order: kept unless it scores above the threshold
     against a known text or one kept before it.
 
-    Score and nearest of a rejected text are exact; with ``full`` also a kept one's
-    (today they always are: nothing is pruned yet).
+    A rejected text's score and nearest are exact. A kept text's are so with ``full``,
+    which compares all pairs; without it score is 0.0 and nearest None.
+    workers: threads, by default one a core.
     """
-    index = NoveltyIndex(known, threshold=threshold, mode=mode, workers=workers)
-    decisions = []
-    for text in texts:
-        decision = index.check(text)
-        if decision.kept:
-            index.add(text)
-        decisions.append(decision)
+    index = NoveltyIndex(known, threshold, mode, workers or os.cpu_count() or 1)
+    decisions = index.extend(texts)
+    if not full:
+        return decisions
+    exact = NoveltyIndex(index.texts[: index.size_at_start], threshold, mode, index.workers)
+    for place, text in enumerate(texts):
+        if decisions[place].kept:
+            decisions[place] = exact.check(text, full=True)
+            exact.add(text)
     return decisions
 
 
@@ -109,40 +114,89 @@ class NoveltyIndex:
         self._encoded: list[str] = []
         self._lengths: list[int] = []
         self._ids: dict[str, str] = {}
+        self._finder: pruning.Finder | None = None
         for text in known:
             self.add(text)
+        self.size_at_start = len(self.texts)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def add(self, text: str) -> None:
         """Makes a text known, whatever its score."""
-        encoded = self._encode(text)
+        self._append(text, self._encode(text))
+
+    def _append(self, text: str, encoded: str) -> None:
         self.texts.append(text)
         self._encoded.append(encoded)
         self._lengths.append(len(encoded))
 
-    def check(self, text: str) -> Decision:
-        """The Decision about a text, which is not added."""
-        if not self.texts:
-            return Decision(True, 0.0, None)
-        scores = self.scores(text)
-        best = int(scores.argmax())
-        return Decision(bool(scores[best] <= self.threshold), float(scores[best]), self.texts[best])
+    def check(self, text: str, full: bool = False) -> Decision:
+        """The Decision about a text, which is not added; ``full`` as in filter_novel()."""
+        encoded = self._encode(text)
+        if full:
+            scores = self._scores(encoded)
+            if not len(scores):
+                return Decision(True, 0.0, None)
+            best = int(scores.argmax())
+            kept = bool(scores[best] <= self.threshold)
+            return Decision(kept, float(scores[best]), self.texts[best])
+        if self._finder is None:
+            self._finder = pruning.Finder(self.threshold)
+        found = self._finder.nearest_above(encoded, self._encoded)
+        return (
+            Decision(False, found[1], self.texts[found[0]]) if found else Decision(True, 0.0, None)
+        )
+
+    def extend(self, texts: Sequence[str]) -> list[Decision]:
+        """check() and, if it is kept, add() for each text in order; fast for many."""
+        if len(texts) * 20 < len(self.texts):
+            decisions = []
+            for text in texts:
+                decisions.append(self.check(text))
+                if decisions[-1].kept:
+                    self.add(text)
+            return decisions
+        start = len(self.texts)
+        encoded = [self._encode(text) for text in texts]
+        pairs = pruning.pairs_above([*self._encoded, *encoded], self.threshold, start, self.workers)
+        lengths = np.array([*self._lengths, *map(len, encoded)], dtype=np.float64)
+        scores = pruning.f_measure(
+            pairs.common.astype(np.float64), lengths[pairs.earlier], lengths[pairs.later]
+        )
+        rivals: dict[int, list[tuple[float, int]]] = {}
+        for earlier, later, score in zip(
+            pairs.earlier.tolist(), pairs.later.tolist(), scores.tolist(), strict=True
+        ):
+            rivals.setdefault(later, []).append((-score, earlier))
+        dropped: set[int] = set()
+        decisions = []
+        for place in range(start, start + len(texts)):
+            # The best, and of equals the first; what was itself dropped does not count.
+            best = min((r for r in rivals.get(place, ()) if r[1] not in dropped), default=None)
+            if best is None:
+                decisions.append(Decision(True, 0.0, None))
+            else:
+                dropped.add(place)
+                near = best[1]
+                nearest = self.texts[near] if near < start else texts[near - start]
+                decisions.append(Decision(False, -best[0], nearest))
+        for decision, text, code in zip(decisions, texts, encoded, strict=True):
+            if decision.kept:
+                self._append(text, code)
+        return decisions
 
     def scores(self, text: str) -> np.ndarray:
         """ROUGE-L against every known text, float64, in order of adding."""
-        encoded = self._encode(text)
+        return self._scores(self._encode(text))
+
+    def _scores(self, encoded: str) -> np.ndarray:
         # LCSseq.similarity is the length of the longest common subsequence.
         common = cdist(
             [encoded], self._encoded, scorer=LCSseq.similarity, workers=self.workers, dtype=np.int32
-        )[0].astype(np.float64)
+        )[0]
         lengths = np.array(self._lengths, dtype=np.float64)
-        out = np.zeros(len(lengths))
-        hit = common > 0
-        precision, recall = common[hit] / len(encoded or "x"), common[hit] / lengths[hit]
-        out[hit] = 2 * precision * recall / (precision + recall)
-        return out
+        return pruning.f_measure(common.astype(np.float64), len(encoded), lengths)
 
     def neighbours(self, text: str, count: int = 10) -> Neighbours:
         """The nearest known texts with their scores, best first, and the mean of all."""

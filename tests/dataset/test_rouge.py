@@ -131,17 +131,125 @@ def some_texts(count: int, seed: int) -> list[str]:
     return out
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.7, 1.0])
-def test_decisions_are_those_of_a_plain_loop(threshold):
-    """Kept or not, and the highest score, for each of 150 texts in order."""
-    texts, known = some_texts(150, 2), some_texts(10, 3)
+def streamed(texts, known, threshold, mode="rouge"):
+    """The decisions of an index that is asked one text at a time."""
+    index, decisions = NoveltyIndex(known, threshold, mode), []
+    for text in texts:
+        decisions.append(index.check(text))
+        if decisions[-1].kept:
+            index.add(text)
+    return decisions
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.85, 0.99, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_decisions_are_those_of_a_plain_loop(threshold, seed):
+    """In bulk, one by one and in full: kept or not, score and nearest of 150 texts in order."""
+    texts, known = some_texts(150, seed), some_texts(10, seed + 50)
     kept, scores = plain_filter(texts, known, threshold)
     decisions = filter_novel(texts, known, threshold)
     assert [d.kept for d in decisions] == kept
-    assert [d.score for d in decisions] == scores
-    assert threshold == 1.0 or 0 < sum(kept) < len(kept)
-    for text, decision in zip(texts, decisions, strict=True):
-        assert reference(decision.nearest, text) == decision.score
+    assert decisions == streamed(texts, known, threshold)
+    full = filter_novel(texts, known, threshold, full=True)
+    assert [d.kept for d in full] == kept and [d.score for d in full] == scores
+    for text, decision, exact in zip(texts, decisions, full, strict=True):
+        assert reference(exact.nearest, text) == exact.score
+        if decision.kept:
+            assert decision == Decision(True, 0.0, None)
+        else:
+            assert decision == exact
+
+
+def adversarial_texts(seed):
+    """Empty, one token, repeats of one token, over 64, 128 and 512 tokens, near-copies of each."""
+    draw, out = random.Random(seed), ["", "!!", "a", "a a", "a a a a a a a", "b"]
+    words = [chr(97 + n % 26) * (1 + n // 26) for n in range(60)]
+    for length in (3, 9, 10, 20, 63, 64, 65, 100, 128, 129, 300, 511, 512, 513, 700):
+        text = draw.choices(words, k=length)
+        out.append(" ".join(text))
+        for part in (0.05, 0.2, 0.35):
+            near = [draw.choice(words) if draw.random() < part else word for word in text]
+            out.append(" ".join(near))
+        out += [" ".join(reversed(text)), " ".join(["a"] * length)]
+    draw.shuffle(out)
+    return out
+
+
+@pytest.mark.parametrize("threshold", [0.4, 0.7, 0.9])
+def test_adversarial_texts_are_decided_as_by_a_plain_loop(threshold):
+    """Lengths at the borders of words of 64 bits and of the pruning, repeats, nothing at all."""
+    texts = adversarial_texts(1)
+    pool, kept = [], []
+    for text in texts:  # LCSseq itself is tested against rouge_score above
+        kept.append(all(rouge_l(other, text) <= threshold for other in pool))
+        if kept[-1]:
+            pool.append(text)
+    assert [d.kept for d in filter_novel(texts, threshold=threshold)] == kept
+    assert [d.kept for d in streamed(texts, [], threshold)] == kept
+    assert 0 < sum(kept) < len(kept)
+
+
+def test_boundary_triples_are_decided_as_by_the_reference():
+    """Every (L, m, n) up to 64 with F = 0.7 exactly, or a unit in the last place beside it."""
+    triples = [
+        (common, m, n)
+        for m in range(1, 65)
+        for n in range(m, 65)
+        for common in range(1, m + 1)
+        if 20 * common == 7 * (m + n)
+    ]
+    assert len(triples) > 50
+    rejected = 0
+    for common, m, n in triples:
+        a, b = pair(common, m, n)
+        wanted = reference(a, b) <= 0.7
+        rejected += not wanted
+        assert filter_novel([b], [a])[0].kept is wanted, (common, m, n)
+        assert filter_novel([a, b])[1].kept is wanted, (common, m, n)
+    assert 0 < rejected < len(triples)
+
+
+def test_unicode_texts_are_decided_as_by_a_plain_loop():
+    """Chinese, Japanese, Korean, Cyrillic, Arabic and mixed text, near-copies among them."""
+    base = [
+        "请用三句话解释为什么天空是蓝色的，不要超过五十个字。",
+        "日本の首都について短い文章を書いてください。",
+        "한국어로 짧은 시를 한 편 써 주세요.",
+        "Напиши короткое письмо другу о поездке в горы.",
+        "اكتب رسالة قصيرة إلى صديق عن رحلة إلى الجبل",
+        "用 Python 3 写一个 function 计算平均值",
+    ]
+    draw, texts = random.Random(3), []
+    for text in base * 8:
+        at = draw.randrange(len(text) - 3)
+        texts.append(text[:at] + text[at + draw.randrange(4) :])
+    pool, kept = [], []
+    for text in texts:
+        kept.append(all(rouge_l(other, text, "unicode") <= 0.7 for other in pool))
+        if kept[-1]:
+            pool.append(text)
+    assert [d.kept for d in filter_novel(texts, mode="unicode")] == kept
+    assert [d.kept for d in streamed(texts, [], 0.7, "unicode")] == kept
+    assert sum(kept) >= 6
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 75, 149])
+def test_batches_change_nothing(cut, tmp_path):
+    """All at once, or in two parts with the index saved and loaded between them."""
+    texts, known = some_texts(150, 8), some_texts(10, 9)
+    index = NoveltyIndex(known)
+    first = index.extend(texts[:cut])
+    again = NoveltyIndex.load(index.save(tmp_path / "index.json"))
+    assert first + again.extend(texts[cut:]) == filter_novel(texts, known)
+
+
+def test_few_texts_against_many_known():
+    """The way that extend() takes for a handful decides as the one for many."""
+    known, texts = some_texts(400, 10), some_texts(12, 11)
+    few = NoveltyIndex(known)
+    assert few.extend(texts) == filter_novel(texts, known) == streamed(texts, known, 0.7)
+    kept, _ = plain_filter(texts, known, 0.7)
+    assert [d.kept for d in filter_novel(texts, known)] == kept
 
 
 def test_workers_change_nothing():
