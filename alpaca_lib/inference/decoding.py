@@ -20,7 +20,7 @@ class Decoding:
     top_k: int = 0  # 0: all
     beams: int = 1
     max_new_tokens: int = 128
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # above 1: what the answer has said gets less likely
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -36,15 +36,23 @@ class Decoding:
             if not good:
                 raise ValueError(f"{name} {getattr(self, name)}: {allowed}")
 
-    def arguments(self) -> dict[str, Any]:
-        """The same for transformers' generate()."""
+    def arguments(self, prompt_tokens: int) -> dict[str, Any]:
+        """The same for transformers' generate(), for prompts of that many tokens.
+
+        Only what the answer itself repeats is penalised. transformers' own option
+        counts the prompt too, and with it the padding, which here is an end token.
+        """
         sample = self.temperature > 0
         options: dict[str, Any] = {
             "do_sample": sample,
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,
-            "repetition_penalty": self.repetition_penalty,
         }
+        if self.repetition_penalty != 1:
+            from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+            penalty = RepetitionPenaltyLogitsProcessor(self.repetition_penalty, prompt_tokens)
+            options["logits_processor"] = LogitsProcessorList([penalty])
         if sample:
             options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         return options
@@ -126,7 +134,7 @@ def stream(
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([Stop()]),
                     pad_token_id=tokenizer.pad_token_id,
-                    **decoding.arguments(),
+                    **decoding.arguments(ids.shape[1]),
                 )
         except BaseException as error:
             failure.append(error)
@@ -159,7 +167,7 @@ def _batch(model: Any, tokenizer: Any, ids: list[list[int]], decoding: Decoding)
             input_ids=padded.to(model.device),
             attention_mask=mask.to(model.device),
             pad_token_id=pad,
-            **decoding.arguments(),
+            **decoding.arguments(longest),
         )[:, longest:]
     ends = _end_tokens(model, tokenizer)
     answers = []

@@ -55,6 +55,29 @@ def test_batches_change_nothing(model, tokenizer, some_examples, batch_size):
     assert backwards[::-1] == single
 
 
+def test_repetition_penalty_sees_the_answer_only(model, tokenizer, some_examples):
+    """As a plain loop that penalises what was generated: neither prompt nor padding counts."""
+    examples, penalty = some_examples[:6], 1.3
+    decoding = Decoding(max_new_tokens=12, repetition_penalty=penalty)
+    answers = answer(model, tokenizer, examples, decoding, batch_size=4)
+    assert answers != answer(model, tokenizer, examples, Decoding(max_new_tokens=12), batch_size=4)
+    for example, got in zip(examples, answers, strict=True):
+        ids, new = tokenizer(render_prompt(example))["input_ids"], []
+        for _ in range(12):
+            with torch.inference_mode():
+                logits = model(torch.tensor([ids + new]), use_cache=False).logits[0, -1]
+            for token in set(new):
+                logits[token] *= penalty if logits[token] < 0 else 1 / penalty
+            new.append(int(logits.argmax()))
+            if new[-1] == tokenizer.eos_token_id:
+                break
+        ended = new[-1] == tokenizer.eos_token_id
+        new = new[:-1] if ended else new
+        assert got == Answer(
+            tokenizer.decode(new, skip_special_tokens=True).strip(), ended, len(new)
+        )
+
+
 def test_no_examples(model, tokenizer):
     """Nothing asked, nothing answered."""
     assert answer(model, tokenizer, []) == []
