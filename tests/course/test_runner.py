@@ -25,7 +25,7 @@ def error_of(*arguments: str, capsys) -> str:
         (["-p", "epochs=many"], "-p epochs=many: a number is needed"),
         (["-p", "max_steps=1.5"], "a whole number is needed"),
         (["--only", "02", "-p", "epochs=1"], "no parameter of that name in 02_dataset_inspection"),
-        (["--profile", "lapdog"], "no such profile; there are gpu, laptop, quick"),
+        (["--profile", "lapdog"], "no such profile; there are epoch, gpu, laptop, quick"),
     ],
 )
 def test_a_wrong_command_line_names_the_cure(arguments, says, capsys):

@@ -64,7 +64,7 @@ def test_repetition_penalty_sees_the_answer_only(model, tokenizer, some_examples
     for example, got in zip(examples, answers, strict=True):
         ids, new = tokenizer(render_prompt(example))["input_ids"], []
         for _ in range(12):
-            with torch.inference_mode():
+            with torch.no_grad():
                 logits = model(torch.tensor([ids + new]), use_cache=False).logits[0, -1]
             for token in set(new):
                 logits[token] *= penalty if logits[token] < 0 else 1 / penalty
