@@ -171,9 +171,13 @@ _NOTHING = (
     r"|empty|not applicable)\s*[>\])]?\s*\.?\s*$"
 )
 _REFUSES = (
-    r"^(i['’]?m sorry|i am sorry|sorry,|unfortunately,? (i|as)|i (can('|no|’)t|am unable|"
-    r"am not able|do not have|don['’]t have access)|as an? (ai|language model|artificial))"
-    r"|\bas an ai\b|\bas a (large )?language model\b"
+    r"^((i['’]?m|i am) sorry|sorry|unfortunately|apologies)\b[^.\n]{0,40}\b"
+    r"(can['’]?t|cannot|can not|unable|not able|not possible)\b"
+    r"|^i(['’]m| am)? (can(no|['’])t|unable|not able)"
+    r"|^i do(n['’]t| not) have (access|the ability|enough)"
+    r"|^(this|that|the) (task|request|question) (is|can)( ?not| beyond)"
+    r"|^as an? (ai|language model)\b"
+    r"|\bas an ai (language )?(model|assistant)\b|\bas a (large )?language model\b"
 )
 _CLAIMS = (
     r"\b(i have|i['’]ve) (sent|attached|uploaded|emailed|booked|scheduled|ordered|called|"
