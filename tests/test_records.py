@@ -134,12 +134,12 @@ def test_seed_task_with_bad_instances(tmp_path, instances):
 
 def test_the_courses_own_files_load(repository):
     """Every shipped data set loads; the number in its name is its number of rows."""
-    files = sorted((repository / "data").glob("*_[0-9]*.json"))
+    files = sorted((repository / "data").glob("*_[0-9]*[0-9].json"))
     assert files
     for file in files:
         assert len(load_examples(file)) == int(file.stem.rsplit("_", 1)[1]), file.name
     seeds = load_examples(repository / "data" / "seed_tasks.jsonl")
-    assert len(seeds) >= 20 and all(seed.output for seed in seeds)
+    assert len(seeds) == 175 and all(seed.output for seed in seeds)
 
 
 # --- bad files ----------------------------------------------------------------------

@@ -96,6 +96,20 @@ def filter_novel(
     return decisions
 
 
+def near_pairs(
+    texts: Sequence[str], threshold: float, mode: str = "rouge", workers: int | None = None
+) -> list[tuple[int, int, float]]:
+    """Every (earlier place, later place, ROUGE-L) above the threshold, by later place."""
+    index = NoveltyIndex(texts, threshold, mode)
+    pairs = pruning.pairs_above(index._encoded, threshold, 0, workers or os.cpu_count() or 1)
+    lengths = np.array(index._lengths, dtype=np.float64)
+    scores = pruning.f_measure(
+        pairs.common.astype(np.float64), lengths[pairs.earlier], lengths[pairs.later]
+    )
+    columns = (pairs.earlier.tolist(), pairs.later.tolist(), scores.tolist())
+    return list(zip(*columns, strict=True))
+
+
 class NoveltyIndex:
     """Texts so far, and whether the next one is new; grows in place."""
 

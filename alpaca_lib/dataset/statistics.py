@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from alpaca_lib.dataset.rouge import NoveltyIndex, tokenize
+from alpaca_lib.dataset.rouge import NoveltyIndex, near_pairs, tokenize
 from alpaca_lib.records import FIELDS, Example
 
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -126,6 +126,41 @@ def distinct_bigrams(texts: Sequence[str]) -> int:
         tokens = tokenize(text, "unicode")
         pairs.update(pairwise(tokens))
     return len(pairs)
+
+
+def clusters(texts: Sequence[str], threshold: float, mode: str = "rouge") -> list[list[int]]:
+    """Places of texts that a chain of pairs above the threshold joins; the largest first.
+
+    Texts without a near one are in none.
+    """
+    leader = list(range(len(texts)))
+
+    def find(place: int) -> int:
+        while leader[place] != place:
+            leader[place] = leader[leader[place]]
+            place = leader[place]
+        return place
+
+    for earlier, later, _ in near_pairs(texts, threshold, mode):
+        leader[find(later)] = find(earlier)
+    groups: dict[int, list[int]] = {}
+    for place in range(len(texts)):
+        groups.setdefault(find(place), []).append(place)
+    return sorted((g for g in groups.values() if len(g) > 1), key=lambda g: (-len(g), g[0]))
+
+
+def vocabulary_growth(texts: Sequence[str], points: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """(words read, different words among them) at so many places of the texts in order."""
+    seen: set[str] = set()
+    read, curve = 0, []
+    for text in texts:
+        tokens = tokenize(text, "unicode")
+        read += len(tokens)
+        seen.update(tokens)
+        curve.append((read, len(seen)))
+    chosen = np.unique(np.linspace(0, len(curve) - 1, min(points, len(curve))).round().astype(int))
+    table = np.array(curve, dtype=np.int64).reshape(-1, 2)[chosen]
+    return table[:, 0], table[:, 1]
 
 
 def sentences(text: str, at_least: int = 6) -> Iterator[str]:

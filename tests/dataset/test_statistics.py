@@ -8,12 +8,14 @@ from alpaca_lib.dataset.statistics import (
     Diversity,
     Lengths,
     Near,
+    clusters,
     diversity,
     markdown_table,
     nearest,
     nearest_scores,
     overview,
     shared_sentences,
+    vocabulary_growth,
     words,
 )
 from alpaca_lib.records import Example
@@ -61,7 +63,7 @@ def test_overview_counts_the_shipped_data(repository):
 
     from alpaca_lib.records import load_examples
 
-    file = sorted((repository / "data").glob("alpaca_*.json"))[0]
+    file = repository / "data" / "alpaca_520.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
     view = overview(load_examples(file))
     assert view.rows == len(rows)
@@ -125,3 +127,25 @@ def test_markdown_table():
     lines = markdown_table({"a.json": SET, "b.json": SET[:1]}).splitlines()
     assert lines[0] == "|  | `a.json` | `b.json` |" and "| Rows | 5 | 1 |" in lines
     assert "| Longest output, words | 5 | 1 |" in lines
+
+
+def test_clusters():
+    """A chain joins a and c through b, although a and c are not near; loners are left out."""
+    texts = [
+        "one two three four five six seven eight",
+        "quite another sentence about a dog",
+        "one two three four five six seven nine ten",
+        "three four five six seven nine ten eleven",
+        "a dog, quite another sentence about",
+        "nothing like the rest",
+    ]
+    assert clusters(texts, 0.6) == [[0, 2, 3], [1, 4]]
+    assert clusters(texts, 0.99) == [] and clusters([], 0.5) == []
+
+
+def test_vocabulary_growth():
+    """Words read and words met for the first time, counted by hand."""
+    read, different = vocabulary_growth(["a b a", "b c", "c c d"], points=3)
+    assert read.tolist() == [3, 5, 8] and different.tolist() == [2, 3, 4]
+    assert len(vocabulary_growth(["a"] * 500)[0]) == 50
+    assert len(vocabulary_growth([])[0]) == 0
