@@ -16,15 +16,18 @@ def stated_sum(text: str) -> Fraction | None:
     None as well for two sums, and for an equation with an unknown.
     """
     text = text.replace(",", "")
-    if _UNKNOWN.search(text):
+    if _UNKNOWN.search(text) or "..." in text:
         return None
     sums = [found[0].strip() for found in _SUM.finditer(text) if _OPERATOR.search(found[0])]
-    return evaluate(sums[0]) if len(sums) == 1 else None
+    if len(sums) != 1:
+        return None
+    span = _RANGE.fullmatch(sums[0])
+    return None if span and int(span[1]) < int(span[2]) else evaluate(sums[0])
 
 
 def holds_value(answer: str, value: Fraction) -> bool:
     """Whether a number in the answer is the value, exactly or rounded as written."""
-    numbers = re.findall(r"-?\d+(?:\.\d+|/\d+)?", answer.replace(",", ""))
+    numbers = re.findall(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|/\d+)?", answer.replace(",", ""))
     return any(_equals(number, value) for number in numbers)
 
 
@@ -75,4 +78,6 @@ _SUM = re.compile(
 )
 # 7/3/21 is a date, 3x3 a size, 1/4 an amount and 10-12 a range: these alone are no sums.
 _OPERATOR = re.compile(r"\d\)?\s*[+*×÷−^]\s*\(?\d|\d\)?\s+[-/x]\s+\(?\d|\)\s*/|/\s*\(")
+# "1 - 5 points", "2010 - 2014": the first number is the smaller one.
+_RANGE = re.compile(r"(\d{1,2}|\d{4})\s*-\s*(\d{1,2}|\d{4})")
 _UNKNOWN = re.compile(r"(?<![a-z])[a-z](?=\s*[-+=^²)])|\d[xyz]\b|=\s*0")

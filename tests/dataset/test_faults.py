@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_lib.dataset.faults import (
-    DETECTORS,
-    KINDS,
-    count_faults,
-    ends_properly,
-    find_faults,
-)
+from alpaca_lib.dataset.detectors import DETECTORS, ends_properly
+from alpaca_lib.dataset.faults import KINDS, count_faults, find_faults
 from alpaca_lib.records import Example
 
 FINE = Example("Name a warm colour of autumn.", "", "Orange.")
@@ -26,7 +21,7 @@ CASES = [
     ("word for no input", row(input="N/A"), row(input="nail")),
     ("no-input mark in output", row(output="<noinput>\nBlue."), row(output="There is no in-put.")),
     ("merged tasks", row(output="Red.\n5. Instruction: Sort these."), row(output="5. Instruct")),
-    ("merged tasks", row(output="Red.\n##\nMore"), row(output="# Title\nText.")),
+    ("merged tasks", row(output="Red.\n##\nMore"), row(output="Red.\n##")),
     ("empty output", row(output="  "), row(output="0")),
     ("empty output", row(output="<No output>"), row(output="None of the three.")),
     ("address", row(input="See https://a.example/x"), row(input="See the page.")),
@@ -37,9 +32,11 @@ CASES = [
     ("claims an action", row(output="The alarm has been set."), row(output="The alarm rings.")),
     ("refusal", row(output="As an AI, I feel nothing."), row(output="As an aid.")),
     ("refusal", row(output="I'm sorry, but I can't say."), row(output="I'm sorry to be late.")),
+    ("refusal", row(output="I cannot draw a cat."), row(output="I can't believe it!")),
     ("control character", row(output="a\x07b"), row(output="a\tb\nc")),
     ("arithmetic", row("Add 14 + 6.", output="The sum is"), row("Add 14 + 6.", output="20.")),
     ("arithmetic", row("Compute.", "3 × (4 + 5)", "35"), row("Compute.", "3 × (4 + 5)", "27")),
+    ("arithmetic", row("Is it 9 - 5?", output="It is 3."), row("Rate it 1 - 5.", output="Four.")),
     ("arithmetic", row("What is 10 / 3?", output="3.34"), row("What is 10 / 3?", output="3.33")),
     ("cut off", row(output="The total cost is $"), row(output="The total cost is $20")),
     ("cut off", row(output="It had happened as of 20"), row(output="There are 1,020")),
@@ -55,11 +52,19 @@ CASES = [
         row("Translate the sentence.", "I am at home."),
     ),
     ("output is the input", row(input="I am here.", output="I am here."), row(input="Here I am.")),
+    (
+        "output is the input",
+        row("Correct it.", "I is here.", "I is here."),
+        row("Sort the words.", "a, b, c", "a, b, c"),
+    ),
     ("input missing", row("Shorten the following text."), row("Shorten the following text: Oh!")),
     ("input missing", row("Sort this list by length."), row("Sort this list of mine: [3, 1, 2]")),
-    ("placeholder", row(output="Dear [Name], hello."), row(output="x[Name](y) and a[0]")),
-    ("contact details", row(output="Ask jo@mail.test."), row(output="Ask jo@mail.example.org.")),
-    ("contact details", row(input="Call 415-555-0182."), row(input="From 1415 to 2182.")),
+    ("input missing", row("Is this sentence true?"), row("Is this sentence true? Snow is white.")),
+    ("placeholder", row(output="[Flow chart of it]"), row(output="Dear [Your Name], hello.")),
+    ("placeholder", row(output="Play: [Insert notes here]"), row(output="x[Name](y) and a[0]")),
+    ("contact details", row(output="Ask jo@mail.net."), row(output="Ask jo@mail.example.org.")),
+    ("contact details", row(input="Call 415-823-0182."), row(input="Call 415-555-0182.")),
+    ("contact details", row(input="Call 415-823-0182."), row("Is it valid?", "415-823-0182")),
 ]  # fmt: skip
 
 
@@ -81,12 +86,21 @@ def test_every_detector_has_a_case():
 
 
 def test_repeated_texts():
-    """The second and third of equal long inputs or outputs are named, short ones are not."""
+    """One text in two rows is a fault if the tasks are alike; short texts never are."""
     long = "The committee met on Tuesday and agreed on three points of order."
     faults = find_faults(
-        [row(input=long), row(input="short"), row(input=long), row(output=long), row(output=long)]
+        [
+            row("Sum up the minutes in one sentence.", long, "a"),
+            row("Name the day of the meeting.", long, "b"),
+            row("Sum up these minutes in one sentence.", long, "c"),
+            row("Sum up the minutes in one sentence.", "short", "d"),
+            row("When did they meet?", "", long),
+            row("When did they all meet?", "", long),
+            row("Give an example of a long sentence.", "", long),
+        ]
     )
-    assert [(f.row, f.kind) for f in faults] == [(2, "repeated input"), (4, "repeated output")]
+    assert [(f.row, f.kind) for f in faults] == [(2, "repeated input"), (5, "repeated output")]
+    assert "rows 0 and 2" in faults[0].fix
 
 
 def test_counts_name_every_kind():
