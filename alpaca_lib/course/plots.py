@@ -1,4 +1,4 @@
-"""Figures in one style: labelled axes, colour-blind-safe, saved under images/."""
+"""The notebooks' figures: drawn in the one style, saved, and shown with a description."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.course.notebooks import REPO
+from alpaca_lib.figures import COLOURS, bars, curve, figure, histogram, sunburst
 
-# Okabe and Ito's palette.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+__all__ = ["COLOURS", "bars", "curve", "figure", "finish", "histogram", "losses", "sunburst"]
 IMAGES = REPO / "images"
-
-
-def figure(title: str, x: str, y: str, size: tuple[float, float] = (6.0, 3.3)) -> tuple[Any, Any]:
-    """(figure, axes) in the course's style, with a title and both labels."""
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.set_prop_cycle(color=COLOURS)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, alpha=0.25)
-    axes.set_axisbelow(True)
-    return fig, axes
 
 
 def finish(fig: Any, name: str, folder: Path | None = None, alt: str = "") -> Path:
@@ -38,36 +25,6 @@ def finish(fig: Any, name: str, folder: Path | None = None, alt: str = "") -> Pa
     plt.close(fig)
     display(Image(filename=str(path), alt=alt))
     return path
-
-
-def histogram(
-    values: Mapping[str, Sequence[float]], title: str, x: str, bins: int = 20
-) -> tuple[Any, Any]:
-    """One outlined histogram a series, over common bins; y counts rows."""
-    import numpy as np
-
-    fig, axes = figure(title, x, "rows")
-    top = max((max(series) for series in values.values() if len(series)), default=1)
-    edges = np.linspace(0, top or 1, bins + 1)
-    for (label, series), colour in zip(values.items(), COLOURS, strict=False):
-        axes.hist(series, edges, label=label, color=colour, alpha=0.55, edgecolor=colour)
-    if len(values) > 1:
-        axes.legend(frameon=False)
-    return fig, axes
-
-
-def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tuple[Any, Any]:
-    """Horizontal bars, the first on top."""
-    import textwrap
-
-    names = [textwrap.fill(name, 32) for name in counts]
-    lines = sum(name.count("\n") + 1 for name in names)
-    fig, axes = figure(title, x, "", (6.0, 0.28 * lines + 1.1))
-    axes.barh(names, list(counts.values()), color=COLOURS[colour])
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    return fig, axes
 
 
 def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:

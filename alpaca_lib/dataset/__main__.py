@@ -1,6 +1,8 @@
 """What is in a data set, and is it good enough to train on?
 
 describe FILE ...: counts, lengths and variety as a Markdown table.
+report FILE: one self-contained HTML page with figures, faults and near-duplicates.
+card FILE: a data card in Markdown, to go beside the file.
 check FILE: one line a demand with the number found and the number wanted, and below
 each demand that fails the rows that fail it. Exit code 0: all demands are met,
 1: some are not, 2: a file cannot be read.
@@ -17,7 +19,7 @@ from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.proofs import load_proofs
 from alpaca_lib.dataset.rouge import MODES
 from alpaca_lib.dataset.statistics import markdown_table
-from alpaca_lib.records import DataError, load_examples
+from alpaca_lib.records import DataError, load_examples, write_text
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -65,6 +67,28 @@ def parser() -> argparse.ArgumentParser:
         description="Example: python -m alpaca_lib.dataset describe data/alpaca_520.json",
     )
     two.add_argument("file", type=Path, nargs="+", help="Alpaca-format or seed files")
+    three = commands.add_parser(
+        "report",
+        help="write one HTML page about a data set",
+        description="Example: python -m alpaca_lib.dataset report my.json --apart my_seeds.jsonl",
+    )
+    three.add_argument("file", type=Path, help="the Alpaca-format file")
+    three.add_argument("--out", type=Path, help="the page (default: FILE with .html)")
+    four = commands.add_parser(
+        "card",
+        help="write a data card",
+        description="Example: python -m alpaca_lib.dataset card my.json --licence 'CC BY 4.0'",
+    )
+    four.add_argument("file", type=Path, help="the Alpaca-format file")
+    four.add_argument("--out", type=Path, help="the card (default: FILE with .card.md)")
+    for name in ("licence", "provenance", "limits"):
+        four.add_argument(f"--{name}", default="", help=f"the card's words on {name}")
+    for command in (three, four):
+        command.add_argument(
+            "--apart", type=Path, nargs="*", default=[], metavar="FILE",
+            help="seeds or held-out sets: how near is it to them?",
+        )  # fmt: skip
+        command.add_argument("--mode", choices=MODES, default="unicode")
     return top
 
 
@@ -75,10 +99,34 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "describe":
             print(markdown_table({path.name: load_examples(path) for path in options.file}))
             return 0
-        return run_check(options)
+        if options.command == "check":
+            return run_check(options)
+        return write_page(options)
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def write_page(options: argparse.Namespace) -> int:
+    """The report and card commands."""
+    from alpaca_lib.dataset.card import data_card
+    from alpaca_lib.dataset.report import report
+
+    examples = load_examples(options.file)
+    apart = {path.name: load_examples(path) for path in options.apart}
+    if options.command == "report":
+        target = options.out or options.file.with_suffix(".html")
+        text = report(
+            examples, options.file.name, apart, options.mode, lambda step: print(step, "...")
+        )
+    else:
+        target = options.out or options.file.with_suffix(".card.md")
+        text = data_card(
+            examples, options.file.name, options.licence, options.provenance, options.limits,
+            apart, options.mode,
+        )  # fmt: skip
+    print(write_text(target, text))
+    return 0
 
 
 def run_check(options: argparse.Namespace) -> int:

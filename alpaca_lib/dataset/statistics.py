@@ -115,7 +115,9 @@ def diversity(examples: Sequence[Example], mode: str = "unicode") -> Diversity:
 
 
 def first_word(text: str) -> str:
-    """The first word of a text, in lower case and without punctuation."""
+    """The first word, in lower case and without punctuation; of Chinese, two characters."""
+    if CJK.match(text):
+        return text[:2]
     return text.split()[0].strip(".,:;!?\"'").lower()
 
 

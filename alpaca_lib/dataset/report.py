@@ -1,0 +1,195 @@
+"""One self-contained HTML page about a data set: figures, faults, near-duplicates.
+
+Nothing is fetched when it is opened; every text of the data is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from alpaca_lib import figures
+from alpaca_lib.dataset.card import NEAR
+from alpaca_lib.dataset.detectors import DETECTORS
+from alpaca_lib.dataset.faults import KINDS, Fault, count_faults, find_faults
+from alpaca_lib.dataset.statistics import (
+    clusters,
+    nearest,
+    nearest_scores,
+    overview,
+    vocabulary_growth,
+    words,
+)
+from alpaca_lib.dataset.verbs import verb_objects
+from alpaca_lib.records import Example
+
+SHOWN = 3  # examples of each fault, and members of each cluster
+COMPARED = 20_000  # rows up to which every pair is scored in full
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { border-bottom: 1px solid #ddd; padding: .3rem .8rem; text-align: left;
+  vertical-align: top; }
+img { max-width: 100%; } mark { background: #ffe08a; } .quiet { color: #666; }
+summary { cursor: pointer; }
+"""
+
+
+def report(
+    examples: Sequence[Example],
+    name: str,
+    apart: Mapping[str, Sequence[Example]] | None = None,
+    mode: str = "unicode",
+    progress: Callable[[str], None] = lambda step: None,
+) -> str:
+    """The page as HTML. apart: seeds or held-out sets, to measure the distance to."""
+    progress("counts and lengths")
+    view = overview(examples)
+    parts = [
+        _table(
+            ["", ""],
+            [
+                ["rows", f"{view.rows:,}"],
+                ["with an input", f"{view.with_input:,} ({view.with_input / view.rows:.0%})"],
+                ["distinct instructions", f"{view.distinct_instructions:,}"],
+                ["empty outputs", f"{view.empty_outputs:,}"],
+            ],
+        ),
+        _table(
+            ["words", "rows", "mean", "median", "95 % under", "longest"],
+            [
+                [field, f"{n.rows:,}", f"{n.mean:.1f}", f"{n.median:g}", f"{n.p95:.0f}", n.longest]
+                for field, n in view.lengths.items()
+            ],
+        ),
+        _lengths(examples),
+        "<h2>What is asked for</h2>",
+        _image(
+            figures.sunburst(
+                verb_objects(e.instruction for e in examples), "Root verbs and their objects"
+            ),
+            "Two rings: the most frequent verbs, and the objects of each",
+        ),
+        _table(["first words", "rows"], view.first_words[:12]),
+        _vocabulary(examples),
+    ]
+    progress("near-duplicates")
+    parts += _duplicates(examples, apart or {}, mode)
+    progress("faults")
+    parts += _faults(examples)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(name)}</h1>" + "\n".join(parts) + "</html>\n"
+    )
+
+
+def _lengths(examples: Sequence[Example]) -> str:
+    values = {
+        field: [min(words(getattr(e, field)), 250) for e in examples if getattr(e, field)]
+        for field in ("instruction", "output")
+    }
+    drawn = figures.histogram(values, "Lengths (250 and more in the last bar)", "words", 50)
+    return _image(drawn, "Histogram: words of instructions and outputs")
+
+
+def _vocabulary(examples: Sequence[Example]) -> str:
+    lines = {
+        field: vocabulary_growth([getattr(e, field) for e in examples])
+        for field in ("instruction", "output")
+    }
+    drawn = figures.curve(lines, "Vocabulary", "words read", "different words")  # type: ignore[arg-type]
+    return _image(drawn, "Lines: different words by words read")
+
+
+def _duplicates(
+    examples: Sequence[Example], apart: Mapping[str, Sequence[Example]], mode: str
+) -> list[str]:
+    texts = [example.instruction for example in examples]
+    groups = clusters(texts, NEAR, mode)
+    rows = [
+        [f"{len(group):,}", "<br>".join(_quote(texts[place]) for place in group[:SHOWN])]
+        for group in groups[:10]
+    ]
+    out = [
+        "<h2>Near-duplicates</h2>",
+        f"<p>{sum(map(len, groups)):,} instructions in {len(groups):,} groups, joined by pairs "
+        f"above ROUGE-L {NEAR}.</p>",
+        _table(["rows", f"the first {SHOWN}"], rows, escaped=True) if rows else "",
+    ]
+    series = {}
+    if len(texts) <= COMPARED:
+        series["within the set"] = [one.score for one in nearest(texts, mode=mode)]
+    for name, others in apart.items():
+        known = [example.instruction for example in others]
+        series[f"in {name}"] = nearest_scores(texts, known, mode).tolist()
+    if series:
+        drawn = figures.histogram(series, "Distance to the nearest", "highest ROUGE-L", 40)
+        drawn[1].axvline(NEAR, color="black", linestyle=":")
+        out.append(_image(drawn, "Histogram: ROUGE-L of each instruction to the nearest other"))
+    return out
+
+
+def _faults(examples: Sequence[Example]) -> list[str]:
+    faults = find_faults(examples)
+    counts = count_faults(faults)
+    meaning = {detector.kind: detector for detector in DETECTORS}
+    out = [
+        "<h2>Faults</h2>",
+        "<p>A detector points at rows to look at; it changes nothing. <b>error</b> is nearly "
+        "always a fault, <b>review</b> needs a reader.</p>",
+    ]
+    for kind in sorted(KINDS, key=lambda kind: -counts[kind]):
+        if not counts[kind]:
+            continue
+        mine = [fault for fault in faults if fault.kind == kind]
+        what = meaning[kind].meaning if kind in meaning else "the same text in several rows"
+        shown = "".join(_fault(examples, fault) for fault in mine[:SHOWN])
+        out.append(
+            f"<details><summary><b>{kind}</b>: {counts[kind]:,} rows "
+            f'<span class="quiet">({mine[0].severity}; {html.escape(what)})</span></summary>'
+            f"{shown}</details>"
+        )
+    if not faults:
+        out.append("<p>No detector fires.</p>")
+    return out
+
+
+def _fault(examples: Sequence[Example], fault: Fault) -> str:
+    text = getattr(examples[fault.row], fault.field)
+    start, end = fault.span
+    before, after = text[max(start - 80, 0) : start], text[end : end + 80]
+    middle = f"<mark>{html.escape(text[start:end][:300]) or '(empty)'}</mark>"
+    return (
+        f"<p>row {fault.row}, {fault.field}: …{html.escape(before)}{middle}{html.escape(after)}… "
+        f'<span class="quiet">{html.escape(fault.fix)}</span></p>'
+    )
+
+
+def _quote(text: str, size: int = 160) -> str:
+    return html.escape(text if len(text) <= size else text[: size - 1] + "…")
+
+
+def _table(heads: Iterable[Any], rows: Iterable[Iterable[Any]], escaped: bool = False) -> str:
+    def cell(value: Any) -> str:
+        return str(value) if escaped else html.escape(str(value))
+
+    top = "".join(f"<th>{html.escape(str(head))}</th>" for head in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _image(drawn: tuple[Any, Any], alt: str) -> str:
+    """A figure as an img tag that holds its own PNG."""
+    import matplotlib.pyplot as plt
+
+    stream = io.BytesIO()
+    drawn[0].savefig(stream, format="png", dpi=100, metadata={"Software": None})
+    plt.close(drawn[0])
+    data = base64.b64encode(stream.getvalue()).decode("ascii")
+    return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'

@@ -1,0 +1,104 @@
+"""Figures in one style: labelled axes with units, colour-blind-safe.
+
+Each function returns (figure, axes) of matplotlib; who calls it shows or saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Okabe and Ito's palette.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
+
+def figure(title: str, x: str, y: str, size: tuple[float, float] = (6.0, 3.3)) -> tuple[Any, Any]:
+    """(figure, axes) in the course's style, with a title and both labels."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(figsize=size, layout="constrained")
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set_prop_cycle(color=COLOURS)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, alpha=0.25)
+    axes.set_axisbelow(True)
+    return fig, axes
+
+
+def histogram(
+    values: Mapping[str, Sequence[float]], title: str, x: str, bins: int = 20
+) -> tuple[Any, Any]:
+    """One outlined histogram a series, over common bins; y counts rows."""
+    import numpy as np
+
+    fig, axes = figure(title, x, "rows")
+    top = max((max(series) for series in values.values() if len(series)), default=1)
+    edges = np.linspace(0, top or 1, bins + 1)
+    for (label, series), colour in zip(values.items(), COLOURS, strict=False):
+        axes.hist(series, edges, label=label, color=colour, alpha=0.55, edgecolor=colour)
+    if len(values) > 1:
+        axes.legend(frameon=False)
+    return fig, axes
+
+
+def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tuple[Any, Any]:
+    """Horizontal bars, the first on top."""
+    import textwrap
+
+    names = [textwrap.fill(name, 32) for name in counts]
+    lines = sum(name.count("\n") + 1 for name in names)
+    fig, axes = figure(title, x, "", (6.0, 0.28 * lines + 1.1))
+    axes.barh(names, list(counts.values()), color=COLOURS[colour])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    return fig, axes
+
+
+def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any, Any]:
+    """Two rings: outside the parts of each name, inside their sums; names without are left out."""
+    import matplotlib.colors
+
+    fig, axes = figure(title, "", "", (7.5, 7.5))
+    axes.set_axis_off()
+    parts = {name: inner for name, inner in parts.items() if inner}
+    if not parts:
+        axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
+        return fig, axes
+    shades = [COLOURS[n % len(COLOURS)] for n in range(len(parts))]
+    pale = [
+        matplotlib.colors.to_rgba(shade, 0.75 - 0.5 * n / len(inner))
+        for shade, inner in zip(shades, parts.values(), strict=True)
+        for n in range(len(inner))
+    ]
+    total = sum(value for inner in parts.values() for value in inner.values())
+    edge = {"width": 0.38, "edgecolor": "white"}
+    axes.pie(
+        [sum(inner.values()) for inner in parts.values()], labels=list(parts), radius=0.72,
+        colors=shades, wedgeprops=edge, rotatelabels=True, labeldistance=0.74, startangle=90,
+        textprops={"fontsize": 8, "color": "white", "va": "center", "ha": "center"},
+    )  # fmt: skip
+    axes.pie(
+        [value for inner in parts.values() for value in inner.values()],
+        labels=[
+            name if value > 0.012 * total else ""
+            for inner in parts.values()
+            for name, value in inner.items()
+        ],
+        radius=1.1, colors=pale,
+        wedgeprops=edge, rotatelabels=True, labeldistance=1.02, startangle=90,
+        textprops={"fontsize": 7, "va": "center"},
+    )  # fmt: skip
+    return fig, axes
+
+
+def curve(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str
+) -> tuple[Any, Any]:
+    """One line a name, over its own x."""
+    fig, axes = figure(title, x, y)
+    for label, (at, value) in lines.items():
+        axes.plot(at, value, label=label)
+    if len(lines) > 1:
+        axes.legend(frameon=False)
+    return fig, axes
