@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from alpaca_lib.dataset.faults import DETECTORS, KINDS, find_faults
-from alpaca_lib.records import load_examples
+from alpaca_lib.records import load_examples, write_text
 
 LABELS = Path(__file__).with_name("faults_labels.json")
 
@@ -26,6 +26,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--data", type=Path, required=True, help="Stanford's alpaca_data.json")
+    top.add_argument("--out", type=Path, help="a .json file for the numbers")
     options = top.parse_args()
     labels = json.loads(LABELS.read_text(encoding="utf-8"))
     examples = load_examples(options.data)
@@ -35,6 +36,7 @@ def main() -> None:
     severity = {detector.kind: detector.severity for detector in DETECTORS}
     print(f"{len(examples):,} rows of {options.data.name}\n")
     print(f"{'detector':30}{'severity':>10}{'rows':>7}{'judged':>8}{'true':>6}{'of the true':>14}")
+    out = {}
     for kind in KINDS:
         judged = {int(row): true for row, true in labels.get(kind, {}).items()}
         still = [true for row, true in judged.items() if row in hits[kind]]
@@ -43,6 +45,9 @@ def main() -> None:
             f"{kind:30}{severity.get(kind, 'review'):>10}{len(hits[kind]):7,}"
             f"{len(still):8}{sum(still):6}{share:>14}"
         )
+        out[kind] = {"rows": len(hits[kind]), "judged": len(still), "true": sum(still)}
+    if options.out:
+        write_text(options.out, json.dumps(out, indent=1) + "\n")
 
 
 if __name__ == "__main__":
