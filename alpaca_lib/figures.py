@@ -59,7 +59,7 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
     """Two rings: outside the parts of each name, inside their sums; names without are left out."""
     import matplotlib.colors
 
-    fig, axes = figure(title, "", "", (7.5, 7.5))
+    fig, axes = figure(title, "", "", (5.4, 5.4))
     axes.set_axis_off()
     parts = {name: inner for name, inner in parts.items() if inner}
     if not parts:
@@ -76,7 +76,7 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
     axes.pie(
         [sum(inner.values()) for inner in parts.values()], labels=list(parts), radius=0.72,
         colors=shades, wedgeprops=edge, rotatelabels=True, labeldistance=0.74, startangle=90,
-        textprops={"fontsize": 8, "color": "white", "va": "center", "ha": "center"},
+        textprops={"fontsize": 7, "color": "white", "va": "center", "ha": "center"},
     )  # fmt: skip
     axes.pie(
         [value for inner in parts.values() for value in inner.values()],
@@ -87,7 +87,7 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
         ],
         radius=1.1, colors=pale,
         wedgeprops=edge, rotatelabels=True, labeldistance=1.02, startangle=90,
-        textprops={"fontsize": 7, "va": "center"},
+        textprops={"fontsize": 6.5, "va": "center"},
     )  # fmt: skip
     return fig, axes
 

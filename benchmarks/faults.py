@@ -1,11 +1,11 @@
 """python benchmarks/faults.py --data alpaca_data.json: the fault detectors on Alpaca.
 
-One line a detector: the rows it hits, how many of a sample of hits were judged by
-reading, and how many of those are faults. The judgements are in faults_labels.json,
-by row number of Stanford's alpaca_data.json (52,002 rows; not part of this project).
-They were made on hits of the first version of the detectors, and some detectors were
-sharpened after them; so "judged" are the labelled rows that are still hit, and the
-last column says how many of the true ones are.
+One line a detector: the rows it hits, how many of its hits were judged by reading, and
+how many of those are faults. The judgements are in faults_labels.json, by row number of
+Stanford's alpaca_data.json (52,002 rows; not part of this project): up to 20 hits of
+each detector's first version, on which the detectors were sharpened, and up to 20 fresh
+hits of the sharpened ones. The last column says how many of all the true rows are hit:
+what sharpening lost.
 """
 
 from __future__ import annotations

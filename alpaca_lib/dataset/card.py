@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alpaca_lib.dataset.faults import count_faults, find_faults
+from alpaca_lib.dataset.faults import Fault, count_faults, find_faults
 from alpaca_lib.dataset.statistics import clusters, markdown_table, nearest
 from alpaca_lib.records import Example
 
@@ -24,12 +24,15 @@ def data_card(
     limits: str = "",
     evaluation: Mapping[str, Sequence[Example]] | None = None,
     mode: str = "unicode",
+    faults: Sequence[Fault] | None = None,
 ) -> str:
-    """The card of a set as Markdown. evaluation: held-out sets, to look for leaks into."""
+    """The card of a set as Markdown. evaluation: held-out sets, to look for leaks into;
+    faults: what find_faults() found, if it has been called already."""
     instructions = [example.instruction for example in examples]
     groups = clusters(instructions, NEAR, mode)
     joined = sum(len(group) for group in groups)
-    faults = {kind: n for kind, n in count_faults(find_faults(examples)).items() if n}
+    found = find_faults(examples) if faults is None else faults
+    counts = {kind: n for kind, n in count_faults(found).items() if n}
     lines = [
         f"# Data card: {name}",
         "",
@@ -60,9 +63,9 @@ def data_card(
     if not evaluation:
         lines.append("Compared with no evaluation set.")
     lines += ["", "## Faults", ""]
-    if faults:
+    if counts:
         lines += ["| Detector | Rows |", "| --- | ---: |"]
-        lines += [f"| {kind} | {count:,} |" for kind, count in sorted(faults.items())]
+        lines += [f"| {kind} | {count:,} |" for kind, count in sorted(counts.items())]
     else:
         lines.append("No detector fires.")
     return "\n".join(lines) + "\n"

@@ -45,8 +45,10 @@ def report(
     apart: Mapping[str, Sequence[Example]] | None = None,
     mode: str = "unicode",
     progress: Callable[[str], None] = lambda step: None,
+    faults: Sequence[Fault] | None = None,
 ) -> str:
-    """The page as HTML. apart: seeds or held-out sets, to measure the distance to."""
+    """The page as HTML. apart: seeds or held-out sets, to measure the distance to;
+    faults: what find_faults() found, if it has been called already."""
     progress("counts and lengths")
     view = overview(examples)
     parts = [
@@ -80,7 +82,7 @@ def report(
     progress("near-duplicates")
     parts += _duplicates(examples, apart or {}, mode)
     progress("faults")
-    parts += _faults(examples)
+    parts += _faults(examples, find_faults(examples) if faults is None else faults)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
         f"<style>{_STYLE}</style><h1>{html.escape(name)}</h1>" + "\n".join(parts) + "</html>\n"
@@ -133,8 +135,7 @@ def _duplicates(
     return out
 
 
-def _faults(examples: Sequence[Example]) -> list[str]:
-    faults = find_faults(examples)
+def _faults(examples: Sequence[Example], faults: Sequence[Fault]) -> list[str]:
     counts = count_faults(faults)
     meaning = {detector.kind: detector for detector in DETECTORS}
     out = [

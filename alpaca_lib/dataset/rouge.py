@@ -149,7 +149,7 @@ class NoveltyIndex:
         """The Decision about a text, which is not added; ``full`` as in filter_novel()."""
         encoded = self._encode(text)
         if full:
-            scores = self._scores(encoded)
+            scores = self._scores([encoded])[0]
             if not len(scores):
                 return Decision(True, 0.0, None)
             best = int(scores.argmax())
@@ -202,15 +202,20 @@ class NoveltyIndex:
 
     def scores(self, text: str) -> np.ndarray:
         """ROUGE-L against every known text, float64, in order of adding."""
-        return self._scores(self._encode(text))
+        return self._scores([self._encode(text)])[0]
 
-    def _scores(self, encoded: str) -> np.ndarray:
+    def score_table(self, texts: Sequence[str]) -> np.ndarray:
+        """ROUGE-L of each text (rows) against every known one (columns), float64."""
+        return self._scores([self._encode(text) for text in texts])
+
+    def _scores(self, encoded: list[str]) -> np.ndarray:
         # LCSseq.similarity is the length of the longest common subsequence.
         common = cdist(
-            [encoded], self._encoded, scorer=LCSseq.similarity, workers=self.workers, dtype=np.int32
-        )[0]
-        lengths = np.array(self._lengths, dtype=np.float64)
-        return pruning.f_measure(common.astype(np.float64), len(encoded), lengths)
+            encoded, self._encoded, scorer=LCSseq.similarity, workers=self.workers, dtype=np.int32
+        )
+        mine = np.array([len(one) for one in encoded], dtype=np.float64)[:, None]
+        theirs = np.array(self._lengths, dtype=np.float64)[None, :]
+        return pruning.f_measure(common.astype(np.float64), mine, theirs)
 
     def neighbours(self, text: str, count: int = 10) -> Neighbours:
         """The nearest known texts with their scores, best first, and the mean of all."""

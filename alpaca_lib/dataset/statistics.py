@@ -13,6 +13,7 @@ import numpy as np
 from alpaca_lib.dataset.rouge import NoveltyIndex, near_pairs, tokenize
 from alpaca_lib.records import FIELDS, Example
 
+SCORES_AT_ONCE = 1 << 22  # a table of so many float64 at a time
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
@@ -82,14 +83,20 @@ def nearest(
 ) -> list[Near]:
     """For each text the nearest of ``known``; without ``known`` of the other texts."""
     index = NoveltyIndex(texts if known is None else known, mode=mode)
+    if not len(index):
+        return [Near(-1, 0.0) for _ in texts]
     out = []
-    for place, text in enumerate(texts):
-        scores = index.scores(text) if len(index) else np.zeros(0)
+    block = max(SCORES_AT_ONCE // len(index), 1)
+    for at in range(0, len(texts), block):
+        scores = index.score_table(texts[at : at + block])
+        rows = np.arange(len(scores))
         if known is None:
-            scores[place] = -1.0  # not itself
-        best = int(scores.argmax()) if len(scores) else -1
-        found = best >= 0 and scores[best] >= 0
-        out.append(Near(best, float(scores[best])) if found else Near(-1, 0.0))
+            scores[rows, rows + at] = -1.0  # not itself
+        best = scores.argmax(axis=1)
+        out += [
+            Near(place, score) if score >= 0 else Near(-1, 0.0)
+            for place, score in zip(best.tolist(), scores[rows, best].tolist(), strict=True)
+        ]
     return out
 
 

@@ -54,6 +54,9 @@ _SKIPPED = frozenset(
         *("up", "us", "with", "your"),
     }
 )  # fmt: skip
+# What an instruction may open with that is no verb: a question word, an article, a pronoun.
+_PRONOUNS = ("i", "i'm", "i've", "we", "you", "he", "she", "they", "there", "here", "no", "another")
+_NO_VERB = _QUESTION | _CLAUSE | _STOPS | _SKIPPED | set(_PRONOUNS)
 
 
 def root(instruction: str) -> tuple[str | None, str | None]:
@@ -65,7 +68,7 @@ def root(instruction: str) -> tuple[str | None, str | None]:
     while found := _OPENINGS.match(text):
         text = text[found.end() :]
     words = _WORD.findall(text)
-    if not words or words[0].lower() in _QUESTION or not words[0][0].isalpha():
+    if not words or not words[0][0].isalpha() or words[0].lower() in _NO_VERB:
         return None, None
     verb, phrase = words[0].lower(), list[str]()
     for place, word in enumerate(words[1:]):

@@ -22,6 +22,8 @@ from alpaca_lib.dataset.verbs import root, verb_objects
         ("Translate into German: good morning.", "translate", None),
         ("What is the capital of Peru?", None, None),
         ("How many bones has a hand?", None, None),
+        ("My neighbour has a dog that barks. Help me.", None, None),
+        ("Three brothers share a cake.", None, None),
         ("", None, None),
         ("请写一首诗。", None, None),
         ("Sort.", "sort", None),
