@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.proofs import load_proofs
 from alpaca_lib.dataset.rouge import MODES
 from alpaca_lib.dataset.statistics import markdown_table
-from alpaca_lib.records import DataError, load_examples, write_text
+from alpaca_lib.records import DataError, Example, load_examples, write_text
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -107,13 +108,34 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def by_name(paths: list[Path]) -> dict[str, list[Example]]:
+    """The sets of several files, by file name; by path where two have the same name."""
+    names = Counter(path.name for path in paths)
+    return {
+        path.name if names[path.name] == 1 else str(path): load_examples(path) for path in paths
+    }
+
+
+def load_allowed(path: Path) -> list[dict[str, str]]:
+    """The hits that are in order, of a .json list; DataError if it is not such a list."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            {key: entry[key] for key in ("fault", "instruction", "reason")} for entry in entries
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{path}: is no list of {{"fault", "instruction", "reason"}} ({error!r})'
+        ) from None
+
+
 def write_page(options: argparse.Namespace) -> int:
     """The report and card commands."""
     from alpaca_lib.dataset.card import data_card
     from alpaca_lib.dataset.report import report
 
     examples = load_examples(options.file)
-    apart = {path.name: load_examples(path) for path in options.apart}
+    apart = by_name(options.apart)
     if options.command == "report":
         target = options.out or options.file.with_suffix(".html")
         text = report(
@@ -141,12 +163,10 @@ def run_check(options: argparse.Namespace) -> int:
     allowed = options.allowed or options.file.with_name(f"{options.file.stem}.allowed.json")
     lines = check(
         examples,
-        apart={path.name: load_examples(path) for path in apart},
-        foreign={path.name: load_examples(path) for path in options.foreign},
+        apart=by_name(apart),
+        foreign=by_name(options.foreign),
         proofs=load_proofs(proofs) if options.proofs or proofs.is_file() else {},
-        allowed=json.loads(allowed.read_text(encoding="utf-8"))
-        if options.allowed or allowed.is_file()
-        else [],
+        allowed=load_allowed(allowed) if options.allowed or allowed.is_file() else [],
         mode=options.mode,
     )
     print(table(lines, options.rows))

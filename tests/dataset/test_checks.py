@@ -165,3 +165,22 @@ def test_command_line_reads_the_reasons_beside_the_file(tmp_path, capsys):
     (tmp_path / "mine.allowed.json").write_text(json.dumps([entry]))
     assert main(["check", str(path)]) == 0
     assert "1 with a listed reason" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"fault": "address"}]', "{}x"])
+def test_a_broken_list_of_reasons_is_named(tmp_path, capsys, text):
+    """No traceback: the file, what is wrong, exit code 2."""
+    path = save_examples(good_set(), tmp_path / "mine.json")
+    (tmp_path / "mine.allowed.json").write_text(text)
+    assert main(["check", str(path)]) == 2
+    assert "mine.allowed.json: is no list" in capsys.readouterr().err
+
+
+def test_two_sets_of_one_name_are_both_compared(tmp_path, capsys):
+    """Files of the same name in two folders: the near one is found, whichever comes last."""
+    rows = good_set()
+    mine = save_examples(rows, tmp_path / "mine.json")
+    near = save_examples(rows[:1], tmp_path / "a" / "x.json")
+    far = save_examples(good_set(80)[60:], tmp_path / "b" / "x.json")
+    assert main(["check", str(mine), "--apart", str(near), str(far)]) == 1
+    assert f"FAIL nearest in {near}" in capsys.readouterr().out
