@@ -82,7 +82,7 @@ def filter_novel(
 
     A rejected text's score and nearest are exact. A kept text's are so with ``full``,
     which compares all pairs; without it score is 0.0 and nearest None.
-    workers: threads, by default one a core.
+    workers: threads, by default one a core. TypeError names the place of what is not text.
     """
     index = NoveltyIndex(known, threshold, mode, workers or os.cpu_count() or 1)
     decisions = index.extend(texts)
@@ -163,7 +163,13 @@ class NoveltyIndex:
         )
 
     def extend(self, texts: Sequence[str]) -> list[Decision]:
-        """check() and, if it is kept, add() for each text in order; fast for many."""
+        """check() and, if it is kept, add() for each text in order; fast for many.
+
+        TypeError, with its place and before any is added, if one is not text.
+        """
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"text {place} is {type(text).__name__}, not text: leave it out")
         if len(texts) * 20 < len(self.texts):
             decisions = []
             for text in texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from alpaca_lib.dataset.rouge import NoveltyIndex, near_pairs, tokenize
 from alpaca_lib.records import FIELDS, Example
 
+SAMPLE = 2000  # rows whose nearest other row stands for a larger set's
 SCORES_AT_ONCE = 1 << 22  # a table of so many float64 at a time
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
@@ -79,19 +81,28 @@ class Near:
 
 
 def nearest(
-    texts: Sequence[str], known: Sequence[str] | None = None, mode: str = "rouge"
+    texts: Sequence[str],
+    known: Sequence[str] | None = None,
+    mode: str = "rouge",
+    places: Sequence[int] | None = None,
 ) -> list[Near]:
-    """For each text the nearest of ``known``; without ``known`` of the other texts."""
-    index = NoveltyIndex(texts if known is None else known, mode=mode)
+    """For each text the nearest of ``known``; without ``known`` of the other texts.
+
+    places: only for the texts at these; every pair is compared, which takes a minute
+    for all of 50,000 texts among themselves.
+    """
+    index = NoveltyIndex(texts if known is None else known, mode=mode, workers=os.cpu_count())
+    asked = np.arange(len(texts)) if places is None else np.asarray(places, dtype=np.int64)
     if not len(index):
-        return [Near(-1, 0.0) for _ in texts]
+        return [Near(-1, 0.0) for _ in asked]
     out = []
     block = max(SCORES_AT_ONCE // len(index), 1)
-    for at in range(0, len(texts), block):
-        scores = index.score_table(texts[at : at + block])
+    for at in range(0, len(asked), block):
+        part = asked[at : at + block]
+        scores = index.score_table([texts[place] for place in part])
         rows = np.arange(len(scores))
         if known is None:
-            scores[rows, rows + at] = -1.0  # not itself
+            scores[rows, part] = -1.0  # not itself
         best = scores.argmax(axis=1)
         out += [
             Near(place, score) if score >= 0 else Near(-1, 0.0)
@@ -108,16 +119,24 @@ class Diversity:
     instruction_bigrams: int  # distinct pairs of neighbouring words
     output_bigrams: int
     nearest: float  # mean ROUGE-L of an instruction to the nearest other one
+    measured: int  # the rows that this mean is over
 
 
 def diversity(examples: Sequence[Example], mode: str = "unicode") -> Diversity:
-    """The Diversity of a data set; compare only sets of the same number of rows."""
+    """The Diversity of a data set; compare only sets of the same number of rows.
+
+    In a set of more than SAMPLE rows ``nearest`` is over that many of them, evenly spread.
+    """
     instructions = [example.instruction for example in examples]
+    size = min(len(instructions), SAMPLE)
+    places = [place * len(instructions) // size for place in range(size)]
+    near = nearest(instructions, mode=mode, places=places)
     return Diversity(
         first_words=len({first_word(text) for text in instructions}),
         instruction_bigrams=distinct_bigrams(instructions),
         output_bigrams=distinct_bigrams([example.output for example in examples]),
-        nearest=float(np.mean([near.score for near in nearest(instructions, mode=mode)])),
+        nearest=float(np.mean([one.score for one in near])),
+        measured=size,
     )
 
 
@@ -204,6 +223,11 @@ def _lengths(texts: Sequence[str]) -> Lengths:
     )
 
 
+def _near(varied: Diversity, view: Overview) -> str:
+    some = f" (of {varied.measured:,} rows)" if varied.measured < view.rows else ""
+    return f"{varied.nearest:.2f}{some}"
+
+
 def markdown_table(sets: Mapping[str, Sequence[Example]]) -> str:
     """The statistics of data sets as a Markdown table, one column a set."""
     views = [overview(examples) for examples in sets.values()]
@@ -224,7 +248,10 @@ def markdown_table(sets: Mapping[str, Sequence[Example]]) -> str:
         ("Longest output, words", [f"{view.lengths['output'].longest:,}" for view in views]),
         ("Categories", [str(count or "none") for count in categories]),
         ("Distinct first words", [f"{one.first_words:,}" for one in varied]),
-        ("ROUGE-L to the nearest, mean", [f"{one.nearest:.2f}" for one in varied]),
+        (
+            "ROUGE-L to the nearest, mean",
+            [_near(one, v) for one, v in zip(varied, views, strict=True)],
+        ),
     ]
     rows = [["", *(f"`{name}`" for name in sets)], ["---", *("---:" for _ in sets)]]
     rows += [[label, *cells] for label, cells in table]

@@ -295,6 +295,29 @@ def test_texts_must_be_text(bad):
         NoveltyIndex().add(bad)
 
 
+@pytest.mark.parametrize("bad", [None, 5, float("nan")])
+def test_one_bad_text_among_many_is_named_and_none_is_added(bad):
+    """The place is in the error, whichever way extend() takes, and the index is as it was."""
+    with pytest.raises(TypeError, match=f"text 2 is {type(bad).__name__}"):
+        filter_novel(["a b", "c d", bad, "e f"])
+    index = NoveltyIndex(["a b c"] * 200)
+    with pytest.raises(TypeError, match="text 1"):
+        index.extend(["x y z", bad])
+    assert len(index) == 200
+
+
+def test_texts_of_a_hundred_thousand_words():
+    """A very long text, its copy and a part of it are decided like short ones."""
+    draw = random.Random(4)
+    long = [f"w{draw.randrange(5000)}" for _ in range(100_000)]
+    changed = [word if place % 10 else "other" for place, word in enumerate(long)]
+    texts = ["a b c", " ".join(long), " ".join(changed), " ".join(long[:40_000])]
+    decisions = filter_novel(texts)
+    assert [d.kept for d in decisions] == [True, True, False, True]
+    same = sum(a == b for a, b in zip(long, changed, strict=True)) / 100_000
+    assert decisions[2].score >= same and decisions[2].nearest == texts[1]
+
+
 def test_check_does_not_add():
     """check() leaves the index as it was."""
     index = NoveltyIndex(["a b c"])

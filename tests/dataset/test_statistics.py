@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from alpaca_lib.dataset import statistics
 from alpaca_lib.dataset.statistics import (
     Diversity,
     Lengths,
@@ -109,7 +110,18 @@ def test_nearest_within_and_to_others():
 def test_diversity_by_hand():
     """Two rows: three first words' worth of counting, done by hand."""
     rows = [Example("Name a colour.", "", "Red and red."), Example("Name a bird.", "", "Wren.")]
-    assert diversity(rows) == Diversity(1, 3, 2, pytest.approx(2 / 3))
+    assert diversity(rows) == Diversity(1, 3, 2, pytest.approx(2 / 3), 2)
+
+
+def test_a_large_set_is_measured_on_some_of_its_rows(monkeypatch):
+    """Above SAMPLE rows the nearest are those of rows evenly spread, and the table says so."""
+    rows = [Example(f"Name {n} of {n // 3} things") for n in range(90)]
+    every = [near.score for near in nearest([row.instruction for row in rows], mode="unicode")]
+    assert diversity(rows).nearest == pytest.approx(sum(every) / 90)
+    monkeypatch.setattr(statistics, "SAMPLE", 30)
+    some = diversity(rows)
+    assert some.measured == 30 and some.nearest == pytest.approx(sum(every[::3]) / 30)
+    assert "(of 30 rows)" in markdown_table({"x": rows})
 
 
 def test_shared_sentences():
