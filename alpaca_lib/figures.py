@@ -28,15 +28,21 @@ def figure(title: str, x: str, y: str, size: tuple[float, float] = (6.0, 3.3)) -
 def histogram(
     values: Mapping[str, Sequence[float]], title: str, x: str, bins: int = 20
 ) -> tuple[Any, Any]:
-    """One outlined histogram a series, over common bins; y counts rows."""
+    """One outlined histogram a series, over common bins; y counts rows, or of several series,
+    which may be of any size, the share of each."""
     import numpy as np
 
-    fig, axes = figure(title, x, "rows")
+    several = len(values) > 1
+    fig, axes = figure(title, x, "share of rows" if several else "rows")
     top = max((max(series) for series in values.values() if len(series)), default=1)
     edges = np.linspace(0, top or 1, bins + 1)
     for (label, series), colour in zip(values.items(), COLOURS, strict=False):
-        axes.hist(series, edges, label=label, color=colour, alpha=0.55, edgecolor=colour)
-    if len(values) > 1:
+        each = 1 / max(len(series), 1) if several else 1.0
+        axes.hist(
+            series, edges, weights=[each] * len(series), label=label, color=colour, alpha=0.55,
+            edgecolor=colour,
+        )  # fmt: skip
+    if several:
         axes.legend(frameon=False)
     return fig, axes
 
@@ -56,10 +62,14 @@ def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tu
 
 
 def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any, Any]:
-    """Two rings: outside the parts of each name, inside their sums; names without are left out."""
+    """Two rings: outside the parts of each name, inside their sums; names without are left out.
+
+    A part without a name ("") is the rest, drawn pale.
+    """
     import matplotlib.colors
 
-    fig, axes = figure(title, "", "", (5.4, 5.4))
+    fig, axes = figure("", "", "", (5.4, 5.6))
+    axes.set_title(title, pad=26)  # above the labels
     axes.set_axis_off()
     parts = {name: inner for name, inner in parts.items() if inner}
     if not parts:
@@ -67,9 +77,9 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
         return fig, axes
     shades = [COLOURS[n % len(COLOURS)] for n in range(len(parts))]
     pale = [
-        matplotlib.colors.to_rgba(shade, 0.75 - 0.5 * n / len(inner))
+        matplotlib.colors.to_rgba(shade, 0.75 - 0.5 * n / len(inner) if name else 0.08)
         for shade, inner in zip(shades, parts.values(), strict=True)
-        for n in range(len(inner))
+        for n, name in enumerate(inner)
     ]
     total = sum(value for inner in parts.values() for value in inner.values())
     edge = {"width": 0.38, "edgecolor": "white"}
@@ -87,7 +97,7 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
         ],
         radius=1.1, colors=pale,
         wedgeprops=edge, rotatelabels=True, labeldistance=1.02, startangle=90,
-        textprops={"fontsize": 6.5, "va": "center"},
+        textprops={"fontsize": 6.5, "va": "center", "rotation_mode": "anchor"},
     )  # fmt: skip
     return fig, axes
 

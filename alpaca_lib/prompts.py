@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.records import DataError, Example
+from alpaca_lib.records import FIELDS, DataError, Example, dump_json
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,45 @@ def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = N
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
+# What a generation prompt may say besides its header, by the language of the header.
+ADDITIONS = {
+    "en": {
+        "topic": "All of the tasks are about this subject: {topic}.",
+        "verbs": "Begin the instructions with verbs that are seldom used, such as: {verbs}.",
+        "passage": "Every task is about the following text. Instructions and inputs quote from it "
+        "what they need, and outputs say only what follows from it.\n<text>\n{passage}\n</text>",
+        "json": 'Answer with JSON and nothing else: {"tasks": [...]}, with {new} tasks like those '
+        'above, each with "instruction", "input" ("" if there is none) and "output".',
+    },
+    "zh": {
+        "topic": "所有任务都与这个主题有关：{topic}。",
+        "verbs": "指令请用少见的动词，例如：{verbs}。",
+        "passage": "每个任务都与下面的文字有关。指令和输入要引用所需的内容，"
+        "输出只说由它得出的内容。\n<text>\n{passage}\n</text>",
+        "json": '只用 JSON 回答，不要有其他内容：{"tasks": [...]}，'
+        '其中有 {new} 个与上面类似的任务，每个任务有 "instruction"、'
+        '"input"（没有则为 ""）和 "output"。',
+    },
+}
+
+
 def generation_prompt(
-    seeds: Sequence[Example], header: str, count: int = 20, no_input: str = "<noinput>"
+    seeds: Sequence[Example],
+    header: str,
+    count: int = 20,
+    no_input: str = "<noinput>",
+    more: Sequence[str] = (),
 ) -> str:
     """The request for new tasks: the header, then the seeds as the list's first entries.
 
     The list runs to ``count``; the text ends with the heading of the entry that
     the teacher is to write first, number ``len(seeds) + 1``. ``{count}`` in the
-    header becomes the number.
+    header becomes the number. more: paragraphs above the header.
     """
     if not seeds:
         raise ValueError("a generation prompt needs at least one seed task")
-    parts = [header.replace("{count}", str(count)).rstrip() + "\n\n"]
+    parts = [f"{paragraph}\n\n" for paragraph in more]
+    parts.append(header.replace("{count}", str(count)).rstrip() + "\n\n")
     for number, seed in enumerate(seeds, start=1):
         # As Stanford: inner blank runs and a trailing colon would look like a heading.
         instruction = " ".join(seed.instruction.split()).rstrip(":")
@@ -126,6 +153,22 @@ def generation_prompt(
             f"{seed.input or no_input}\n{number}. Output:\n{seed.output}\n"
         )
     return "".join(parts) + f"###\n{len(seeds) + 1}. Instruction:"
+
+
+def json_generation_prompt(
+    seeds: Sequence[Example],
+    header: str,
+    count: int = 20,
+    more: Sequence[str] = (),
+    language: str = "en",
+) -> str:
+    """As generation_prompt(), for a reply in JSON; the seeds are shown as JSON too."""
+    if not seeds:
+        raise ValueError("a generation prompt needs at least one seed task")
+    shown = [{name: getattr(seed, name) for name in FIELDS} for seed in seeds]
+    last = ADDITIONS[language]["json"].replace("{new}", str(count - len(seeds)))
+    head = header.replace("{count}", str(count)).rstrip()
+    return "\n\n".join([*more, head, dump_json({"tasks": shown}, indent=1), last]) + "\n"
 
 
 def load_header(path: str | os.PathLike[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FIELDS = ("instruction", "input", "output")
+CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
 
 
 class DataError(ValueError):
@@ -35,6 +37,15 @@ class Example:
         """The row as it is written to a file."""
         row = {name: getattr(self, name) for name in FIELDS}
         return {**row, **{k: v for k, v in self.extra.items() if k not in row}}
+
+
+def words(text: str) -> int:
+    """The number of words: pieces between white space, and each CJK character is one."""
+    characters = len(CJK.findall(text))
+    if not characters:
+        return len(text.split())
+    rest = CJK.sub(" ", text).split()
+    return characters + sum(any(c.isalnum() for c in piece) for piece in rest)
 
 
 def example_from_row(row: object) -> Example:
@@ -99,6 +110,15 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
     if not examples:
         raise DataError(f"{path}: holds no examples; put at least one row into it")
     return examples
+
+
+def load_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file that are not empty, without white space around them.
+
+    Raises DataError if there is no such text.
+    """
+    lines = [line.strip() for line in _read(Path(path)).split("\n")]
+    return [line for line in lines if line]
 
 
 def save_examples(examples: Iterable[Example], path: str | os.PathLike[str]) -> Path:

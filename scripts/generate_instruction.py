@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,13 @@ import flags
 from flags import Flag, Given, Script
 
 if TYPE_CHECKING:
-    from alpaca_lib.generation.self_instruct import Outcome
+    from alpaca_lib.generation.judging import Progress
 
 FUNCTION = "generate_instruction_following_data"
-LOCAL_TASKS, LOCAL_TEMPERATURE, LOCAL_TOP_P = 3, 0.8, 0.95
+LOCAL_TASKS, LOCAL_TEMPERATURE, LOCAL_TOP_P, LOCAL_SEED_WORDS = 3, 0.7, 0.95, 60
 OPENAI_TASKS, OPENAI_TEMPERATURE, OPENAI_TOP_P = 20, 1.0, 1.0
+SAME_NAME = ("machine_tasks", "language", "rouge_mode", "reply_format", "reasoning_effort")
+LIMITS = ("max_requests", "way", "max_usd", "requests_per_minute", "tokens_per_minute")
 
 SCRIPT = Script(
     name="generate_instruction.py",
@@ -32,6 +33,9 @@ SCRIPT = Script(
         Every reply is put into OUTPUT_DIR/journal.jsonl as it arrives, what is kept into
         OUTPUT_DIR/regen.json. The same command again goes on where it was, and pays for
         nothing twice.
+
+        With --max_usd the run never spends more; with --way flex or batch it costs half where
+        the provider offers that. --documents writes tasks about your own texts.
     """,
     flags=(
         Flag("output_dir", str, "./", "where the results go", "{}: regen.json, journal.jsonl"),
@@ -94,15 +98,83 @@ SCRIPT = Script(
             unset=f"{OPENAI_TASKS}, for the local teacher {LOCAL_TASKS}",
         ),
         Flag(
+            *("seed_words", int, None, "show only seeds of at most so many words; 0: any"),
+            *("seed_words {}",),
+            least=0,
+            unset=f"any, for the local teacher {LOCAL_SEED_WORDS}",
+        ),
+        Flag(
             *("prompt_path", str, "", "the text above the list of tasks in a prompt"),
             lambda path: f"header from {path or 'data/prompts/generate_en.txt'}",
             unset="the project's data/prompts/generate_en.txt",
         ),
         Flag("seed", int, 0, "draws the seeds of each prompt, and the local sampling", "seed {}"),
         Flag(
-            *("max_requests", int, 1000, "stop after so many requests, enough or not"),
+            *("max_requests", int, None, "stop after so many requests, enough or not"),
             *("max_requests {}",),
             least=1,
+            unset="five times what would do if every task were kept",
+        ),
+        Flag(
+            *("machine_tasks", int, 0, "the teacher's own tasks in a prompt, beside the seeds"),
+            *("machine_tasks {}",),
+            least=0,
+        ),
+        Flag(
+            *("documents", str, "", "a folder of .txt, .md or .rst files: tasks are about them"),
+            lambda path: f"a passage of {path} in each prompt" if path else "no documents",
+        ),
+        Flag(
+            *("topics_path", str, "", "a file with a subject a line; a prompt names one"),
+            lambda path: f"subjects from {path}" if path else "no subjects",
+        ),
+        Flag(
+            *("verbs_path", str, "", "a file with a verb a line; a prompt asks for rare ones"),
+            lambda path: f"verbs from {path}" if path else "no verbs asked for",
+        ),
+        Flag(
+            *("language", str, "", "the language of what is added to the prompt"),
+            *("language {}", ("en", "zh")),
+            unset="that of the prompt",
+        ),
+        Flag(
+            *("rouge_mode", str, "rouge", "how words are compared; unicode for other scripts"),
+            *("rouge_mode {}", ("rouge", "unicode")),
+        ),
+        Flag(
+            *("reply_format", str, "text", "text as Stanford's, or json: structured output"),
+            *("reply_format {}", ("text", "json")),
+        ),
+        Flag(
+            *("reasoning_effort", str, "none", "how long a reasoning model thinks; it is billed"),
+            "reasoning_effort {}",
+        ),
+        Flag(
+            *("way", str, "online", "online; flex: slower; batch: within a day; both half price"),
+            *("way {}", ("online", "flex", "batch")),
+        ),
+        Flag(
+            *("max_usd", float, None, "spend at most so many dollars"),
+            *("max_usd {}",),
+            least=0,
+            unset="no limit",
+        ),
+        Flag(
+            *("prices_path", str, "", "what models cost"),
+            lambda path: f"prices from {path or 'data/prices.yaml'}",
+            unset="the project's data/prices.yaml",
+        ),
+        Flag(
+            *("requests_per_minute", float, None, "the account's limit"),
+            *("requests_per_minute {}",),
+            least=1,
+            unset="what the server says",
+        ),
+        Flag(
+            *("tokens_per_minute", float, None, "the account's limit"),
+            *("tokens_per_minute {}",),
+            least=1,
+            unset="what the server says",
         ),
     ),
     example=f"""
@@ -137,22 +209,32 @@ def work(given: Given) -> None:
     given.tell()
 
     from alpaca_lib.generation import self_instruct
+    from alpaca_lib.generation.documents import load_passages
     from alpaca_lib.generation.teacher import open_teacher
     from alpaca_lib.prompts import load_header
-    from alpaca_lib.records import load_examples
+    from alpaca_lib.records import load_examples, load_lines
 
     local = kind == "local"
     by_teacher: dict[str, Any] = {
         "tasks_per_request": LOCAL_TASKS if local else OPENAI_TASKS,
         "temperature": LOCAL_TEMPERATURE if local else OPENAI_TEMPERATURE,
         "top_p": LOCAL_TOP_P if local else OPENAI_TOP_P,
+        "seed_words": LOCAL_SEED_WORDS if local else 0,
     }
     chosen = {name: v if given[name] is None else given[name] for name, v in by_teacher.items()}
     settings = self_instruct.Settings(
         tasks_wanted=given["num_instructions_to_generate"],
         seeds_per_prompt=given["num_prompt_instructions"],
         seed=given["seed"],
+        topics=tuple(load_lines(given["topics_path"])) if given["topics_path"] else (),
+        verbs=tuple(load_lines(given["verbs_path"])) if given["verbs_path"] else (),
+        **{name: given[name] for name in SAME_NAME},
         **chosen,
+    )
+    limits = self_instruct.Limits(
+        concurrency=given["request_batch_size"],
+        prices_path=Path(given["prices_path"]) if given["prices_path"] else None,
+        **{name: given[name] for name in LIMITS},
     )
     if not 0 < settings.top_p <= 1:
         raise flags.FlagError(f"--top_p '{settings.top_p}': takes a number above 0, at most 1")
@@ -161,45 +243,33 @@ def work(given: Given) -> None:
     header = load_header(
         given["prompt_path"] or flags.ROOT / "data" / "prompts" / "generate_en.txt"
     )
-    in_flight = given["request_batch_size"]
-    with open_teacher(kind, model, slots=in_flight) as teacher:
+    passages = load_passages(Path(given["documents"])) if given["documents"] else []
+    with open_teacher(kind, model, slots=limits.concurrency) as teacher:
         print(f"teacher: {kind}, {teacher.model} ({why})")
         print(f"{len(seeds)} seed tasks; {', '.join(f'{k} {v}' for k, v in chosen.items())}")
-        progress = Progress(settings.tasks_wanted)
         outcome = self_instruct.generate(
-            *(teacher, seeds, header, settings, folder),
-            concurrency=in_flight,
-            max_requests=given["max_requests"],
-            progress=progress,
+            teacher, seeds, header, settings, folder, limits, passages, tell
         )
     print(f"{len(outcome.kept)} kept, {len(outcome.rejected)} rejected", end=" ")
     print(f"in {outcome.requests} requests ({outcome.resumed_requests} from the journal),", end=" ")
     print(f"{outcome.prompt_tokens:,} prompt and {outcome.completion_tokens:,} reply tokens")
     for reason, count in outcome.reasons().most_common():
         print(f"  {count:4} rejected: {reason}")
+    if outcome.usd is None:
+        print(f"what it cost is not known: {teacher.model} is not in the prices file")
+    elif kind == "openai":
+        print(f"${outcome.usd:.4f} spent", end="")
+        print(f", and at most ${outcome.lost_usd:.4f} on attempts without an answer")
     if len(outcome.kept) < settings.tasks_wanted:
-        print(f"fewer than {settings.tasks_wanted}: stopped by --max_requests")
+        flag = {"budget": "max_usd"}.get(outcome.ended, outcome.ended)
+        print(f"fewer than {settings.tasks_wanted}: stopped by --{flag}")
     print(folder / "regen.json")
 
 
-class Progress:
-    """Prints a line for each request that has been judged."""
-
-    def __init__(self, wanted: int) -> None:
-        self.wanted, self.kept, self.rejected = wanted, 0, 0
-        self.since = time.perf_counter()
-
-    def __call__(self, outcome: Outcome) -> None:
-        kept, rejected = len(outcome.kept), len(outcome.rejected)
-        now = time.perf_counter()
-        resumed = outcome.requests <= outcome.resumed_requests
-        took = "from the journal" if resumed else f"{now - self.since:.1f} s"
-        print(
-            f"request {outcome.requests}: {kept - self.kept} kept, "
-            f"{rejected - self.rejected} rejected ({took}); {kept} of {self.wanted}",
-            flush=True,
-        )
-        self.kept, self.rejected, self.since = kept, rejected, now
+def tell(progress: Progress) -> None:
+    """Prints a line for each reply that has been judged."""
+    source = " (from the journal)" if progress.resumed else ""
+    print(f"request {progress.requests}{source}: {progress}", flush=True)
 
 
 def main(arguments: list[str]) -> int:

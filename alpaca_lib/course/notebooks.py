@@ -8,8 +8,10 @@ it is continued, and each stage resumes from what is in the folder.
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,7 +100,7 @@ def start(name: str, variables: Mapping[str, Any]) -> Lesson:
         folder.mkdir()
         write_text(folder / "parameters.json", dump_json(parameters, indent=1) + "\n")
         lesson = Lesson(name, folder, parameters, False, _lock(folder))
-    show_table(["parameter", "value"], [[k, f"`{v!r}`"] for k, v in parameters.items()])
+    show_table(["parameter", "value"], [[k, Markup(f"`{v!r}`")] for k, v in parameters.items()])
     if lesson.continued:
         say(f"Run {lesson.folder.name} did not finish: it is **continued**.")
     return lesson
@@ -121,8 +123,18 @@ def say(text: str) -> None:
     display(Markdown(text))
 
 
+class Markup(str):
+    """Text that is meant as Markdown, in a table that shows everything else as it is."""
+
+
+def cut(text: str, most: int) -> str:
+    """A text, or its beginning with a mark that more follows."""
+    return text if len(text) <= most else text[: most - 2].rstrip() + " …"
+
+
 def show_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Shows a table; a line break or a bar in a cell does not break it."""
+    """Shows a table. Cells are shown as they are, whatever stands in the data; what is
+    meant as Markdown is a Markup."""
     lines = [head, ["---"] * len(head), *rows]
     say("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
 
@@ -141,6 +153,8 @@ def headless() -> bool:
 
 def _cell(value: Any) -> str:
     text = _figure(value)
+    if not isinstance(value, Markup):
+        text = re.sub(r"([\\`*_\[\]~$#])", r"\\\1", html.escape(text, quote=False))
     return text.replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 

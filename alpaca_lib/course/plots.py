@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.course.notebooks import REPO
+from alpaca_lib.course.notebooks import REPO, headless
 from alpaca_lib.figures import COLOURS, bars, curve, figure, histogram, sunburst
 
-__all__ = ["COLOURS", "bars", "curve", "figure", "finish", "histogram", "losses", "sunburst"]
+__all__ = [
+    "COLOURS",
+    "Live",
+    "acceptance",
+    "bars",
+    "curve",
+    "figure",
+    "finish",
+    "histogram",
+    "losses",
+    "sunburst",
+]
 IMAGES = REPO / "images"
 
 
@@ -48,3 +60,53 @@ def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:
         )
         axes.legend(frameon=False)
     return fig, axes
+
+
+def acceptance(
+    kept_after: Sequence[int], rejected_after: Sequence[Mapping[str, int]]
+) -> tuple[Any, Any]:
+    """What became of the tasks, added up reply by reply: kept, and dropped for each reason."""
+    fig, axes = figure("What became of each task", "replies", "tasks so far", (6.4, 3.6))
+    last = rejected_after[-1] if rejected_after else {}
+    named = sorted(last, key=lambda reason: -last[reason])[:4]
+    layers = {"kept": list(kept_after)}
+    layers |= {name: [counts.get(name, 0) for counts in rejected_after] for name in named}
+    if len(last) > len(named):
+        layers["other reasons"] = [
+            sum(n for name, n in counts.items() if name not in named) for counts in rejected_after
+        ]
+    steps = range(1, len(kept_after) + 1)
+    labels = [name if len(name) < 45 else name[:44] + "…" for name in layers]
+    axes.stackplot(
+        steps, list(layers.values()), labels=labels, colors=COLOURS, alpha=0.85, step="mid"
+    )
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
+    return fig, axes
+
+
+class Live:
+    """The acceptance figure while a run goes on; nothing where nobody watches."""
+
+    def __init__(self, every: float = 2.0) -> None:
+        self.every, self.drawn = every, 0.0
+        self.kept: list[int] = []
+        self.rejected: list[Mapping[str, int]] = []
+        self.handle: Any = None
+
+    def update(self, progress: Any) -> None:
+        """Takes in a Progress; draws again if the last time is long enough ago."""
+        self.kept.append(progress.kept)
+        self.rejected.append(progress.rejected)
+        if headless() or time.monotonic() - self.drawn < self.every:
+            return
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        fig, _ = acceptance(self.kept, self.rejected)
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)
+        plt.close(fig)
+        self.drawn = time.monotonic()

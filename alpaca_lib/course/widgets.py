@@ -12,9 +12,12 @@ from typing import Any
 
 from alpaca_lib.course.notebooks import headless
 
+# JupyterLab breaks words anywhere in a pre.
+_PRE = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
+
 
 def browse(items: Sequence[tuple[str, str]], label: str) -> None:
-    """A drop-down over (title, text) pairs; the text is shown as it is, not as HTML."""
+    """Two buttons and a drop-down over (title, text) pairs; the text is shown as it is."""
     if headless() or not items:
         return
     import ipywidgets
@@ -23,18 +26,28 @@ def browse(items: Sequence[tuple[str, str]], label: str) -> None:
     choice = ipywidgets.Dropdown(
         options=[(f"{i + 1}. {title[:70]}", i) for i, (title, _) in enumerate(items)],
         description=label,
-        layout={"width": "100%"},
+        layout={"width": "auto", "flex": "1 1 auto"},
     )
-    text = ipywidgets.HTML()
+    back, on = (
+        ipywidgets.Button(icon=icon, tooltip=tip, layout={"width": "3em"})
+        for icon, tip in (("chevron-left", "the one before"), ("chevron-right", "the next one"))
+    )
+    place, text = ipywidgets.Label(), ipywidgets.HTML(layout={"width": "auto"})
 
     def show(change: Mapping[str, Any] | None = None) -> None:
-        text.value = (
-            f"<pre style='white-space:pre-wrap'>{html.escape(items[choice.value][1])}</pre>"
-        )
+        number = choice.value
+        place.value = f"{number + 1} / {len(items)}"
+        back.disabled, on.disabled = number == 0, number == len(items) - 1
+        text.value = f"<pre style='{_PRE}'>{html.escape(items[number][1])}</pre>"
 
+    def step(by: int) -> None:
+        choice.value = min(max(choice.value + by, 0), len(items) - 1)
+
+    back.on_click(lambda _: step(-1))
+    on.on_click(lambda _: step(1))
     choice.observe(show, names="value")
     show()
-    display(ipywidgets.VBox([choice, text]))
+    display(ipywidgets.VBox([ipywidgets.HBox([back, on, place, choice]), text]))
 
 
 def slider(

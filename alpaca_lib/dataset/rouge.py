@@ -23,6 +23,7 @@ from alpaca_lib.dataset import pruning
 from alpaca_lib.records import DataError, dump_json, write_text
 
 MODES = ("rouge", "unicode")
+SCORES_AT_ONCE = 1 << 22  # a table of so many float64 at a time
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 # One token per CJK character (ideographs, kana, Hangul), a run of letters elsewhere.
 _UNICODE_TOKEN = re.compile(
@@ -214,21 +215,39 @@ class NoveltyIndex:
         """ROUGE-L of each text (rows) against every known one (columns), float64."""
         return self._scores([self._encode(text) for text in texts])
 
-    def _scores(self, encoded: list[str]) -> np.ndarray:
+    def _scores(self, encoded: list[str], known: list[str] | None = None) -> np.ndarray:
+        known = self._encoded if known is None else known
         # LCSseq.similarity is the length of the longest common subsequence.
         common = cdist(
-            encoded, self._encoded, scorer=LCSseq.similarity, workers=self.workers, dtype=np.int32
+            encoded, known, scorer=LCSseq.similarity, workers=self.workers, dtype=np.int32
         )
         mine = np.array([len(one) for one in encoded], dtype=np.float64)[:, None]
-        theirs = np.array(self._lengths, dtype=np.float64)[None, :]
+        theirs = np.array(self._lengths[: len(known)], dtype=np.float64)[None, :]
         return pruning.f_measure(common.astype(np.float64), mine, theirs)
 
     def neighbours(self, text: str, count: int = 10) -> Neighbours:
         """The nearest known texts with their scores, best first, and the mean of all."""
-        if not self.texts:
-            return Neighbours({}, 0.0)
-        scores = self.scores(text)
-        order = np.argsort(-scores, kind="stable")[:count]
+        return self._nearest_of(self.scores(text), count) if self.texts else Neighbours({}, 0.0)
+
+    def neighbours_before(self, places: Sequence[int], count: int = 10) -> list[Neighbours]:
+        """For the known text at each place its Neighbours among those before it."""
+        out: list[Neighbours] = []
+        block = max(SCORES_AT_ONCE // max(len(self.texts), 1), 1)
+        for at in range(0, len(places), block):
+            part = places[at : at + block]
+            upto = self._encoded[: max(part)]
+            for place, scores in zip(
+                part, self._scores([self._encoded[p] for p in part], upto), strict=True
+            ):
+                before = np.ascontiguousarray(scores[:place])
+                out.append(self._nearest_of(before, count) if place else Neighbours({}, 0.0))
+        return out
+
+    def _nearest_of(self, scores: np.ndarray, count: int) -> Neighbours:
+        # Those at least as good as the last of the best, and of equals the first.
+        last = min(count, len(scores)) - 1
+        good = np.flatnonzero(scores >= -np.partition(-scores, last)[last])
+        order = good[np.argsort(-scores[good], kind="stable")][:count]
         nearest = {self.texts[i]: float(scores[i]) for i in order}
         return Neighbours(nearest, float(scores.mean()))
 

@@ -11,12 +11,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from alpaca_lib.dataset.rouge import NoveltyIndex, near_pairs, tokenize
-from alpaca_lib.records import FIELDS, Example
+from alpaca_lib.dataset.rouge import SCORES_AT_ONCE, NoveltyIndex, near_pairs, tokenize
+from alpaca_lib.records import CJK, FIELDS, Example, words
 
 SAMPLE = 2000  # rows whose nearest other row stands for a larger set's
-SCORES_AT_ONCE = 1 << 22  # a table of so many float64 at a time
-CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,6 @@ def overview(examples: Sequence[Example]) -> Overview:
         },
         first_words=first.most_common(20),
     )
-
-
-def words(text: str) -> int:
-    """The number of words: pieces between white space, and each CJK character is one."""
-    characters = len(CJK.findall(text))
-    if not characters:
-        return len(text.split())
-    rest = CJK.sub(" ", text).split()
-    return characters + sum(any(c.isalnum() for c in piece) for piece in rest)
 
 
 def nearest_scores(texts: Sequence[str], known: Sequence[str], mode: str = "rouge") -> np.ndarray:

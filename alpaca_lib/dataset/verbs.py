@@ -87,7 +87,10 @@ def root(instruction: str) -> tuple[str | None, str | None]:
 def verb_objects(
     instructions: Iterable[str], verbs: int = 20, objects: int = 4
 ) -> dict[str, dict[str, int]]:
-    """{verb: {object: rows}}: the most frequent verbs, each with its most frequent objects."""
+    """{verb: {object: rows}}: the most frequent verbs, each with its most frequent objects.
+
+    The rows of a verb with other objects, or none, are added up under "".
+    """
     counts: Counter[str] = Counter()
     pairs: dict[str, Counter[str]] = {}
     for instruction in instructions:
@@ -96,7 +99,9 @@ def verb_objects(
             counts[verb] += 1
             if noun:
                 pairs.setdefault(verb, Counter())[noun] += 1
-    return {
-        verb: dict(pairs.get(verb, Counter()).most_common(objects))
-        for verb, _ in counts.most_common(verbs)
-    }
+    found = {}
+    for verb, rows in counts.most_common(verbs):
+        named = dict(pairs.get(verb, Counter()).most_common(objects))
+        rest = rows - sum(named.values())
+        found[verb] = {**named, "": rest} if rest else named
+    return found

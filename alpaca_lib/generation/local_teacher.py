@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from alpaca_lib.embedded import ModelError, need
 
@@ -44,6 +45,12 @@ def serve(gguf: Path, slots: int = 4, context: int = 2048) -> Iterator[str]:
         del server  # its destructor stops the threads and closes the port
 
 
+def options(first_number: int, tasks: int) -> dict[str, Any]:
+    """llama.cpp's own options for a list of tasks: the format, and what keeps a small model
+    from repeating itself (a little) and from unlikely words (min_p)."""
+    return {"grammar": task_grammar(first_number, tasks), "repeat_penalty": 1.05, "min_p": 0.1}
+
+
 def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> str:
     """A GBNF grammar: ``tasks`` entries of the list, numbered from first_number.
 
@@ -59,11 +66,13 @@ def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> 
         )
     rules += [
         # A letter first, then one sentence; no # and no <, which are the format's.
-        "instruction ::= letter [^\\n#<>.?!。？！]+ [.?!。？！]",
+        # Bounded, since a small model seldom comes to an end by itself.
+        "instruction ::= letter [^\\n#<>.?!。？！]{8,140} [.?!。？！]",
         f'input ::= "{no_input}" | line',
         # A number may stand alone or begin a text, but not as "5.": that is a heading's.
-        'output ::= line ("\\n" letter-or-dash [^\\n#<>]+){0,4}',
-        "line ::= letter-or-dash [^\\n#<>]* | [0-9]+ ([^\\n#<>.)0-9] [^\\n#<>]*)?",
+        'output ::= line ("\\n" letter-or-dash [^\\n#<>]{1,120}){0,2}',
+        'line ::= sentence (" " sentence){0,2} | [0-9]+ ([^\\n#<>.)0-9] [^\\n#<>]{0,80})?',
+        "sentence ::= letter-or-dash [^\\n#<>.?!。？！]{1,140} [.?!。？！]",
         "letter ::= [^\\x00-\\x40\\x5b-\\x60\\x7b-\\x7f]",
         "letter-or-dash ::= letter | [-]",
     ]

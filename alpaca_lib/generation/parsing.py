@@ -1,17 +1,22 @@
 """A teacher's reply -> tasks, and the reason for each one that is not kept.
 
-The prompt ends with the heading of the next task ("4. Instruction:"), and the
+Text: the prompt ends with the heading of the next task ("4. Instruction:"), and the
 reply goes on from there: blocks between lines of ###, each with the headings
 "N. Instruction:", "N. Input:", "N. Output:" (Stanford Alpaca's format).
+JSON: {"tasks": [{"instruction", "input", "output"}, ...]}.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from dataclasses import dataclass, field
+from typing import Any
 
-from alpaca_lib.records import Example
+from alpaca_lib.records import Example, words
+
+FORMATS = ("text", "json")
 
 # Words that name what a text model cannot see, hear or make (Stanford's list).
 KEYWORDS = (
@@ -20,16 +25,25 @@ KEYWORDS = (
 )
 _KEYWORD = re.compile(r"\b(" + "|".join(KEYWORDS) + r")\b", re.IGNORECASE)
 _SEPARATOR = re.compile(r"^[ \t]*###[ \t]*$", re.MULTILINE)
+# Also in bold, as a Markdown heading or quotation, and in Chinese: models do all of that.
 _HEADING = re.compile(
-    r"^[ \t]*(\d+)[.)][ \t]*(Instruction|Input|Output)[ \t]*:", re.MULTILINE | re.IGNORECASE
+    r"^[ \t]*(?:#{1,4}[ \t]+|>[ \t]*)?"
+    r"(?P<a>\*\*|__)?(?P<number>\d+)[.)．、](?P=a)?[ \t]*(?P<b>\*\*|__)?"
+    r"(?P<name>Instruction|Input|Output|指令|输入|输出)(?:(?P=a)|(?P=b))?[ \t]*[:：]"
+    r"(?:(?P=a)|(?P=b))?",
+    re.MULTILINE | re.IGNORECASE,
 )
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_NAMES = {"指令": "instruction", "输入": "input", "输出": "output"}
+_FENCE = re.compile(r"\A\s*```\w*[ \t]*\n(.*?)(?:\n?```)?\s*\Z", re.DOTALL)
+_QUOTED = re.compile(r"^>[ \t]?", re.MULTILINE)
 _REFUSAL = re.compile(
     r"^((i['’]?m|i am) sorry,? (but )?i (can|am|['’]m)|sorry, (but )?i can|as an ai\b"
     r"|i can(no|['’])t (help|assist|do|provide))",
     re.IGNORECASE,
 )
-_NO_INPUT = re.compile(r"^[<\[(]?\s*(no\s?input|none|n/a)\s*[>\])]?\.?$", re.IGNORECASE)
+_NO_INPUT = re.compile(
+    r"^[<\[(（]?\s*(no\s?input|none|n/a|无|无输入|没有)\s*[>\])）]?[.。]?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +73,22 @@ def parse_reply(
     """
     if compat:
         return _parse_stanford(text, finish_reason, first_number)
-    text = text.replace("\r\n", "\n")
+    text = _FENCE.sub(r"\1", text.replace("\r\n", "\n"))
+    if text.strip() and all(line.startswith(">") for line in text.strip().split("\n") if line):
+        text = _QUOTED.sub("", text.strip())
+    if not text.strip():
+        return Reply([], [Rejected(_ended(finish_reason) or "empty reply", "")])
     if not _HEADING.match(text.lstrip("# \n")):
         text = f"{first_number}. Instruction:{text}"
     pieces = _SEPARATOR.split(text)
     # Cut right after a ###, the last task is whole.
-    cut_off = finish_reason == "length" and bool(pieces[-1].strip())
+    cut_off = _ended(finish_reason) if pieces[-1].strip() else None
     blocks = [block for block in pieces if block.strip()]
     reply = Reply()
     for place, block in enumerate(blocks, start=1):
         task = _task(block)
         if place == len(blocks) and cut_off:
-            reason: str | None = "cut off by the length limit"
+            reason: str | None = cut_off
         elif task is None:
             reason = "not one Instruction, Input and Output with one number"
         else:
@@ -82,12 +100,94 @@ def parse_reply(
     return reply
 
 
+def parse_json_reply(text: str, finish_reason: str | None) -> Reply:
+    """The tasks in a reply that is JSON: {"tasks": [...]}, a bare list, fenced or not.
+
+    Of a reply that breaks off, the tasks before the break are kept.
+    """
+    text = _FENCE.sub(r"\1", text.replace("\r\n", "\n")).strip()
+    ended = _ended(finish_reason)
+    if not text:
+        return Reply([], [Rejected(ended or "empty reply", "")])
+    rows, rest = _json_rows(text)
+    reply = Reply()
+    for row in rows:
+        task = _task_from_row(row)
+        reason = "not an instruction, input and output in text" if task is None else None
+        if task is not None:
+            reason = rule_broken(task)
+        if reason is None and task is not None:
+            reply.tasks.append(task)
+        else:
+            reply.rejected.append(Rejected(str(reason), json.dumps(row, ensure_ascii=False)))
+    if rest is not None:
+        reply.rejected.append(Rejected(ended or "not JSON", rest))
+    return reply
+
+
+def reply_schema() -> dict[str, Any]:
+    """The response_format that holds a server to JSON tasks (structured output)."""
+    from pydantic import BaseModel, ConfigDict, Field
+
+    class Task(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        instruction: str = Field(description="what to do, one or two sentences")
+        input: str = Field(description="the material it is about, or an empty text")
+        output: str = Field(description="the correct and complete answer")
+
+    class Tasks(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        tasks: list[Task]
+
+    schema = {"name": "tasks", "strict": True, "schema": Tasks.model_json_schema()}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _ended(finish_reason: str | None) -> str | None:
+    """Why a reply's end is not its own, or None."""
+    return {
+        "length": "cut off by the length limit",
+        "content_filter": "stopped by the content filter",
+    }.get(finish_reason or "")
+
+
+def _json_rows(text: str) -> tuple[list[Any], str | None]:
+    """(rows, what is left that is no JSON), as many rows as there are whole ones."""
+    try:
+        whole = json.loads(text)
+        rows = whole.get("tasks", [whole]) if isinstance(whole, dict) else whole
+        return (rows, None) if isinstance(rows, list) else ([], text)
+    except (ValueError, RecursionError):
+        pass
+    decoder, rows = json.JSONDecoder(), []
+    at = text.find("[") + 1
+    while at and (start := text.find("{", at)) >= 0:
+        try:
+            row, at = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            return rows, text[start:]
+        rows.append(row)
+    return rows, text[at:]
+
+
+def _task_from_row(row: Any) -> Example | None:
+    if not isinstance(row, dict):
+        return None
+    given = "" if row.get("input") is None else row["input"]
+    values = [row.get("instruction"), given, row.get("output")]
+    texts = [value.strip() for value in values if isinstance(value, str)]
+    if len(texts) < 3 or not texts[0]:
+        return None
+    instruction, given, output = texts
+    return Example(instruction, "" if _NO_INPUT.match(given) else given, output)
+
+
 def rule_broken(task: Example) -> str | None:
     """The first of the filter rules that a task breaks, or None."""
-    words = len(task.instruction.split()) + len(_CJK.findall(task.instruction))
-    if words <= 3:
+    length = words(task.instruction)
+    if length <= 3:
         return "instruction too short (3 words or fewer)"
-    if words > 150:
+    if length > 150:
         return "instruction too long (over 150 words)"
     if found := _KEYWORD.search(task.instruction):
         return f'needs more than text ("{found[0].lower()}")'
@@ -102,14 +202,29 @@ def rule_broken(task: Example) -> str | None:
     return None
 
 
+def _name(heading: re.Match[str]) -> str:
+    return _NAMES.get(heading["name"], heading["name"].lower())
+
+
+def _open_mark(heading: re.Match[str]) -> str:
+    """The mark for bold text that a heading opens and does not close: "**4. Input: x**"."""
+    mark = heading["b"] or heading["a"] or ""
+    return "" if heading[0].count(mark or "-") > 1 else mark
+
+
 def _task(block: str) -> Example | None:
     """The Example in a block that has its three headings, in order, with one number."""
     found = list(_HEADING.finditer(block))
-    names = [match[2].lower() for match in found]
-    if names != ["instruction", "input", "output"] or len({match[1] for match in found}) != 1:
+    # An answer may hold a list of inputs and outputs of its own, with other numbers.
+    found = [m for m in found if m["number"] == found[0]["number"] or _name(m) == "instruction"]
+    names = [_name(match) for match in found]
+    if names != ["instruction", "input", "output"] or len({m["number"] for m in found}) != 1:
         return None
     ends = [match.start() for match in found[1:]] + [len(block)]
-    parts = [block[m.end() : end].strip() for m, end in zip(found, ends, strict=True)]
+    parts = [
+        block[m.end() : end].strip().removesuffix(_open_mark(m)).strip()
+        for m, end in zip(found, ends, strict=True)
+    ]
     if not parts[0]:
         return None
     return Example(parts[0], "" if _NO_INPUT.match(parts[1]) else parts[1], parts[2])

@@ -40,4 +40,4 @@ def test_verb_objects():
         "Write a poem.", "Write a poem about rain.", "Write a letter.", "Name a river.", "Why so?",
     ]  # fmt: skip
     assert verb_objects(texts) == {"write": {"poem": 2, "letter": 1}, "name": {"river": 1}}
-    assert verb_objects(texts, verbs=1, objects=1) == {"write": {"poem": 2}}
+    assert verb_objects(texts, verbs=1, objects=1) == {"write": {"poem": 2, "": 1}}

@@ -49,6 +49,8 @@ class FakeOpenAI:
                         self.send_header(name, str(value))
                     self.end_headers()
                     self.wfile.write(data)
+                    if "Content-Length" in headers:  # a false one: the body is cut
+                        self.close_connection = True
                 except OSError:  # the client is gone
                     self.close_connection = True
 
@@ -86,6 +88,7 @@ def fake(monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(teacher, "FIRST_WAIT", 0.01)  # retried as often, sooner
+    monkeypatch.setattr(teacher, "LONGEST_WAIT", 0.05)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

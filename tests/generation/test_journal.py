@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -24,8 +25,10 @@ def write(folder, count=3, text="reply"):
 def read(folder, configuration=None):
     """The replies of a journal that is opened again."""
     journal = Journal(folder, configuration or CONFIGURATION)
+    found = {n: journal.reply(n) for n in range(20) if n in journal}
+    assert len(found) == len(journal)
     journal.close()
-    return journal.replies
+    return found
 
 
 @pytest.mark.parametrize("text", ["a", "línea 你好", "x\u2028y\x85z\rw\nv", "lone \ud800", "\x00"])
@@ -129,3 +132,74 @@ def test_deleting_the_damaged_line_is_the_cure(tmp_path):
     del lines[2]
     path.write_text("\n".join(lines))
     assert sorted(read(tmp_path)) == [0, 2]
+
+
+def test_threads_that_write_at_once(tmp_path):
+    """Replies from one thread and judgements from another: every reply is found again."""
+    journal = Journal(tmp_path, CONFIGURATION)
+
+    def append():
+        for n in range(300):
+            journal.append(n, RawReply(f"reply {n}", "stop", n, n))
+
+    writer = threading.Thread(target=append)
+    writer.start()
+    for n in range(3000):
+        journal.judge(n, [{"instruction": "x" * (n % 50)}])
+    writer.join()
+    assert [journal.reply(n).text for n in range(300)] == [f"reply {n}" for n in range(300)]
+    journal.close()
+    again = Journal(tmp_path, CONFIGURATION)
+    assert len(again) == 300 and again.judged == set(range(3000))
+    again.close()
+
+
+def test_one_run_at_a_time(tmp_path):
+    """A second journal on the same folder is refused while the first is open, and not after."""
+    journal = Journal(tmp_path, CONFIGURATION)
+    with pytest.raises(JournalError, match="another run"):
+        Journal(tmp_path, CONFIGURATION)
+    journal.close()
+    Journal(tmp_path, CONFIGURATION).close()
+
+
+def test_full_disk(tmp_path):
+    """A write that the system cuts short is an error with the cure; the line before it stays,
+    no torn one is left, and writing goes on once there is room."""
+    resource = pytest.importorskip("resource")
+    journal = Journal(tmp_path, CONFIGURATION)
+    journal.append(0, RawReply("first", "stop", 1, 1))
+    size = journal.path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, limits[1]))
+    try:
+        with pytest.raises(JournalError, match="free some space"):
+            journal.append(1, RawReply("x" * 500, "stop", 1, 1))
+        assert journal.path.stat().st_size == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.append(1, RawReply("second", "stop", 1, 1))
+    journal.close()
+    assert read(tmp_path)[1].text == "second"
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    """A read-only place is a JournalError that names it."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(JournalError, match="file"):
+        Journal(tmp_path / "file" / "below", CONFIGURATION)
+
+
+def test_other_lines_come_back(tmp_path):
+    """Lost attempts add up, batches keep their last state, judged replies are remembered."""
+    journal = Journal(tmp_path, CONFIGURATION)
+    journal.lost(3, "no answer", 0.25)
+    journal.lost(3, "no answer", 0.5)
+    journal.batch("file-1", requests=[1, 2], state="uploaded")
+    journal.batch("file-1", state="done")
+    journal.judge(7, [])
+    journal.close()
+    again = Journal(tmp_path, CONFIGURATION)
+    assert again.lost_usd == 0.75 and again.judged == {7}
+    assert again.batches == {"file-1": {"requests": [1, 2], "state": "done"}}
+    again.close()

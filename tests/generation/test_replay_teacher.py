@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import openai
 import pytest
 
 from alpaca_lib.generation import replay_teacher
@@ -53,8 +54,11 @@ def test_reply_by_seed(recorded):
 
 def test_stop_cuts_as_a_live_server(recorded):
     """What Stanford's stop sequences did: the text ends before "20." with reason stop."""
-    with open_teacher("replay", str(recorded)) as teacher:
-        done = teacher.client.chat.completions.create(
+    with (
+        open_teacher("replay", str(recorded)) as teacher,
+        openai.OpenAI(base_url=teacher.address, api_key="any") as client,
+    ):
+        done = client.chat.completions.create(
             model="any", messages=[], seed=0, stop=["\n20", "20."]
         )
     assert done.choices[0].message.content == "first, in "

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from alpaca_lib.generation.journal import JournalError
-from alpaca_lib.generation.self_instruct import Settings, generate, prompt_for
+from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
 from alpaca_lib.generation.teacher import TeacherError, open_teacher
 from alpaca_lib.records import DataError, Example, load_examples
 
@@ -46,10 +46,12 @@ def good_reply(body) -> str:
     return text.removeprefix("4. Instruction:")
 
 
-def run(folder, seeds, settings=SETTINGS, **options):
+def run(folder, seeds, settings=SETTINGS, progress=lambda progress: None, **limits):
     """One generation run with the openai teacher."""
     with open_teacher("openai", "fake-model") as teacher:
-        return generate(teacher, seeds, HEADER, settings, folder, **options)
+        return generate(
+            teacher, seeds, HEADER, settings, folder, Limits(**limits), progress=progress
+        )
 
 
 def asked(fake) -> list[int]:
@@ -222,13 +224,13 @@ def test_killed_process_goes_on(fake, seeds, tmp_path):
     (tmp_path / "seeds.json").write_text(json.dumps([s.to_dict() for s in seeds]))
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from alpaca_lib.generation.self_instruct import Settings, generate\n"
+        "from alpaca_lib.generation.self_instruct import Limits, Settings, generate\n"
         "from alpaca_lib.generation.teacher import open_teacher\n"
         "from alpaca_lib.records import load_examples\n"
         "settings = Settings(tasks_wanted=12, seeds_per_prompt=3, tasks_per_request=3, seed=5)\n"
         "with open_teacher('openai', 'fake-model') as teacher:\n"
         "    generate(teacher, load_examples(sys.argv[1]), 'Write {count} tasks.', settings,\n"
-        "             Path(sys.argv[2]), concurrency=1)\n"
+        "             Path(sys.argv[2]), Limits(concurrency=1))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "seeds.json"), str(tmp_path / "killed")]
     process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.PIPE)
@@ -259,7 +261,7 @@ def test_replies_are_journaled_as_they_arrive(fake, seeds, tmp_path):
     while len(found) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
         lines = journal.read_text().splitlines()[1:] if journal.exists() else []
-        found = [json.loads(line)["request"] for line in lines]
+        found = [json.loads(line)["request"] for line in lines if '"reply"' in line]
     hold.set()
     worker.join()
     assert sorted(found) == [1, 2, 3]

@@ -158,7 +158,7 @@ def test_generate_instruction_with_the_local_teacher(tmp_path: Path) -> None:
     first = (tmp_path / "regen.json").read_bytes()
     kept = json.loads(first)
     assert len(kept) >= 2 and all(task["instruction"] and task["output"] for task in kept)
-    assert f"; {len(kept)} of 2" in out
+    assert f": {len(kept)} of 2 kept" in out
     requests = len((tmp_path / "journal.jsonl").read_text("utf-8").splitlines()) - 1
 
     # Again, from the root: nothing is asked a second time.

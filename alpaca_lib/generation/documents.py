@@ -1,0 +1,82 @@
+"""The reader's own documents, in passages that a prompt can show.
+
+A teacher that is shown a passage writes tasks about it, beyond what it knows by
+itself; each task keeps where its passage stands, so that a reader can check it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from alpaca_lib.records import DataError, words
+
+KINDS = (".txt", ".md", ".rst")
+WORDS = 150  # in a passage, about
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document: its file, relative to the folder, and the characters it spans."""
+
+    file: str
+    start: int
+    end: int
+    text: str
+
+    def source(self) -> dict[str, object]:
+        """What is recorded with a task."""
+        return {"file": self.file, "start": self.start, "end": self.end}
+
+
+def load_passages(folder: Path, size: int = WORDS) -> list[Passage]:
+    """The passages of every .txt, .md and .rst file below a folder, in order of names.
+
+    A passage ends with a paragraph where it can, else with a sentence.
+    Raises DataError if there is nothing to read.
+    """
+    given = folder
+    if not folder.exists():
+        raise DataError(f"{folder}: no such folder or file")
+    if folder.is_file():
+        files, folder = [folder], folder.parent
+    else:
+        files = sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file()
+        )
+    passages: list[Passage] = []
+    for path in files:
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+        name = path.relative_to(folder).as_posix()
+        passages += [
+            Passage(name, start, end, text[start:end]) for start, end in _spans(text, size)
+        ]
+    if not passages:
+        raise DataError(f"{given}: no text in it; put {', '.join(KINDS)} files there")
+    return passages
+
+
+def _spans(text: str, size: int) -> list[tuple[int, int]]:
+    """(start, end) of passages of about so many words, without the white space around them."""
+    pieces: list[tuple[int, int]] = []
+    for paragraph in re.finditer(r"\S(?:.*?\S)??(?=\s*\n\s*\n|\s*\Z)", text, re.DOTALL):
+        if words(paragraph[0]) <= size:
+            pieces.append(paragraph.span())
+            continue
+        for sentence in re.finditer(
+            r"\S.*?(?:[.!?。！？]+[\"”’」』）)]*(?=\s|\Z|[^\x00-\x7f])|\Z)", paragraph[0], re.DOTALL
+        ):
+            pieces.append(
+                (paragraph.start() + sentence.start(), paragraph.start() + sentence.end())
+            )
+    spans: list[tuple[int, int]] = []
+    for start, end in pieces:
+        if spans and words(text[spans[-1][0] : end]) <= size:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
