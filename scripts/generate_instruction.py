@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from alpaca_lib.generation.judging import Progress
 
 FUNCTION = "generate_instruction_following_data"
-LOCAL_TASKS, LOCAL_TEMPERATURE, LOCAL_TOP_P, LOCAL_SEED_WORDS = 3, 0.7, 0.95, 60
+LOCAL_TASKS, LOCAL_TEMPERATURE, LOCAL_TOP_P, LOCAL_SEED_WORDS = 3, 0.8, 0.95, 60
 OPENAI_TASKS, OPENAI_TEMPERATURE, OPENAI_TOP_P = 20, 1.0, 1.0
 SAME_NAME = ("machine_tasks", "language", "rouge_mode", "reply_format", "reasoning_effort")
 LIMITS = ("max_requests", "way", "max_usd", "requests_per_minute", "tokens_per_minute")
