@@ -15,11 +15,15 @@ from flags import Flag, Given, Script
 
 if TYPE_CHECKING:
     from alpaca_lib.generation.judging import Progress
+    from alpaca_lib.generation.self_instruct import Limits, Settings
 
 FUNCTION = "generate_instruction_following_data"
 LOCAL_TASKS, LOCAL_TEMPERATURE, LOCAL_TOP_P, LOCAL_SEED_WORDS = 3, 0.8, 0.95, 60
 OPENAI_TASKS, OPENAI_TEMPERATURE, OPENAI_TOP_P = 20, 1.0, 1.0
-SAME_NAME = ("machine_tasks", "language", "rouge_mode", "reply_format", "reasoning_effort")
+SAME_NAME = (
+    *("machine_tasks", "language", "rouge_mode", "reply_format", "reasoning_effort"),
+    "safety_path",
+)
 LIMITS = ("max_requests", "way", "max_usd", "requests_per_minute", "tokens_per_minute")
 
 SCRIPT = Script(
@@ -150,6 +154,11 @@ SCRIPT = Script(
             "reasoning_effort {}",
         ),
         Flag(
+            *("safety_path", str, "", "rules for what may be kept"),
+            lambda path: f"rules from {path or 'data/safety_rules.yaml'}",
+            unset="the project's data/safety_rules.yaml",
+        ),
+        Flag(
             *("way", str, "online", "online; flex: slower; batch: within a day; both half price"),
             *("way {}", ("online", "flex", "batch")),
         ),
@@ -246,6 +255,8 @@ def work(given: Given) -> None:
     passages = load_passages(Path(given["documents"])) if given["documents"] else []
     with open_teacher(kind, model, slots=limits.concurrency) as teacher:
         print(f"teacher: {kind}, {teacher.model} ({why})")
+        if kind == "openai":
+            print(foresee(settings, limits, model))
         print(f"{len(seeds)} seed tasks; {', '.join(f'{k} {v}' for k, v in chosen.items())}")
         outcome = self_instruct.generate(
             teacher, seeds, header, settings, folder, limits, passages, tell
@@ -264,6 +275,27 @@ def work(given: Given) -> None:
         flag = {"budget": "max_usd"}.get(outcome.ended, outcome.ended)
         print(f"fewer than {settings.tasks_wanted}: stopped by --{flag}")
     print(folder / "regen.json")
+
+
+def foresee(settings: Settings, limits: Limits, model: str) -> str:
+    """What the run will probably cost, judging by the course's own replies."""
+    from alpaca_lib.generation import budget, judging, replay_teacher
+    from alpaca_lib.generation.teacher import REPLIES, reply_from
+    from alpaca_lib.records import load_examples
+
+    price = budget.load_prices(limits.prices_path, limits.way).get(model)
+    if price is None:
+        return f"cost: not known, {model} ({limits.way}) is not in the prices file"
+    replies = [reply_from(reply) for reply in replay_teacher.load_replies(REPLIES)]
+    seeds = load_examples(flags.ROOT / "data" / "seed_tasks.jsonl")
+    sample = judging.samples_of(replies, seeds, settings)
+    found = budget.estimate(settings.tasks_wanted, sample, price, falls_to=0.5)
+    low, middle, high = found.usd
+    return (
+        f"cost: about ${middle:.2f} (${low:.2f} to ${high:.2f}), {found.requests[1]:.0f} requests "
+        f"of 20 tasks, judging by the course's recorded replies and prices of {price.dated}; "
+        + ("--max_usd sets a limit" if limits.max_usd is None else f"never over {limits.max_usd}")
+    )
 
 
 def tell(progress: Progress) -> None:

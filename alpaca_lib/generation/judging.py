@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,8 +73,11 @@ class Progress:
         parts = [f"{self.kept} of {self.wanted} kept", f"{self.requests} replies"]
         if self.rejected:
             parts.append(f"{sum(self.rejected.values())} dropped")
+        if self.seconds > 0 and not self.resumed:
+            parts.append(f"{60 * self.requests / self.seconds:.3g} replies a minute")
         if self.usd:
-            parts.append(f"${self.usd:.4f}")
+            whole = f" of about ${self.usd * self.wanted / self.kept:.2f}" if self.kept else ""
+            parts.append(f"${self.usd:.4f}{whole}")
         if self.usd is None:
             parts.append("price not known")
         if self.seconds_left:
@@ -124,6 +127,16 @@ def judge(
     gained = len(outcome.kept) - before
     outcome.samples.append(Sampled(gained, reply.prompt_tokens, reply.completion_tokens))
     return decisions
+
+
+def samples_of(
+    replies: Iterable[RawReply], seeds: Sequence[Example], settings: JudgeSettings
+) -> list[Sampled]:
+    """What replies to text prompts with three seeds gave and took: for an estimate."""
+    outcome = Outcome.of(seeds, settings.threshold, "rouge")
+    for reply in replies:
+        judge(reply, Prompt("", 4), settings, (), outcome)
+    return outcome.samples
 
 
 def _with_source(task: Example, prompt: Prompt) -> Example:

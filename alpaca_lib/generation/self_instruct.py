@@ -61,6 +61,7 @@ class Settings:
     reply_format: str = "text"
     reasoning_effort: str = "none"
     safety: bool = True
+    safety_path: str = ""  # the reader's own rules; empty: data/safety_rules.yaml
 
     def sampling(self, way: str = "online") -> Sampling:
         """The part that goes to the teacher."""
@@ -125,7 +126,8 @@ class Run:
     ) -> None:  # fmt: skip
         self.teacher, self.settings, self.limits, self.folder = teacher, settings, limits, folder
         self.prompter = Prompter(seeds, header, settings, passages)
-        self.rules: list[SafetyRule] = load_rules() if settings.safety else []
+        own = Path(settings.safety_path) if settings.safety_path else None
+        self.rules: list[SafetyRule] = load_rules(own) if settings.safety else []
         self.sampling = settings.sampling(limits.way)
         self.most_requests = limits.max_requests or 5 * (
             math.ceil(settings.tasks_wanted / settings.tasks_per_request) + 4
@@ -160,6 +162,8 @@ class Run:
             if found[name]:
                 known.append({name: found[name]})
             del found[name]
+        del found["safety_path"]  # what the rules say counts, not where they lie
+        known.append([repr(rule) for rule in self.rules])
         text = dump_json(known)
         found["prompt_and_seeds"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         return found

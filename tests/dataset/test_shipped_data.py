@@ -13,10 +13,11 @@ from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.dataset.statistics import markdown_table
+from alpaca_lib.generation.judging import samples_of
 from alpaca_lib.generation.parsing import parse_reply
 from alpaca_lib.generation.replay_teacher import load_replies
 from alpaca_lib.generation.self_instruct import Settings, generate, prompt_for
-from alpaca_lib.generation.teacher import open_teacher
+from alpaca_lib.generation.teacher import open_teacher, reply_from
 from alpaca_lib.inference.comparison import meets
 from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples, save_examples
@@ -59,6 +60,14 @@ def test_the_replies_give_the_set(replayed, sets, tmp_path):
     kept = save_examples([replace(e, extra={}) for e in replayed.kept], tmp_path / "kept.json")
     shipped = [replace(e, extra={}) for e in sets["alpaca_520.json"]]
     assert kept.read_bytes() == save_examples(shipped, tmp_path / "shipped.json").read_bytes()
+
+
+def test_an_estimate_needs_no_run(replayed, sets, data):
+    """samples_of() finds in the replies what the pipeline found."""
+    replies = [reply_from(reply) for reply in load_replies(data / "teacher_replies.jsonl")]
+    samples = samples_of(replies, sets["seed_tasks.jsonl"], Settings())
+    assert samples[: len(replayed.samples)] == replayed.samples
+    assert sum(sample.kept for sample in samples) == 520
 
 
 def test_the_replies_hold_what_must_be_rejected(replayed):

@@ -179,6 +179,22 @@ def test_max_requests_is_a_limit(fake, seeds, tmp_path):
     assert outcome.requests == 5
 
 
+def test_progress_says_how_far_it_is(fake, seeds, tmp_path):
+    """After each reply: kept, wanted, dropped by reason, and how long it will still take."""
+    fake.respond = good_reply
+    told = []
+    run(tmp_path, seeds, progress=told.append, concurrency=1)
+    assert [p.kept for p in told] == [2, 4, 6, 8, 10, 12]
+    assert [p.requests for p in told] == [1, 2, 3, 4, 5, 6] and not any(p.resumed for p in told)
+    assert told[2].rejected == {"ROUGE-L above 0.7 with a known instruction": 3}
+    for text in ("6 of 12 kept", "3 replies", "3 dropped", "a minute", "left", "not known"):
+        assert text in str(told[2])
+    assert "left" not in str(told[5])
+    again = []
+    run(tmp_path, seeds, progress=again.append)
+    assert len(again) == 6 and all(p.resumed for p in again)
+
+
 def test_too_few_seeds(fake, tmp_path):
     """Fewer seeds than a prompt shows: an error before any request."""
     with pytest.raises(DataError, match="seeds_per_prompt"):
