@@ -60,6 +60,9 @@ class Journal:
     def __contains__(self, request: int) -> bool:
         return request in self._places
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._places))
+
     def __len__(self) -> int:
         return len(self._places)
 

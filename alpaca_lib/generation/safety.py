@@ -26,6 +26,11 @@ class SafetyRule:
     fields: tuple[str, ...]
     unless: re.Pattern[str] | None = None
 
+    @property
+    def text(self) -> list[str]:
+        """All that decides, as text."""
+        return [self.pattern.pattern, *self.fields, self.unless.pattern if self.unless else ""]
+
     def broken_by(self, task: Example) -> bool:
         """Whether a task breaks this rule."""
         texts = [getattr(task, field) for field in self.fields]

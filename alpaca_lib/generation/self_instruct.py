@@ -142,10 +142,9 @@ class Run:
         self.started, self.written = time.monotonic(), time.monotonic()
         self.kept_at_start = 0
         self.writer = ThreadPoolExecutor(1)  # so that fsync does not hold up the requests
-        for request in range(self.most_requests):
+        for request in self.journal:
             # What an earlier run paid for counts against the budget before anything is asked.
-            if request in self.journal:
-                self.budget.spent += self.budget.cost(self.journal.reply(request))
+            self.budget.spent += self.budget.cost(self.journal.reply(request))
 
     def close(self) -> None:
         """Gives the folder back."""
@@ -163,7 +162,7 @@ class Run:
                 known.append({name: found[name]})
             del found[name]
         del found["safety_path"]  # what the rules say counts, not where they lie
-        known.append([repr(rule) for rule in self.rules])
+        known.append([rule.text for rule in self.rules])
         text = dump_json(known)
         found["prompt_and_seeds"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         return found
