@@ -14,16 +14,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from alpaca_lib.embedded import need
 from alpaca_lib.generation import teacher as teachers
 from alpaca_lib.generation.failures import DROPPABLE, ReplyError, TeacherError, failure_of
+from alpaca_lib.generation.run import Run
 from alpaca_lib.generation.teacher import RawReply, reply_from
 from alpaca_lib.generation.threads import Stop
-
-if TYPE_CHECKING:
-    from alpaca_lib.generation.self_instruct import Run
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of one file
 POLL = 30.0  # seconds between two looks at a batch

@@ -34,6 +34,7 @@ class Journal:
         self.path = folder / "journal.jsonl"
         self.judged: set[int] = set()
         self.lost_usd = 0.0  # attempts without an answer that may have been paid for
+        self.pending: dict[int, float] = {}  # dollars of requests sent, and not answered since
         self.batches: dict[str, dict[str, Any]] = {}
         self._places: dict[int, int] = {}
         self._writing = threading.RLock()  # replies are appended by a thread of their own
@@ -80,11 +81,24 @@ class Journal:
             place = self._size
             self._write(line)
             self._places[request] = place
+            self.pending.pop(request, None)
+
+    def sent(self, request: int, usd: float) -> None:
+        """Notes, before it goes out, what a request may cost; if the run ends before it is
+        answered, that counts as spent."""
+        self._write({"sent": request, "usd": usd}, sync=False)
+        self.pending[request] = usd
+
+    def unsent(self, request: int) -> None:
+        """Notes that a request came to nothing, and was not paid for."""
+        if self.pending.pop(request, None) is not None:
+            self._write({"unsent": request}, sync=False)
 
     def lost(self, request: int, why: str, usd: float) -> None:
         """Notes an attempt that may have been paid for without an answer."""
         self._write({"request": request, "lost": why, "usd": usd})
         self.lost_usd += usd
+        self.pending.pop(request, None)
 
     def judge(self, request: int, tasks: list[dict[str, Any]]) -> None:
         """Notes what became of a reply's tasks; not fsynced, since it can be judged again."""
@@ -145,8 +159,14 @@ class Journal:
             if "reply" in line:
                 RawReply(**line["reply"])
                 self._places[int(line["request"])] = self._size
+                self.pending.pop(int(line["request"]), None)
             elif "lost" in line:
                 self.lost_usd += float(line["usd"])
+                self.pending.pop(int(line["request"]), None)
+            elif "sent" in line:
+                self.pending[int(line["sent"])] = float(line["usd"])
+            elif "unsent" in line:
+                self.pending.pop(int(line["unsent"]), None)
             elif "judged" in line:
                 self.judged.add(int(line["judged"]))
             elif "batch" in line:

@@ -31,10 +31,11 @@ import openai
 import pytest
 import yaml
 
-from alpaca_lib.generation import batch
+from alpaca_lib.generation import batch, self_instruct
 from alpaca_lib.generation import teacher as teachers
 from alpaca_lib.generation.journal import Journal
-from alpaca_lib.generation.self_instruct import Limits, Run, Settings, generate, prompt_for
+from alpaca_lib.generation.run import Run
+from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
 from alpaca_lib.generation.teacher import Teacher, TeacherError, open_teacher
 from alpaca_lib.generation.threads import Stop
 from alpaca_lib.records import DataError
@@ -991,7 +992,7 @@ def test_stop_while_waiting(server, seeds, tmp_path, expected, monkeypatch):
     with open_teacher("openai", "fake-model") as teacher:
         one = Run(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
         start = time.monotonic()
-        outcome = asyncio.run(one.work(stop))
+        outcome = asyncio.run(self_instruct._work(one, stop))
         one.close()
     assert (outcome.ended, outcome.requests) == ("interrupted", 0)
     assert time.monotonic() - start < 5
@@ -1009,7 +1010,7 @@ def test_stop_before_anything(server, seeds, tmp_path):
     stop.ask()
     with open_teacher("openai", "fake-model") as teacher:
         one = Run(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
-        assert asyncio.run(one.work(stop)).ended == "interrupted"
+        assert asyncio.run(self_instruct._work(one, stop)).ended == "interrupted"
         one.close()
     assert server.calls == []
 
@@ -1051,7 +1052,7 @@ def test_stop_while_the_server_is_down(server, seeds, tmp_path):
         teacher.tries, teacher.say = 3, [].append
         one = Run(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
         try:
-            assert asyncio.run(one.work(stop)).ended == "interrupted"
+            assert asyncio.run(self_instruct._work(one, stop)).ended == "interrupted"
         finally:
             one.close()
     assert server.calls.count("look") == 1

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import openai
 import pytest
 
+from alpaca_lib.generation import teacher as teachers
 from alpaca_lib.generation.budget import Budget, BudgetSpent, Price
 from alpaca_lib.generation.failures import Failure, retry_after
 from alpaca_lib.generation.pace import Pace
@@ -218,8 +219,9 @@ def test_a_stopping_line_tries_no_more(fake):
     assert len(fake.requests) == 1
 
 
-def test_waits_grow_and_vary(fake, waits):
+def test_waits_grow_and_vary(fake, waits, monkeypatch):
     """Between tries it waits at random, at most twice as long each time, and 30 s at most."""
+    monkeypatch.setattr(teachers, "LONGEST_WAIT", 30.0)
     fake.respond = lambda body: (503, {}, told("busy"))
     ask(tries=16, clock=waits.clock)
     assert len(waits) == 15 and len(set(waits)) == 15

@@ -97,13 +97,13 @@ def test_a_fifth_of_all_requests_fails(fake, seeds, tmp_path, make_chat, seed):
     assert sum(faulty.kinds.values()) >= 5
 
 
-def kill_at_random(folder, seeds, seconds):
+def kill_at_random(folder, seeds, seconds, settings=SETTINGS, **limits):
     """Whether a run in a process of its own was killed before it ended."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            run(folder, seeds, concurrency=3)
+            run(folder, seeds, settings, **{"concurrency": 3, **limits})
             code = 0
         finally:
             os._exit(code)
@@ -233,6 +233,24 @@ def test_the_budget_is_never_passed(fake, seeds, tmp_path, whole, prices, concur
         assert outcome.ended == ("enough" if dollars == 1.0 else "budget")
     assert spent[0] == 0 and 0 < spent[1] < spent[2] < spent[3]
     assert spent[1] > 0.0011 / 3 and len(fake.requests) == 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_budget_holds_across_kills(fake, seeds, tmp_path, prices):
+    """Requests on their way when a run is killed may have been paid for: they count, so that
+    all that the server was ever asked costs no more than max_usd."""
+    fake.respond, fake.delay = good_reply, lambda body: 0.02
+    price = load_prices(prices)["fake-model"].of(100, 50)
+    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50, "tasks_wanted": 600})
+    limits = {"max_usd": 0.03, "prices_path": prices, "concurrency": 8}
+    draw, kills = random.Random(2), 0
+    while kill_at_random(tmp_path, seeds, draw.uniform(0.05, 0.3), settings, **limits):
+        kills += 1
+        assert kills < 100 and len(fake.requests) * price <= 0.03
+    assert kills >= 2 and 0.005 < len(fake.requests) * price <= 0.03
+    outcome = run(tmp_path, seeds, settings, **limits)
+    assert outcome.ended == "budget" and outcome.usd + outcome.lost_usd <= 0.03
+    assert outcome.lost_usd > 0
 
 
 def test_lost_attempts_count_against_the_budget(fake, seeds, tmp_path, prices):
