@@ -1,14 +1,18 @@
-"""The whole course with other parameters than its own, and what it recorded."""
+"""Lessons with other parameters than their own, and what they recorded.
+
+With their own parameters nbval runs all five.
+"""
 
 import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
 
 from alpaca_lib.course import runner
 from alpaca_lib.course.notebooks import LESSONS
 from alpaca_lib.records import load_examples
+
+RUN = (LESSONS[0], LESSONS[1], LESSONS[3])
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +21,11 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALPACA_RUNS", "")  # main() sets it; the context puts it back
-        assert runner.main(["--profile", "quick", "--out", str(folder), "-p", "seed=5"]) == 0
+        words = [word for name in RUN for word in ("--only", name[:2])]
+        words += ["--profile", "quick", "--out", str(folder), "-p", "seed=5"]
+        assert runner.main(words) == 0
     found = {}
-    for name in LESSONS:
+    for name in RUN:
         one = folder / name / "001"
         found[name] = one, json.loads((one / "result.json").read_text(encoding="utf-8"))
     return found
@@ -47,25 +53,8 @@ def test_02_reads_what_01_wrote(results):
 
 
 @pytest.mark.slow
-def test_03_saves_a_model_that_transformers_loads(results):
-    got = values(results, 3)
-    assert got["processes"] == 2 and got["steps"] == 2
-    assert got["held_out_after"] < got["held_out_before"] + 0.01
-    assert got["held_out_reloaded"] == pytest.approx(got["held_out_after"], rel=0.02)
-    model = AutoModelForCausalLM.from_pretrained(folder_of(results, 3) / "model")
-    assert model.num_parameters() > 100e6
-
-
-@pytest.mark.slow
 def test_04_saves_an_adapter_with_something_in_it(results):
     got = values(results, 4)
     assert got["adapter_tensors"] == 420  # 30 layers, 7 linear ones in each, A and B
     assert got["adapter_bytes"] > got["trained_parameters"] * 4
     assert results[LESSONS[3]][1]["parameters"]["seed"] == 5
-
-
-@pytest.mark.slow
-def test_05_compares_all_three(results):
-    got = values(results, 5)
-    assert {"base_loss", "full_loss", "lora_loss"} <= set(got)
-    assert got["base_loss"] != got["full_loss"] and got["base_loss"] != got["lora_loss"]
