@@ -71,12 +71,13 @@ def show_rate(options: argparse.Namespace) -> None:
                 else:
                     asyncio.run(ask_plainly(s, count, 64))
             except openai.RateLimitError:
-                gave_up = "  gave up"
+                gave_up = f"  gave up after {time.perf_counter() - start:.0f} s"
             took = time.perf_counter() - start
             stats = s.stats()
         refused = [refusals for _, refusals in stats["minutes"].values()]
         rate = (stats["answered"] - 1) / (took - 0.5) * 60 / limit
-        print(f"{name:28}{rate:>13.1%}{sum(refused):>10}{sum(refused[1:]):>24}{gave_up}")
+        share = "-" if gave_up else f"{rate:.1%}"  # of a run that was whole
+        print(f"{name:28}{share:>14}{sum(refused):>10}{sum(refused[1:]):>24}{gave_up}")
 
 
 def show_throughput(options: argparse.Namespace) -> None:
