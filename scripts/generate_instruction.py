@@ -288,7 +288,7 @@ def foresee(settings: Settings, limits: Limits, model: str) -> str:
         return f"cost: not known, {model} ({limits.way}) is not in the prices file"
     replies = [reply_from(reply) for reply in replay_teacher.load_replies(REPLIES)]
     seeds = load_examples(flags.ROOT / "data" / "seed_tasks.jsonl")
-    sample = judging.samples_of(replies, seeds, settings)
+    sample = judging.samples_of(replies, seeds, settings.threshold)
     found = budget.estimate(settings.tasks_wanted, sample, price, falls_to=0.5)
     low, middle, high = found.usd
     return (

@@ -13,6 +13,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import IO, Any, TypeVar
 
@@ -216,8 +217,8 @@ class Batches:
             if error is None and status == 200:
                 try:
                     reply = reply_from(body)
-                    run.journal.append(number, reply)
-                    run.budget.settle(run.budget.most(*run.request(number).most_tokens), reply)
+                    most = run.budget.most(*run.request(number).most_tokens)
+                    run.journal.append(number, replace(reply, usd=run.budget.settle(most, reply)))
                     continue
                 except ReplyError as broken:
                     error = {"message": str(broken)}

@@ -163,12 +163,14 @@ class Budget:
         """Gives back what was set aside for a request that cost nothing."""
         self.reserved = max(self.reserved - dollars, 0.0)
 
-    def settle(self, dollars: float, reply: Usage) -> None:
-        """Replaces what was set aside by what the reply cost; all of it, where the server does
-        not say how many tokens it counted."""
+    def settle(self, dollars: float, reply: Usage) -> float:
+        """Replaces what was set aside by what the reply cost, and returns that; it is all that
+        was set aside where the server does not say how many tokens it counted."""
         self.release(dollars)
         counted = reply.prompt_tokens > 0 and reply.completion_tokens >= 0
-        self.spent += self.cost(reply) if counted else dollars
+        cost = self.cost(reply) if counted else dollars
+        self.spent += cost
+        return cost
 
     def forfeit(self, dollars: float) -> None:
         """The request may have been paid for, and no answer came."""

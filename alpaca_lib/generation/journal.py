@@ -33,6 +33,7 @@ class Journal:
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
         self.path = folder / "journal.jsonl"
         self.judged: set[int] = set()
+        self.spent_usd = 0.0  # by the replies that were there when it was opened
         self.lost_usd = 0.0  # attempts without an answer that may have been paid for
         self.pending: dict[int, float] = {}  # dollars of requests sent, and not answered since
         self.batches: dict[str, dict[str, Any]] = {}
@@ -60,9 +61,6 @@ class Journal:
 
     def __contains__(self, request: int) -> bool:
         return request in self._places
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._places))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -157,7 +155,7 @@ class Journal:
     def _remember(self, number: int, line: dict[str, Any]) -> None:
         try:
             if "reply" in line:
-                RawReply(**line["reply"])
+                self.spent_usd += RawReply(**line["reply"]).usd
                 self._places[int(line["request"])] = self._size
                 self.pending.pop(int(line["request"]), None)
             elif "lost" in line:

@@ -7,24 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from alpaca_lib.dataset.rouge import NoveltyIndex
 from alpaca_lib.generation.budget import Sampled
 from alpaca_lib.generation.parsing import Rejected, Reply, parse_json_reply, parse_reply
 from alpaca_lib.generation.prompting import Prompt
 from alpaca_lib.generation.safety import SafetyRule, unsafe
+from alpaca_lib.generation.settings import Settings
 from alpaca_lib.generation.teacher import RawReply
 from alpaca_lib.records import Example, save_examples
-
-
-class JudgeSettings(Protocol):
-    """The settings that a judgement depends on."""
-
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def reply_format(self) -> str: ...
 
 
 @dataclass
@@ -96,7 +88,7 @@ def parse(reply: RawReply, first_number: int, reply_format: str) -> Reply:
 
 
 def judge(
-    reply: RawReply, prompt: Prompt, settings: JudgeSettings, rules: Sequence[SafetyRule],
+    reply: RawReply, prompt: Prompt, settings: Settings, rules: Sequence[SafetyRule],
     outcome: Outcome,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Adds to the outcome what one reply gives, in order; returns each task's decision."""
@@ -130,10 +122,11 @@ def judge(
 
 
 def samples_of(
-    replies: Iterable[RawReply], seeds: Sequence[Example], settings: JudgeSettings
+    replies: Iterable[RawReply], seeds: Sequence[Example], threshold: float = 0.7
 ) -> list[Sampled]:
     """What replies to text prompts with three seeds gave and took: for an estimate."""
-    outcome = Outcome.of(seeds, settings.threshold, "rouge")
+    settings = Settings(threshold=threshold)
+    outcome = Outcome.of(seeds, threshold, settings.rouge_mode)
     for reply in replies:
         judge(reply, Prompt("", 4), settings, (), outcome)
     return outcome.samples

@@ -11,36 +11,11 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from alpaca_lib.generation.documents import Passage
+from alpaca_lib.generation.settings import Settings
 from alpaca_lib.prompts import ADDITIONS, generation_prompt, json_generation_prompt
 from alpaca_lib.records import CJK, FIELDS, DataError, Example, words
-
-
-class PromptSettings(Protocol):
-    """The settings that a prompt depends on; self_instruct.Settings has them."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def seeds_per_prompt(self) -> int: ...
-    @property
-    def seed_words(self) -> int: ...
-    @property
-    def machine_tasks(self) -> int: ...
-    @property
-    def tasks_per_request(self) -> int: ...
-    @property
-    def window(self) -> int: ...
-    @property
-    def topics(self) -> tuple[str, ...]: ...
-    @property
-    def verbs(self) -> tuple[str, ...]: ...
-    @property
-    def language(self) -> str: ...
-    @property
-    def reply_format(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +28,7 @@ class Prompt:
     passage: Passage | None = None
 
 
-def seeds_shown(seeds: Sequence[Example], settings: PromptSettings) -> list[Example]:
+def seeds_shown(seeds: Sequence[Example], settings: Settings) -> list[Example]:
     """The seeds that are short enough to be shown."""
     most = settings.seed_words or float("inf")
     return [e for e in seeds if sum(words(getattr(e, name)) for name in FIELDS) <= most]
@@ -66,7 +41,7 @@ class Prompter:
         self,
         seeds: Sequence[Example],
         header: str,
-        settings: PromptSettings,
+        settings: Settings,
         passages: Sequence[Passage] = (),
     ) -> None:
         shown = settings.seeds_per_prompt + settings.machine_tasks

@@ -13,7 +13,7 @@ import queue
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,57 +24,9 @@ from alpaca_lib.generation.judging import Outcome, Progress, judge, write_outcom
 from alpaca_lib.generation.pace import Pace
 from alpaca_lib.generation.prompting import Prompt, Prompter
 from alpaca_lib.generation.safety import SafetyRule, load_rules
-from alpaca_lib.generation.teacher import RawReply, Request, Sampling, Teacher
+from alpaca_lib.generation.settings import Limits, Settings
+from alpaca_lib.generation.teacher import RawReply, Request, Teacher
 from alpaca_lib.records import Example, dump_json
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run's prompts and filter; a run resumes only with the same."""
-
-    tasks_wanted: int = 100
-    seeds_per_prompt: int = 3
-    machine_tasks: int = 0  # of the teacher's own, shown beside the seeds (Self-Instruct: 6 and 2)
-    tasks_per_request: int = 20
-    seed_words: int = 0  # show only seeds of at most so many words; 0: any
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 3072
-    threshold: float = 0.7
-    rouge_mode: str = "rouge"
-    seed: int = 0
-    window: int = 64  # how many replies a prompt lags behind, where it depends on earlier ones
-    topics: tuple[str, ...] = ()  # one is drawn for each prompt
-    verbs: tuple[str, ...] = ()  # the rarest of these so far are asked for
-    language: str = ""  # of the prompt's own words; empty: as the header's
-    reply_format: str = "text"
-    reasoning_effort: str = "none"
-    safety: bool = True
-    safety_path: str = ""  # the reader's own rules; empty: data/safety_rules.yaml
-
-    def sampling(self, way: str = "online") -> Sampling:
-        """The part that goes to the teacher."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Sampling) if hasattr(self, f.name)}
-        return Sampling(**shared, service_tier="flex" if way == "flex" else "")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How fast, how dear and how long a run may be; these may change when it goes on."""
-
-    concurrency: int = 4
-    max_requests: int | None = None  # None: five times what a teacher that wastes nothing needs
-    max_usd: float | None = None
-    requests_per_minute: float | None = None  # None: what the server's headers say
-    tokens_per_minute: float | None = None
-    way: str = "online"  # flex: half the price, slower; batch: half the price, within a day
-    prices_path: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("concurrency", "max_requests", "requests_per_minute", "tokens_per_minute"):
-            value = getattr(self, name)
-            if value is not None and not value >= 1:
-                raise ValueError(f"{name} {value}: 1 or more")
 
 
 class Run:
@@ -103,10 +55,8 @@ class Run:
         self.writer = ThreadPoolExecutor(1)  # so that fsync does not hold up the requests
         for request, usd in list(self.journal.pending.items()):
             self.journal.lost(request, "the run ended while it was on its way", usd)
-        self.budget.forfeited = self.journal.lost_usd
-        for request in self.journal:
-            # What an earlier run paid for counts against the budget before anything is asked.
-            self.budget.spent += self.budget.cost(self.journal.reply(request))
+        # What an earlier run paid for counts against the budget before anything is asked.
+        self.budget.spent, self.budget.forfeited = self.journal.spent_usd, self.journal.lost_usd
 
     def close(self) -> None:
         """Gives the folder back."""

@@ -15,7 +15,8 @@ from alpaca_lib.generation.journal import JournalError
 from alpaca_lib.generation.judging import Outcome, Progress
 from alpaca_lib.generation.online import Online
 from alpaca_lib.generation.prompting import Prompter
-from alpaca_lib.generation.run import Limits, Run, Settings
+from alpaca_lib.generation.run import Run
+from alpaca_lib.generation.settings import Limits, Settings
 from alpaca_lib.generation.teacher import Teacher
 from alpaca_lib.generation.threads import Stop, run_async
 from alpaca_lib.records import Example

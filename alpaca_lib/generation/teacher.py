@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from alpaca_lib.generation.budget import Budget
 from alpaca_lib.generation.failures import Failure, ReplyError, TeacherError, failure_of
 from alpaca_lib.generation.pace import Pace
 from alpaca_lib.generation.parsing import FORMATS, reply_schema
+from alpaca_lib.generation.settings import Sampling
 from alpaca_lib.generation.threads import run_async
 
 __all__ = ["RawReply", "Request", "Sampling", "Teacher", "TeacherError", "open_teacher"]
@@ -31,18 +33,6 @@ TEACHERS = ("local", "openai", "replay")
 REPLIES = Path(__file__).resolve().parents[2] / "data" / "teacher_replies.jsonl"
 FIRST_WAIT = 1.0  # seconds: the mean wait before the second try; then twice as long each time
 LONGEST_WAIT = 30.0
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a teacher chooses its words. reasoning_effort and service_tier go to "openai" only."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 3072
-    reply_format: str = "text"  # or "json": a schema that the server holds the reply to
-    reasoning_effort: str = "none"  # thinking is billed as output; "" sends nothing
-    service_tier: str = ""  # "flex": half the price, slower
 
 
 @dataclass(frozen=True)
@@ -55,14 +45,19 @@ class Request:
 
     @property
     def most_tokens(self) -> tuple[int, int]:
-        """(prompt, reply) tokens that it cannot pass: a token is a byte or more."""
+        """(prompt, reply) tokens that it cannot pass: a token is a byte or more, and a schema is
+        part of the prompt."""
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens") or 0
-        return len(self.prompt.encode("utf-8", "replace")) + 64, int(limit)
+        shown = self.prompt + str(self.body.get("response_format", ""))
+        return len(shown.encode("utf-8", "replace")) + 64, int(limit)
 
 
 @dataclass(frozen=True)
 class RawReply:
-    """A reply as the teacher sent it; ``refusal`` is the text of a refusal, if it was one."""
+    """A reply as the teacher sent it; ``refusal`` is the text of a refusal, if it was one.
+
+    usd: what it cost, by the prices and the way of asking of its day.
+    """
 
     text: str
     finish_reason: str
@@ -71,6 +66,7 @@ class RawReply:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     refusal: str = ""
+    usd: float = 0.0
 
 
 @dataclass
@@ -138,8 +134,8 @@ class Teacher:
     ) -> RawReply:  # fmt: skip
         """The reply to one generation prompt. Raises TeacherError."""
         request = self.request(
-            *(prompt,),
-            first_number=first_number, tasks=tasks, seed=seed, sampling=sampling or Sampling(),
+            prompt, first_number=first_number, tasks=tasks, seed=seed,
+            sampling=sampling or Sampling(),
         )  # fmt: skip
 
         async def once() -> RawReply:
@@ -195,9 +191,9 @@ class Line:
             while True:
                 reply = await self._attempt(request)
                 if isinstance(reply, RawReply):
-                    self.budget.settle(reserved, reply)
+                    usd = self.budget.settle(reserved, reply)
                     reserved = 0.0
-                    return reply
+                    return replace(reply, usd=usd)
                 failure = replace(reply, text=self.teacher.redact(reply.text)[:500])
                 if failure.kind == "filtered":
                     return RawReply("", "content_filter", 0, 0, refusal=failure.text)
@@ -250,8 +246,6 @@ class Line:
 
 def reply_from(content: bytes | Mapping[str, Any]) -> RawReply:
     """The RawReply in a completion's body; ReplyError if it is none."""
-    import json
-
     try:
         body = json.loads(content) if isinstance(content, bytes) else content
         choice = body["choices"][0]

@@ -17,10 +17,14 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from alpaca_lib.embedded import quiet
 from alpaca_lib.records import dump_json, write_text
 from alpaca_lib.training.sharding import World
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CheckpointError(RuntimeError):
@@ -149,3 +153,19 @@ def _digest(file: Path) -> str:
 def _sync(file: Path) -> None:
     with open(file, "rb+") as stream:
         os.fsync(stream.fileno())
+
+
+def save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, folder: Path) -> None:
+    """Writes a trained model as a plain Hugging Face folder; ``state``: its gathered shards."""
+    state = model.state_dict() if state is None else state
+    if getattr(model.config, "tie_word_embeddings", False):
+        # Gathered copies no longer share memory: without this the file holds both.
+        for name in getattr(model, "_tied_weights_keys", None) or {}:
+            state.pop(name, None)
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    with quiet():
+        model.save_pretrained(folder, state_dict=state)
+    # save_pretrained writes the dtype of the model in memory, which is the master weights'.
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    write_text(folder / "config.json", dump_json(config, indent=2) + "\n")

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alpaca_lib.prompts import render_prompt
-from alpaca_lib.records import Example
+from alpaca_lib.records import DataError, Example, load_examples
+from alpaca_lib.training.settings import Settings
 
 if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
+Encoded = dict[str, list[int]]  # input_ids and labels of one example
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,28 @@ def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, to
         "labels": column("labels", IGNORE),
         "position_ids": column("position_ids", 0),
     }
+
+
+def load_data(settings: Settings, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
+    """(training, validation) examples, encoded; those without a label are left out."""
+    examples = load_examples(settings.data_path)
+    held = load_examples(settings.validation_path) if settings.validation_path else []
+    if settings.validation_rows:
+        if settings.validation_rows >= len(examples):
+            raise DataError(
+                f"{settings.data_path}: {len(examples)} rows, of which validation_rows takes "
+                f"{settings.validation_rows}; leave some to train on"
+            )
+        held, examples = examples[: settings.validation_rows], examples[settings.validation_rows :]
+
+    def encoded(part: list[Example]) -> list[Encoded]:
+        options = (settings.template, settings.max_length, settings.mask_prompt, settings.add_eos)
+        out = [encode(example, tokenizer, *options) for example in part]
+        return [row for row in out if label_count(row)]
+
+    rows = encoded(examples)
+    if not rows:
+        raise DataError(
+            f"{settings.data_path}: no row has an answer within max_length {settings.max_length}"
+        )
+    return rows, encoded(held)

@@ -27,13 +27,13 @@ import torch
 import transformers
 
 from alpaca_lib import models
-from alpaca_lib.embedded import quiet
-from alpaca_lib.records import DataError, dump_json, load_examples, write_text
+from alpaca_lib.records import dump_json, write_text
 from alpaca_lib.training import adapters, checkpoints, sharding
 from alpaca_lib.training.examples import (
+    Encoded,
     collate,
-    encode,
     label_count,
+    load_data,
     micro_batches,
     pack,
     step_order,
@@ -48,7 +48,6 @@ _OTHER_KIND = {
     "full": ("adapter_config.json", "adapter_model.safetensors"),
     "lora": ("config.json", "generation_config.json", "model.safetensors"),
 }
-Encoded = dict[str, list[int]]
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -70,31 +69,6 @@ def train(settings: Settings, report: Report = lambda line: None) -> Path:
     with sharding.world(placement.device) as here, stop_signal() as told_to_stop:
         run = _Run(settings, placement, tokenizer, rows, held_out, here, report)
         return run.to_the_end(told_to_stop)
-
-
-def load_data(settings: Settings, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
-    """(training, validation) examples, encoded; those without a label are left out."""
-    examples = load_examples(settings.data_path)
-    held = load_examples(settings.validation_path) if settings.validation_path else []
-    if settings.validation_rows:
-        if settings.validation_rows >= len(examples):
-            raise DataError(
-                f"{settings.data_path}: {len(examples)} rows, of which validation_rows takes "
-                f"{settings.validation_rows}; leave some to train on"
-            )
-        held, examples = examples[: settings.validation_rows], examples[settings.validation_rows :]
-
-    def encoded(part: list[Any]) -> list[Encoded]:
-        options = (settings.template, settings.max_length, settings.mask_prompt, settings.add_eos)
-        out = [encode(example, tokenizer, *options) for example in part]
-        return [row for row in out if label_count(row)]
-
-    rows = encoded(examples)
-    if not rows:
-        raise DataError(
-            f"{settings.data_path}: no row has an answer within max_length {settings.max_length}"
-        )
-    return rows, encoded(held)
 
 
 class _Run:
@@ -374,7 +348,7 @@ class _Run:
                     self.model.save_pretrained(work, save_embedding_layers=False)
                 adapters.check_saved(work, self.model)
             else:
-                _save_dense(self.model, state, self.placement.torch_dtype, work)
+                checkpoints.save_dense(self.model, state, self.placement.torch_dtype, work)
             self.tokenizer.save_pretrained(work)
             for name in _OTHER_KIND[settings.method]:
                 (self.folder / name).unlink(missing_ok=True)
@@ -383,21 +357,6 @@ class _Run:
                 os.replace(file, self.folder / file.name)
             work.rmdir()
         here.barrier()
-
-
-def _save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, folder: Path) -> None:
-    state = model.state_dict() if state is None else state
-    if getattr(model.config, "tie_word_embeddings", False):
-        # Gathered copies no longer share memory: without this the file holds both.
-        for name in getattr(model, "_tied_weights_keys", None) or {}:
-            state.pop(name, None)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    with quiet():
-        model.save_pretrained(folder, state_dict=state)
-    # save_pretrained writes the dtype of the model in memory, which is the master weights'.
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    write_text(folder / "config.json", dump_json(config, indent=2) + "\n")
 
 
 def _cut_metrics(file: Path, step: int, steps: int) -> None:

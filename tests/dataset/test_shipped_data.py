@@ -65,7 +65,7 @@ def test_the_replies_give_the_set(replayed, sets, tmp_path):
 def test_an_estimate_needs_no_run(replayed, sets, data):
     """samples_of() finds in the replies what the pipeline found."""
     replies = [reply_from(reply) for reply in load_replies(data / "teacher_replies.jsonl")]
-    samples = samples_of(replies, sets["seed_tasks.jsonl"], Settings())
+    samples = samples_of(replies, sets["seed_tasks.jsonl"])
     assert samples[: len(replayed.samples)] == replayed.samples
     assert sum(sample.kept for sample in samples) == 520
 

@@ -266,6 +266,27 @@ def test_lost_attempts_count_against_the_budget(fake, seeds, tmp_path, prices):
     assert len(fake.requests) == count
 
 
+def test_what_was_paid_is_what_it_cost_then(fake, seeds, tmp_path, prices, make_chat):
+    """Replies without counts cost all that was reserved, and those of a dearer way their own
+    price: after a resume as before, and cheaper prices now make nothing of it free."""
+
+    def respond(body):
+        answer = make_chat(good_reply(body))
+        del answer["usage"]
+        return 200, {}, answer
+
+    fake.respond = respond
+    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50})
+    limits = {"prices_path": prices, "max_usd": 0.004, "concurrency": 1}
+    first = run(tmp_path, seeds, settings, **limits)
+    assert first.ended == "budget" and 0.003 < first.usd <= 0.004
+    count = len(fake.requests)
+    again = run(tmp_path, seeds, settings, **limits)
+    assert len(fake.requests) == count and again.usd == pytest.approx(first.usd)
+    cheaper = run(tmp_path, seeds, settings, **limits, way="flex", max_requests=count)
+    assert cheaper.usd == pytest.approx(first.usd)
+
+
 def test_a_budget_needs_a_price(fake, seeds, tmp_path):
     """A limit that cannot be kept is refused before anything is asked."""
     with pytest.raises(ValueError, match=r"prices\.yaml"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -178,6 +179,17 @@ def test_generate_instruction_with_the_replay_teacher(tmp_path: Path) -> None:
     assert 30 <= len(kept) < 60
     for mine, row in zip(kept, shipped, strict=False):
         assert all(mine[name] == row[name] for name in ("instruction", "input", "output"))
+
+
+@pytest.mark.parametrize("reply_format", ["text", "json"])
+def test_generate_instruction_foresees_the_cost(tmp_path: Path, reply_format: str) -> None:
+    """A paid run says before it asks what it will cost; with no money it asks nothing."""
+    words = ["--output_dir", str(tmp_path), "--model_name", "gpt-6-luna", "--max_usd", "0"]
+    words += ["--num_instructions_to_generate", "52000", "--reply_format", reply_format]
+    keys = {"OPENAI_API_KEY": "no-key", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    out = good(run("generate_instruction", FUNCTION, *words, **keys))
+    assert re.search(r"cost: about \$\d\.\d\d \(\$\d\.\d\d to \$\d\.\d\d\)", out)
+    assert "stopped by --max_usd" in out and "no-key" not in out
 
 
 @pytest.mark.slow
