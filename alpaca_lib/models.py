@@ -204,6 +204,27 @@ def load_model(
     return model.eval()
 
 
+def empty_model(name: str, placement: Placement) -> Any:
+    """The model of that name without its weights (on torch's meta device): what its
+    parameters are called and shaped, for nothing."""
+    transformers, torch = need("transformers"), need("torch")
+    located = locate(name)
+    with quiet(), _told(located):
+        config = transformers.AutoConfig.from_pretrained(located.path)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=placement.torch_dtype
+            )
+    model.config._name_or_path = name
+    return model.eval()
+
+
+def saved_dtype(name: str) -> str:
+    """The dtype that a model's files are in, by its config; float32 if it does not say."""
+    config = need("transformers").AutoConfig.from_pretrained(locate(name).path)
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
 def load(
     name: str = DEFAULT_MODEL, placement: Placement | None = None, quantization: str = "none"
 ) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ python finetune.py --base_model MODEL --data_path FILE --output_dir DIR [--flag 
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,6 +25,30 @@ if TYPE_CHECKING:
 UPSTREAM_VALIDATION = 2000
 WARMUP_STEPS, EVERY = 100, 200
 
+
+def begin(text: str) -> tuple[str, str]:
+    """Settings.resume and Settings.adapter for --resume_from_checkpoint.
+
+    A checkpoint holds the optimizer's state and the step too. An adapter alone gives its
+    weights to a run that starts at step 0, and that may itself be stopped and resumed.
+    """
+    found = flags.resume(text)
+    folder = Path(found)
+    if found in ("auto", "never") or (folder / "manifest.json").is_file():
+        return found, ""
+    if not any(folder.glob("adapter_model.*")):
+        raise AdapterError(
+            f"{folder}: neither a checkpoint (no manifest.json) nor an adapter (no "
+            "adapter_model.safetensors); give a checkpoint-N folder or an adapter's"
+        )
+    return "auto", text
+
+
+def _begins(text: str) -> str:
+    resume, adapter = begin(text)
+    return f"adapter {adapter}: its weights, from step 0 on" if adapter else f"resume {resume}"
+
+
 SCRIPT = Script(
     name="finetune.py",
     about="""
@@ -31,10 +56,10 @@ SCRIPT = Script(
         matrices beside some of its layers are trained. The adapter (a few MB), metrics.jsonl,
         run.json and checkpoint-N/ go to OUTPUT_DIR.
 
-        Names and defaults are Alpaca-LoRA's, with two exceptions: add_eos_token is True, since
-        a model that never saw the end of an answer does not end its own; and the model at the
-        end is the last one, not the one with the lowest validation loss. Warm-up is 100 steps
+        Names and defaults are Alpaca-LoRA's, with one exception: add_eos_token is True, since
+        a model that never saw the end of an answer does not end its own. Warm-up is 100 steps
         (a tenth of them if there are fewer than 1000), evaluation and checkpoints are every 200.
+        With validation rows, the adapter at the end is the one of the lowest validation loss.
     """,
     flags=(
         Flag(
@@ -42,12 +67,7 @@ SCRIPT = Script(
             *("model {}",),
         ),
         Flag(
-            *(
-                "data_path",
-                str,
-                "yahma/alpaca-cleaned",
-                "a .json or .jsonl file, or a hub data set",
-            ),
+            *("data_path", str, "yahma/alpaca-cleaned", ".json or .jsonl, or a hub data set"),
             *("data {}",),
         ),
         Flag("output_dir", str, "./lora-alpaca", "where the adapter goes", "output_dir {}"),
@@ -66,6 +86,7 @@ SCRIPT = Script(
             lambda n: (
                 f"validation_rows {n}"
                 + (" (a tenth, if there are no more)" if n == UPSTREAM_VALIDATION else "")
+                + (", keep_best True" if n else "")
             ),
             least=0,
         ),
@@ -86,10 +107,7 @@ SCRIPT = Script(
             *("add_eos_token", bool, True, "an end token after each answer (upstream: False)"),
             lambda on: f"add_eos {on}" + ("" if on else "; its answers will not end"),
         ),
-        Flag(
-            *("group_by_length", bool, False, "examples of like length in one batch"),
-            *("packing, always: rows are filled with whole examples, which pads even less",),
-        ),
+        Flag("group_by_length", bool, False, "examples of like length together", flags.GROUPED),
         Flag(
             *("prompt_template_name", str, "alpaca", "the prompt's text, by upstream's name"),
             lambda name: f"template {flags.template(name)}",
@@ -99,18 +117,35 @@ SCRIPT = Script(
             *("quantization {}", ("none", "int8", "nf4")),
         ),
         Flag(
-            *("resume_from_checkpoint", str, "auto", "auto, never, or a checkpoint's folder"),
-            *("resume {}",),
+            *("resume_from_checkpoint", str, "auto", "auto, never, a checkpoint or an adapter"),
+            _begins,
         ),
-        *(
-            Flag(
-                *(f"wandb_{name}", str, "", f"Weights & Biases: {what}"),
-                "OUTPUT_DIR/metrics.jsonl has the metrics; no tracker is connected yet",
-            )
-            for name, what in (
-                *(("project", "project"), ("run_name", "name of the run")),
-                *(("watch", "gradients to log"), ("log_model", "upload the model")),
-            )
+        Flag("use_rslora", bool, False, "scale by alpha / sqrt(r), not alpha / r", "lora_rs {}"),
+        Flag("use_dora", bool, False, "train direction and length apart", "lora_dora {}"),
+        Flag(
+            *("activation_checkpointing", bool, False, "less memory, a third more time"),
+            *("activation_checkpointing {}",),
+            aliases=("gradient_checkpointing",),
+        ),
+        flags.report_to("", unset="wandb where a wandb_project is named, else none"),
+        Flag(
+            *("wandb_project", str, "", "Weights & Biases: the project, which turns it on"),
+            *("trackers wandb, project {}",),
+            unset="WANDB_PROJECT, or off",
+        ),
+        Flag(
+            *("wandb_run_name", str, "", "the run's name, at any tracker", "run_name {}"),
+            unset="OUTPUT_DIR's name",
+        ),
+        Flag(
+            *("wandb_watch", str, "", "histograms to log"),
+            "no histograms: their hooks could stop the training; grad_norm is in every line",
+            ("", "false", "gradients", "parameters", "all"),
+        ),
+        Flag(
+            *("wandb_log_model", str, "", "upload the adapter at the end"),
+            lambda on: "WANDB_LOG_MODEL true: an artifact" if on == "true" else "no upload",
+            ("", "false", "true"),
         ),
         Flag("seed", int, 42, "order of the examples, dropout, first matrices", "seed {}", least=0),
     ),
@@ -150,7 +185,7 @@ def data_file(name: str, folder: Path) -> str:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{name}: this data set cannot be used ({first[0]})") from None
     path = save_examples(examples, folder / "data.json")
-    print(f"{name}: {len(examples)} rows, saved as {path}")
+    flags.say(f"{name}: {len(examples)} rows, saved as {path}")
     return str(path)
 
 
@@ -164,31 +199,31 @@ def validation_rows(wanted: int, rows: int, path: str) -> int:
             f"give fewer, for example {max(rows // 10, 1)}, or 0 for no validation"
         )
     tenth = rows // 10
-    print(f"val_set_size {wanted} -> {tenth}, a tenth: there are only {rows} rows")
+    flags.say(f"val_set_size {wanted} -> {tenth}, a tenth: there are only {rows} rows")
     return tenth
 
 
-def resume(text: str) -> str:
-    """What Settings.resume is for --resume_from_checkpoint. Raises AdapterError."""
-    if text.lower() in ("auto", "true", ""):
-        return "auto"
-    if text.lower() in ("never", "false", "none"):
-        return "never"
-    folder = Path(text)
-    has_adapter = any(folder.glob("adapter_model.*"))
-    if has_adapter and not (folder / "manifest.json").is_file():
-        raise AdapterError(
-            f"{folder}: holds an adapter alone, and going on from one is not supported yet; "
-            "give a checkpoint-N folder, which holds the optimizer too"
-        )
-    return text
+def trackers(given: Given) -> str:
+    """Settings.trackers; as upstream, a project of wandb's turns wandb on. Raises FlagError."""
+    asked, named = given["report_to"], flags.trackers(given["report_to"])
+    if given["wandb_project"]:
+        if asked and not named:
+            raise flags.FlagError("--wandb_project and --report_to none together: choose one")
+        return named if "wandb" in named else ",".join(filter(None, [named, "wandb"]))
+    if not asked and (project := os.environ.get("WANDB_PROJECT")):
+        flags.say(f"WANDB_PROJECT {project} -> trackers wandb (--report_to none: without)")
+        return "wandb"
+    return named
 
 
 def to_settings(given: Given) -> Settings:
     """The run that the flags describe. Reads the data, to count its rows."""
     from alpaca_lib.training.settings import Settings
 
-    from_checkpoint = resume(given["resume_from_checkpoint"])
+    resume, adapter = begin(given["resume_from_checkpoint"])
+    if adapter and Path(adapter).resolve() == Path(given["output_dir"]).resolve():
+        raise AdapterError(f"{adapter}: the run begins with it; give another --output_dir")
+    tracked = trackers(given)
     template = flags.template(given["prompt_template_name"])
     data_path = data_file(given["data_path"], Path(given["output_dir"]))
     rows = len(load_examples(data_path))
@@ -198,7 +233,7 @@ def to_settings(given: Given) -> Settings:
     steps = max_steps or max(round(given["num_epochs"] * per_epoch), 1)
     warmup = min(WARMUP_STEPS, steps // 10)
     if warmup < WARMUP_STEPS:
-        print(f"warm-up {WARMUP_STEPS} steps -> {warmup}, a tenth of all {steps} steps")
+        flags.say(f"warm-up {WARMUP_STEPS} steps -> {warmup}, a tenth of all {steps} steps")
     length = given["cutoff_len"]
     row_length = max(512, length)
     return Settings(
@@ -224,12 +259,20 @@ def to_settings(given: Given) -> Settings:
         lora_alpha=given["lora_alpha"],
         lora_dropout=given["lora_dropout"],
         lora_targets=targets(given["lora_target_modules"]),
+        lora_rs=given["use_rslora"],
+        lora_dora=given["use_dora"],
+        adapter=adapter,
+        activation_checkpointing=given["activation_checkpointing"],
         seed=given["seed"],
         log_every=10,
         eval_every=EVERY if held_out else 0,
         save_every=EVERY,
         keep_checkpoints=3,
-        resume=from_checkpoint,
+        keep_best=held_out > 0,
+        trackers=tracked,
+        project=flags.project(given["wandb_project"]),
+        run_name=given["wandb_run_name"],
+        resume=resume,
     )
 
 
@@ -237,6 +280,8 @@ def work(given: Given) -> None:
     """Trains as the flags say."""
     given.tell()
     settings = to_settings(given)
+    if given["wandb_log_model"]:
+        os.environ["WANDB_LOG_MODEL"] = given["wandb_log_model"]
     from train import train
 
     train(settings)

@@ -24,8 +24,8 @@ if str(ROOT) not in sys.path:  # last: an installed alpaca_lib goes first
 NEEDED: Any = object()  # the default of a flag that has none
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-# Alpaca-LoRA's template names, and the names of the same texts in alpaca_lib.prompts.
-TEMPLATES = {"alpaca": "alpaca-lora", "alpaca_legacy": "alpaca", "alpaca_short": "short"}
+# Upstream pads rows, so it sorts them; here nothing is left to gain by it.
+GROUPED = "batching pack, on or off: rows are filled with whole examples, which pads even less"
 
 
 class FlagError(ValueError):
@@ -45,10 +45,11 @@ class Flag:
     least: float | None = None
     aliases: tuple[str, ...] = ()
     unset: str = ""  # in help, what a default of None or "" means
+    many: bool = False  # its value may be several words, with spaces between
 
     def read(self, text: str) -> Any:
         """The value in ``text``; FlagError with what is accepted."""
-        accepted = " or ".join(self.choices) or KINDS[self.kind]
+        accepted = " or ".join(filter(None, self.choices)) or KINDS[self.kind]
         accepted += f", {self.least:g} or more" if self.least is not None else ""
         value: Any = text
         try:
@@ -149,6 +150,8 @@ def parse(script: Script, arguments: list[str]) -> Given:
                 text = "True"
             else:
                 raise FlagError(f"--{written}: needs a value, {KINDS[flag.kind]}")
+        while flag.many and words and not words[0].startswith("--"):
+            text += " " + words.pop(0)
         found.values[flag.name] = flag.read(text)
         found.given[flag.name] = f"--{written} {text!r}" if text == "" else f"--{written} {text}"
     missing = [flag.name for flag in script.flags if found.values[flag.name] is NEEDED]
@@ -184,16 +187,63 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(text: str) -> None:
+    """Prints on the first process only."""
+    if first_process():
+        print(text, flush=True)
+
+
 def template(name: str) -> str:
     """The template that a name of Alpaca-LoRA's, or one of our own, means. FlagError."""
-    from alpaca_lib.prompts import CHAT
-    from alpaca_lib.prompts import TEMPLATES as OURS
+    from alpaca_lib.prompts import ALIASES, CHAT, TEMPLATES
 
-    name = TEMPLATES.get(name, name)
-    if name not in (*OURS, CHAT):
-        known = ", ".join(dict.fromkeys([*TEMPLATES, *OURS, CHAT]))
+    # What Alpaca-LoRA calls alpaca is its own text; Stanford's is its alpaca_legacy.
+    found = "alpaca-lora" if name == "alpaca" else ALIASES.get(name, name)
+    if found not in (*TEMPLATES, CHAT):
+        known = ", ".join(dict.fromkeys(["alpaca", *ALIASES, *TEMPLATES, CHAT]))
         raise FlagError(f"no prompt template {name!r}; there are {known}")
-    return name
+    return found
+
+
+def resume(text: str) -> str:
+    """What Settings.resume is for --resume_from_checkpoint. Raises FlagError."""
+    if text.lower() in ("auto", "true", ""):
+        return "auto"
+    if text.lower() in ("never", "false", "none"):
+        return "never"
+    if not Path(text).is_dir():
+        raise FlagError(f"--resume_from_checkpoint {text!r}: no such folder")
+    return text
+
+
+def trackers(text: str) -> str:
+    """What Settings.trackers is for --report_to. Raises FlagError."""
+    from alpaca_lib.training.settings import TRACKERS
+
+    names = list(dict.fromkeys(text.replace(",", " ").split()))
+    if names in ([], ["none"]):
+        return ""
+    for name in names:
+        if name not in TRACKERS:
+            raise FlagError(f"--report_to {text!r}: takes none, or of {', '.join(TRACKERS)}")
+    return ",".join(names)
+
+
+def report_to(default: str, unset: str = "") -> Flag:
+    """The flag that names trackers."""
+    return Flag(
+        *("report_to", str, default, "trackers: wandb, tensorboard, trackio; or none"),
+        lambda text: f"trackers {trackers(text) or 'none: OUTPUT_DIR/metrics.jsonl has the lines'}",
+        unset=unset,
+        many=True,
+    )
+
+
+def project(named: str) -> str:
+    """The trackers' project: as named, or as WANDB_PROJECT says."""
+    from alpaca_lib.training.settings import Settings
+
+    return named or os.environ.get("WANDB_PROJECT") or Settings.project
 
 
 def metrics(line: dict[str, Any], steps: int) -> str:

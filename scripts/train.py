@@ -22,8 +22,17 @@ if TYPE_CHECKING:
     from alpaca_lib.training.settings import Settings
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
-FSDP_WORDS = ("full_shard", "shard_grad_op", "hybrid_shard", "auto_wrap")
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_hf")
+# Hugging Face's words: Settings.sharding, Settings.gather, and what these mean.
+FSDP = {
+    "full_shard": ("full", "auto", "parameters, gradients and optimizer over all processes"),
+    "shard_grad_op": ("full", "step", "as full_shard, but put together once a step"),
+    "hybrid_shard": ("hybrid", "auto", "within a node, with copies across nodes"),
+    "hybrid_shard_zero2": ("hybrid", "step", "as hybrid_shard, but put together once a step"),
+}
+OPTIMIZERS = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "adamw8bit"),
+}
 
 
 def _dtype(bf16: bool | None) -> str:
@@ -32,10 +41,30 @@ def _dtype(bf16: bool | None) -> str:
     return "dtype bfloat16" if bf16 else "dtype float32"
 
 
-def _sharding(fsdp: str) -> str:
+def _optimizer(name: str) -> str:
+    paged = "; its memory is not paged" if name.startswith("paged") else ""
+    return f"optimizer {OPTIMIZERS[name]}{paged}"
+
+
+def fsdp(text: str) -> tuple[str, str, str]:
+    """Settings.sharding, Settings.gather and their meaning, for --fsdp. Raises FlagError."""
+    found = [word for word in text.replace(",", " ").split() if word != "auto_wrap"]
+    for word in found:
+        if word not in FSDP:
+            raise flags.FlagError(
+                f"--fsdp {text!r}: takes {', '.join(FSDP)}, and auto_wrap beside it; "
+                f"{word!r} is not done here"
+            )
+    if len(found) > 1:
+        raise flags.FlagError(f"--fsdp {text!r}: choose one of {' and '.join(found)}")
+    return FSDP[found[0]] if found else ("auto", "auto", "as the processes and nodes suggest")
+
+
+def _sharding(text: str) -> str:
+    sharding, gather, meaning = fsdp(text)
     if PROCESSES == 1:
         return "nothing to shard: this is one process (torchrun starts more)"
-    return f"FSDP2 shards parameters, gradients and optimizer over {PROCESSES} processes"
+    return f"sharding {sharding}, gather {gather}: FSDP2, {meaning}"
 
 
 SCRIPT = Script(
@@ -93,7 +122,7 @@ SCRIPT = Script(
         Flag("save_total_limit", int, 1, "checkpoints kept", "keep_checkpoints {}", least=1),
         Flag(
             *("resume_from_checkpoint", str, "auto", "auto, never, or a checkpoint's folder"),
-            *("resume {}",),
+            lambda text: f"resume {flags.resume(text)}",
         ),
         Flag("learning_rate", float, 2e-5, "the highest rate", "learning_rate {}", least=0),
         Flag("weight_decay", float, 0.0, "AdamW's decay", "weight_decay {}", least=0),
@@ -122,29 +151,34 @@ SCRIPT = Script(
             *("tf32", bool, False, "float32 products in TF32, on NVIDIA GPUs since Ampere"),
             lambda on: f"float32 matmul precision {'high' if on else 'highest'} (GPUs only)",
         ),
-        Flag("fsdp", str, "", "how Hugging Face's trainer would shard", _sharding),
+        Flag("fsdp", str, "", f"how to shard: {', '.join(FSDP)}", _sharding, many=True),
         Flag(
             *("fsdp_transformer_layer_cls_to_wrap", str, "", "the class of a layer"),
-            *("nothing: the layers are found by themselves, whatever their class",),
+            *("nothing: the class is read from the model",),
         ),
         Flag(
             *("gradient_checkpointing", bool, False, "less memory, a third more time"),
             *("activation_checkpointing {}",),
+            aliases=("activation_checkpointing",),
         ),
+        Flag("torch_compile", bool, False, "compile the layers (on a CPU: with g++)", "compile {}"),
+        Flag("group_by_length", bool, False, "examples of like length together", flags.GROUPED),
         Flag(
             *("model_max_length", int, 512, "tokens of an example, prompt and answer"),
             lambda n: f"max_length {n}; examples are packed into rows of {max(512, n)}",
             least=2,
         ),
         Flag(
-            *("optim", str, "adamw_torch", "the optimizer", "torch's fused AdamW", OPTIMIZERS),
+            *("optim", str, "adamw_torch", "the optimizer", _optimizer, tuple(OPTIMIZERS)),
         ),
         Flag("cache_dir", str, "", "where downloads are kept", "HF_HUB_CACHE {}"),
         Flag("seed", int, 42, "order of the examples, dropout", "seed {}", least=0),
+        flags.report_to("none"),
         Flag(
-            *("report_to", str, "none", "a tracker of experiments"),
-            *("OUTPUT_DIR/metrics.jsonl; no tracker is connected yet",),
+            *("project", str, "", "the trackers' name for a family of runs", "project {}"),
+            unset="WANDB_PROJECT, or alpaca",
         ),
+        Flag("run_name", str, "", "and for this one", "run_name {}", unset="OUTPUT_DIR's name"),
     ),
     example="""
         torchrun --nproc_per_node=2 --master_port=29501 scripts/train.py \\
@@ -158,11 +192,9 @@ def to_settings(given: Given, processes: int) -> Settings:
     """The run that the flags describe. Raises FlagError, or ValueError as Settings does."""
     from alpaca_lib.training.settings import Settings
 
-    if unknown := [w for w in given["fsdp"].split() if w not in FSDP_WORDS]:
-        raise flags.FlagError(
-            f"--fsdp {given['fsdp']!r}: takes {', '.join(FSDP_WORDS)}; {unknown[0]!r} is not "
-            "done here (all of them become FSDP2's full sharding)"
-        )
+    sharding, gather, _ = fsdp(given["fsdp"])
+    if processes == 1:
+        sharding = gather = "auto"
     if given["bf16"] and given["fp16"]:
         raise flags.FlagError("--bf16 and --fp16 together: choose one")
     if given["warmup_ratio"] >= 1:
@@ -182,17 +214,24 @@ def to_settings(given: Given, processes: int) -> Settings:
         row_length=row_length,
         # As many tokens at once as upstream's padded examples would have.
         rows_per_micro_batch=max(given["per_device_train_batch_size"] * length // row_length, 1),
+        optimizer=OPTIMIZERS[given["optim"]],
         learning_rate=given["learning_rate"],
         weight_decay=given["weight_decay"],
         warmup=given["warmup_ratio"],
         schedule=given["lr_scheduler_type"],
         dtype="auto" if given["fp16"] else dtypes[given["bf16"]],
         activation_checkpointing=given["gradient_checkpointing"],
+        compile=given["torch_compile"],
+        sharding=sharding,
+        gather=gather,
         seed=given["seed"],
         log_every=given["logging_steps"],
         save_every=0 if given["save_strategy"] == "no" else given["save_steps"],
         keep_checkpoints=given["save_total_limit"],
-        resume=given["resume_from_checkpoint"],
+        trackers=flags.trackers(given["report_to"]),
+        project=flags.project(given["project"]),
+        run_name=given["run_name"],
+        resume=flags.resume(given["resume_from_checkpoint"]),
     )
 
 
@@ -209,13 +248,12 @@ def work(given: Given) -> None:
 
         rows = len(load_examples(settings.data_path))
         settings = replace(settings, save_every=math.ceil(rows / settings.examples_per_step))
-    if flags.first_process():
-        print(
-            f"examples_per_step = {given['per_device_train_batch_size']} x "
-            f"{given['gradient_accumulation_steps']} x {PROCESSES} process"
-            f"{'es' if PROCESSES > 1 else ''} = {settings.examples_per_step}; checkpoints "
-            + (f"every {settings.save_every} steps" if settings.save_every else "never")
-        )
+    flags.say(
+        f"examples_per_step = {given['per_device_train_batch_size']} x "
+        f"{given['gradient_accumulation_steps']} x {PROCESSES} process"
+        f"{'es' if PROCESSES > 1 else ''} = {settings.examples_per_step}; checkpoints "
+        + (f"every {settings.save_every} steps" if settings.save_every else "never")
+    )
     train(settings, tf32=given["tf32"])
 
 
@@ -229,16 +267,14 @@ def train(settings: Settings, tf32: bool = False) -> Path:
     if tf32 and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     placement = place(settings.device, settings.dtype)
-    if flags.first_process():
-        print(f"device {placement.device}, {placement.dtype}: {placement.reason}", flush=True)
+    flags.say(f"device {placement.device}, {placement.dtype}: {placement.reason}")
 
     def report(line: dict[str, Any]) -> None:
         run = json.loads((Path(settings.output_dir) / "run.json").read_text(encoding="utf-8"))
         print(flags.metrics(line, run["steps"]), flush=True)
 
     folder = loop.train(settings, report=report)
-    if flags.first_process():
-        print(f"done: {folder}")
+    flags.say(f"done: {folder}")
     return folder
 
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,70 +27,127 @@ from alpaca_lib.training.sharding import World
 if TYPE_CHECKING:
     import torch
 
+State = dict[str, Any]  # tensors, sharded or not, in nested dictionaries
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that was asked for and cannot be used."""
 
 
-def save(
-    folder: Path, step: int, model: Any, optimizer: Any, record: dict[str, Any], here: World
-) -> Path:
-    """Writes folder/checkpoint-{step}; every rank calls it, each writes its shards."""
+class Saver:
+    """Writes the checkpoints of one run; every rank has one and calls it alike.
+
+    In the background (for a GPU: the state is copied to main memory and training goes
+    on) a checkpoint takes its name when it is complete; wait() before the process ends.
+    """
+
+    def __init__(self, folder: Path, here: World, background: bool = False) -> None:
+        self.folder, self.here, self.background = folder, here, background
+        self._writing: threading.Thread | None = None
+        self._failed: list[BaseException] = []
+        self._group: Any = None
+        if background and here.size > 1:
+            import torch.distributed as dist
+
+            self._group = dist.new_group(backend="gloo")
+
+    def save(
+        self, step: int, state: State, record: dict[str, Any], keep: int = 0, name: str = ""
+    ) -> Path:
+        """Writes folder/checkpoint-{step}, or folder/{name}; then, if keep is above 0, deletes
+        all but the newest ``keep`` checkpoints."""
+        import torch.distributed.checkpoint as dcp
+
+        self.wait()
+        final = self.folder / (name or f"checkpoint-{step}")
+        work = self.folder / f".{final.name}-partial"
+        if self.here.first:
+            for left in self.folder.glob(".*-partial"):  # of a run that was killed
+                shutil.rmtree(left)
+            work.mkdir(parents=True)
+        self.here.barrier()
+
+        def finish() -> None:
+            if self.here.first:
+                _name(work, final, {"step": step, **record})
+                if keep:
+                    remove_old(self.folder, keep)
+
+        with _alone(self.here) as alone:
+            if self.background:
+                future: Any = dcp.async_save(
+                    state, checkpoint_id=work / "state", process_group=self._group, no_dist=alone
+                )
+                self._writing = threading.Thread(target=self._complete, args=(future, finish))
+                self._writing.start()
+                return final
+            dcp.save(state, checkpoint_id=work / "state", no_dist=alone)
+        finish()
+        self.here.barrier()
+        return final
+
+    def _complete(self, future: Any, finish: Callable[[], None]) -> None:
+        try:
+            future.result()
+            finish()
+        except BaseException as error:
+            self._failed.append(error)
+
+    def wait(self) -> None:
+        """Until what is being written has its name; CheckpointError if it could not be."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failed:
+            error = self._failed.pop()
+            raise CheckpointError(f"{self.folder}: a checkpoint was not written: {error}")
+
+
+def _name(work: Path, final: Path, record: dict[str, Any]) -> None:
+    """Checks what was written in ``work`` into a manifest, and renames it."""
+    files = sorted(p for p in work.rglob("*") if p.is_file())
+    for file in files:
+        _sync(file)
+    manifest = {
+        **record,
+        "files": {
+            p.relative_to(work).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)}
+            for p in files
+        },
+    }
+    write_text(work / "manifest.json", dump_json(manifest, indent=1))
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(work, final)
+
+
+def load(folder: Path, state: State, here: World) -> None:
+    """Puts a checkpoint's values into the tensors of ``state``, at any number of ranks."""
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    final, work = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}-partial"
-    if here.first:
-        for left in folder.glob(".checkpoint-*-partial"):  # of a run that was killed
-            shutil.rmtree(left)
-        work.mkdir(parents=True)
-    here.barrier()
     with _alone(here) as alone:
-        dcp.save(_state(model, optimizer), checkpoint_id=work / "state", no_dist=alone)
-    if here.first:
-        files = sorted(p for p in work.rglob("*") if p.is_file())
-        for file in files:
-            _sync(file)
-        manifest = {
-            "step": step,
-            **record,
-            "files": {
-                p.relative_to(work).as_posix(): {"bytes": p.stat().st_size, "sha256": _digest(p)}
-                for p in files
-            },
-        }
-        write_text(work / "manifest.json", dump_json(manifest, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(work, final)
-    here.barrier()
-    return final
-
-
-def load(folder: Path, model: Any, optimizer: Any, here: World) -> None:
-    """Puts a checkpoint's state into model and optimizer, at any number of ranks."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
-
-    state = _state(model, optimizer)
-    # The parameters are loaded in place; the optimizer takes what was loaded.
-    with _alone(here) as alone:
-        dcp.load(state, checkpoint_id=folder / "state", no_dist=alone)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+        try:
+            dcp.load(state, checkpoint_id=folder / "state", no_dist=alone)
+        except CheckpointException as error:  # of torch, and no Exception
+            why = "; ".join(str(cause) for cause, _ in list(error.failures.values())[:1])
+            raise CheckpointError(f"{folder}: its state is not this model's ({why})") from error
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int] | None:
     """The newest whole checkpoint and its step; says which damaged ones it passed over."""
-    found = sorted(
-        (int(p.name.rsplit("-", 1)[1]), p)
-        for p in folder.glob("checkpoint-*")
-        if p.name.rsplit("-", 1)[1].isdigit()
-    )
-    for step, path in reversed(found):
+    for step, path in reversed(all_of(folder)):
         fault = damage(path)
         if fault is None:
             return path, step
         say(f"{path.name} is passed over: {fault}")
     return None
+
+
+def all_of(folder: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint-N (or best-N), by N."""
+    found = ((p.name.rsplit("-", 1)[1], p) for p in folder.glob(f"{kind}-*"))
+    return sorted((int(number), p) for number, p in found if number.isdigit())
 
 
 def damage(path: Path) -> str | None:
@@ -120,21 +178,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def remove_old(folder: Path, keep: int) -> None:
     """Deletes all but the newest ``keep`` checkpoints."""
-    steps = sorted(
-        int(p.name.rsplit("-", 1)[1])
-        for p in folder.glob("checkpoint-*")
-        if p.name.rsplit("-", 1)[1].isdigit()
-    )
-    for step in steps[: max(len(steps) - keep, 0)]:
-        shutil.rmtree(folder / f"checkpoint-{step}")
-
-
-def _state(model: Any, optimizer: Any) -> dict[str, Any]:
-    """The trained parameters (a frozen base, in 8 bits or not, is not kept) and the optimizer."""
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    return {"model": trained, "optimizer": get_optimizer_state_dict(model, optimizer)}
+    found = all_of(folder)
+    for _, path in found[: max(len(found) - keep, 0)]:
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -155,9 +201,8 @@ def _sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, folder: Path) -> None:
-    """Writes a trained model as a plain Hugging Face folder; ``state``: its gathered shards."""
-    state = model.state_dict() if state is None else state
+def save_dense(model: Any, state: State, dtype: torch.dtype, folder: Path) -> None:
+    """Writes a trained model as a plain Hugging Face folder; ``state``: its whole tensors."""
     if getattr(model.config, "tie_word_embeddings", False):
         # Gathered copies no longer share memory: without this the file holds both.
         for name in getattr(model, "_tied_weights_keys", None) or {}:
@@ -165,7 +210,7 @@ def save_dense(model: Any, state: dict[str, Any] | None, dtype: torch.dtype, fol
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with quiet():
         model.save_pretrained(folder, state_dict=state)
-    # save_pretrained writes the dtype of the model in memory, which is the master weights'.
+    # save_pretrained writes the dtype of the model in memory, which may be the masters'.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = str(dtype).removeprefix("torch.")
     write_text(folder / "config.json", dump_json(config, indent=2) + "\n")

@@ -14,6 +14,11 @@ from alpaca_lib.records import dump_json, write_text
 METHODS = ("full", "lora")
 _KINDS = {"str": "text", "bool": "true or false", "int": "a whole number", "float": "a number"}
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+BATCHINGS = ("pack", "bucket", "pad")
+OPTIMIZERS = ("adamw", "adamw8bit")
+SHARDINGS = ("auto", "full", "hybrid")
+GATHERS = ("auto", "step", "layer")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,37 @@ class Settings:
     examples_per_step: int = 16
     row_length: int = 512
     rows_per_micro_batch: int = 4
+    batching: str = "pack"  # or bucket: rows of like length, padded; or pad: as they come
     learning_rate: float = 2e-5
     weight_decay: float = 0.0
     warmup: float = 0.03  # below 1: a part of all steps; else steps
     schedule: str = "cosine"
     max_grad_norm: float = 1.0
+    optimizer: str = "adamw"  # or adamw8bit: its averages in 8 bits (bitsandbytes)
     quantization: str = "none"
     lora_rank: int = 8
     lora_alpha: int = 16
     lora_dropout: float = 0.05
     lora_targets: str = "q_proj,v_proj"  # names with commas between, or all-linear
+    lora_rs: bool = False  # scale by alpha / sqrt(r), not alpha / r (arXiv:2312.03732)
+    lora_dora: bool = False  # direction and length apart (arXiv:2402.09353)
+    adapter: str = ""  # a saved adapter whose weights the run begins with
     device: str = "auto"
     dtype: str = "auto"
+    master_weights: bool = True  # false: bfloat16 alone, 6 to 10 bytes a parameter less
     activation_checkpointing: bool = False
+    compile: bool = False  # torch.compile, layer by layer; needs a C++ compiler on a CPU
+    sharding: str = "auto"  # full: over all ranks; hybrid: within a node, copies across nodes
+    gather: str = "auto"  # shards put together once a step (faster, more memory), or by layer
     seed: int = 0
     log_every: int = 1
     eval_every: int = 0  # 0: before the first and after the last step only
     save_every: int = 0  # 0: no checkpoints between
     keep_checkpoints: int = 1
+    keep_best: bool = False  # the model of the lowest validation loss, not the last
+    trackers: str = ""  # tensorboard, wandb, trackio, with commas between
+    project: str = "alpaca"  # the trackers' name for a family of runs
+    run_name: str = ""  # and for this one; empty: the name of output_dir
     resume: str = "auto"  # auto: go on from the newest whole checkpoint; never; or a folder
 
     def __post_init__(self) -> None:
@@ -69,6 +87,13 @@ class Settings:
         checks = {
             "method": self.method in METHODS,
             "schedule": self.schedule in SCHEDULES,
+            "batching": self.batching in BATCHINGS,
+            "optimizer": self.optimizer in OPTIMIZERS,
+            "sharding": self.sharding in SHARDINGS,
+            "gather": self.gather in GATHERS,
+            "trackers": all(name in TRACKERS for name in self.tracker_names),
+            "keep_best": not self.keep_best or bool(self.validation_path or self.validation_rows),
+            "adapter": not self.adapter or self.method == "lora",
             "max_length": self.max_length >= 2,
             "row_length": self.row_length >= self.max_length,
             "examples_per_step": self.examples_per_step >= 1,
@@ -88,6 +113,13 @@ class Settings:
         cures = {
             "method": f"use one of {', '.join(METHODS)}",
             "schedule": f"use one of {', '.join(SCHEDULES)}",
+            "batching": f"use one of {', '.join(BATCHINGS)}",
+            "optimizer": f"use one of {', '.join(OPTIMIZERS)}",
+            "sharding": f"use one of {', '.join(SHARDINGS)}",
+            "gather": f"use one of {', '.join(GATHERS)}",
+            "trackers": f"names of {', '.join(TRACKERS)} with commas between, or nothing",
+            "keep_best": "needs validation_path or validation_rows",
+            "adapter": "only method lora begins with an adapter",
             "row_length": f"at least max_length, {self.max_length}",
             "max_length": "at least 2",
             "learning_rate": "above 0",
@@ -103,6 +135,11 @@ class Settings:
             if not good:
                 value = getattr(self, name)
                 raise ValueError(f"{name} {value!r}: {cures.get(name, 'at least 1')}")
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """The trackers asked for."""
+        return [name.strip() for name in self.trackers.split(",") if name.strip()]
 
     def save(self, path: Path) -> Path:
         """Writes the settings as JSON."""

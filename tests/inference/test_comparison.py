@@ -31,8 +31,9 @@ def test_reference_losses_are_transformers(make_tiny, tokenizer, some_examples, 
 
 def test_reference_losses_are_the_training_loss(make_tiny, tokenizer, some_examples):
     """What training calls the loss and what the comparison reports are one number."""
-    from alpaca_lib.training.examples import collate, encode, pack
+    from alpaca_lib.training.examples import encode
     from alpaca_lib.training.loss import LabelLoss
+    from alpaca_lib.training.packing import collate, pack
 
     model = make_tiny(seed=5)
     rows = pack([encode(example, tokenizer) for example in some_examples], 512)

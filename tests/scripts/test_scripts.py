@@ -131,13 +131,10 @@ def test_finetune_refuses_before_any_work(rows: dict[int, Path], tmp_path: Path)
     assert "none.json: no such file" in one_error(missing, code=1)
     hub = run("finetune", "--data_path", "a/b", *out, HF_ENDPOINT="http://127.0.0.1:9")
     assert "the hub cannot be reached" in one_error(hub, code=1)
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_model.bin").touch()
-    alone = run(
-        *("finetune", "--data_path", str(rows[6]), *out, "--resume_from_checkpoint", str(adapter))
-    )
-    assert "an adapter alone" in one_error(alone, code=1)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    nothing = run("finetune", *out, "--resume_from_checkpoint", str(empty))
+    assert "neither a checkpoint" in one_error(nothing, code=1)
     assert not (tmp_path / "out").exists()
 
 

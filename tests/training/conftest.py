@@ -11,7 +11,7 @@ def quick():
     of a second for the measured FLOP/s that every run begins with."""
     import torch
 
-    from alpaca_lib.training.loss import gemm_rate
+    from alpaca_lib.training.flops import gemm_rate
 
     threads, defaults = torch.get_num_threads(), gemm_rate.__defaults__
     torch.set_num_threads(1)

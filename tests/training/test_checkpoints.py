@@ -14,6 +14,25 @@ from alpaca_lib.training.sharding import World
 ALONE = World(0, 1, 0)
 
 
+def state_of(model, optimizer):
+    """What a run hands over: the trained tensors and the optimizer's averages by name."""
+    names = {p: n for n, p in model.named_parameters() if p.requires_grad}
+    return {
+        "model": {n: p.detach() for p, n in names.items()},
+        "optimizer": {names[p]: dict(values) for p, values in optimizer.state.items()},
+    }
+
+
+def save(folder, step, model, optimizer, record):
+    """One checkpoint of one process."""
+    return checkpoints.Saver(folder, ALONE).save(step, state_of(model, optimizer), record)
+
+
+def load(folder, model, optimizer):
+    """Loads it in place."""
+    checkpoints.load(folder, state_of(model, optimizer), ALONE)
+
+
 def trained(seed: int, steps: int = 3):
     """A small model and its optimizer after some steps."""
     torch.manual_seed(seed)
@@ -30,7 +49,7 @@ def trained(seed: int, steps: int = 3):
 def saved(tmp_path):
     """A folder with the checkpoints 1, 2 and 3."""
     for step in (1, 2, 3):
-        checkpoints.save(tmp_path, step, *trained(step), {"settings": {"seed": step}}, ALONE)
+        save(tmp_path, step, *trained(step), {"settings": {"seed": step}})
     return tmp_path
 
 
@@ -43,7 +62,7 @@ def test_round_trip(saved):
     """Model and optimizer of another seed become those that were saved, to the bit."""
     model, optimizer = trained(2)
     other, other_optimizer = trained(99, steps=1)
-    checkpoints.load(saved / "checkpoint-2", other, other_optimizer, ALONE)
+    load(saved / "checkpoint-2", other, other_optimizer)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert optimizer.state[a].keys() == other_optimizer.state[b].keys()
@@ -68,11 +87,14 @@ def test_frozen_parameters_are_left_out(tmp_path):
     optimizer = torch.optim.AdamW(model[2].parameters())
     model(torch.randn(4, 8)).sum().backward()
     optimizer.step()
-    path = checkpoints.save(tmp_path, 1, model, optimizer, {}, ALONE)
+    path = save(tmp_path, 1, model, optimizer, {})
     other, _ = trained(7)
     other[0].requires_grad_(False)
     frozen = other[0].weight.clone()
-    checkpoints.load(path, other, torch.optim.AdamW(other[2].parameters()), ALONE)
+    optimizer = torch.optim.AdamW(other[2].parameters())
+    other[2](torch.randn(4, 16)).sum().backward()
+    optimizer.step()
+    load(path, other, optimizer)
     assert torch.equal(other[2].weight, model[2].weight) and torch.equal(other[0].weight, frozen)
 
 
@@ -141,7 +163,7 @@ def test_newest_passes_over_damaged_ones(saved):
 def test_newest_counts_and_does_not_spell(saved):
     """Checkpoint 10 is newer than 9."""
     for step in (9, 10):
-        checkpoints.save(saved, step, *trained(step), {}, ALONE)
+        save(saved, step, *trained(step), {})
     assert checkpoints.newest(saved) == (saved / "checkpoint-10", 10)
     checkpoints.remove_old(saved, keep=2)
     assert sorted(p.name for p in saved.iterdir()) == ["checkpoint-10", "checkpoint-9"]
@@ -151,7 +173,7 @@ def test_leftovers_and_overwriting(saved):
     """A killed run's partial folder goes; saving a step again replaces it whole."""
     (saved / ".checkpoint-2-partial" / "state").mkdir(parents=True)
     model, optimizer = trained(50)
-    checkpoints.save(saved, 2, model, optimizer, {"again": True}, ALONE)
+    save(saved, 2, model, optimizer, {"again": True})
     assert not list(saved.glob(".*"))
     assert checkpoints.read_record(saved / "checkpoint-2")["again"] is True
     assert checkpoints.damage(saved / "checkpoint-2") is None
@@ -160,8 +182,38 @@ def test_leftovers_and_overwriting(saved):
 def test_failed_save_leaves_no_checkpoint(tmp_path):
     """A record that JSON cannot hold: no folder under the final name."""
     with pytest.raises(TypeError):
-        checkpoints.save(tmp_path, 4, *trained(1), {"x": object()}, ALONE)
+        save(tmp_path, 4, *trained(1), {"x": object()})
     assert checkpoints.newest(tmp_path) is None and not (tmp_path / "checkpoint-4").exists()
+
+
+def test_background_save_is_that_of_the_moment(tmp_path):
+    """Written while training goes on: the values of when save() was called, whole, and an
+    error of the writing comes out at the next wait."""
+    model, optimizer = trained(3)
+    saver = checkpoints.Saver(tmp_path, ALONE, background=True)
+    before = [p.detach().clone() for p in model.parameters()]
+    path = saver.save(1, state_of(model, optimizer), {"settings": {}})
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    saver.wait()
+    assert checkpoints.damage(path) is None and checkpoints.newest(tmp_path) == (path, 1)
+    load(path, model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    saver.save(2, state_of(model, optimizer), {"x": object()})
+    with pytest.raises(checkpoints.CheckpointError, match="was not written"):
+        saver.wait()
+    assert checkpoints.newest(tmp_path) == (path, 1)
+
+
+def test_another_models_state_is_refused(saved):
+    """A checkpoint of other shapes: an error that names it."""
+    other = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(other.parameters())
+    other(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    with pytest.raises(checkpoints.CheckpointError, match="checkpoint-2"):
+        load(saved / "checkpoint-2", other, optimizer)
 
 
 def test_manifest_is_plain_json(saved):

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from alpaca_lib.training import loss as loss_module
-from alpaca_lib.training.examples import IGNORE, collate, encode, label_count, pack
-from alpaca_lib.training.loss import LabelLoss, flops_per_token, matmul_parameters
+from alpaca_lib.training.examples import encode
+from alpaca_lib.training.flops import flops_per_token, matmul_parameters
+from alpaca_lib.training.loss import LabelLoss
+from alpaca_lib.training.packing import IGNORE, collate, label_count, pack
 
 
 def own_loss(model, encoded, **more):

@@ -1,0 +1,150 @@
+"""Trackers of experiments: TensorBoard, Weights & Biases, Trackio.
+
+None is on unless ``Settings.trackers`` names it. They get the lines of metrics.jsonl,
+which stays the record. Histograms of gradients are not sent: wandb.watch works inside
+the backward pass, where its failure would stop the training; each line has grad_norm.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alpaca_lib.embedded import ModelError, need
+from alpaca_lib.records import dump_json, write_text
+from alpaca_lib.training.settings import Settings
+
+Config = dict[str, Any]
+
+
+class TrackerError(RuntimeError):
+    """A tracker that was asked for and cannot be opened; nothing is trained yet."""
+
+
+class Tracker(NamedTuple):
+    """What an open tracker can do: log(step, numbers) and close(failed)."""
+
+    log: Callable[[int, dict[str, float]], object]
+    close: Callable[[bool], object]
+
+
+class Trackers(dict[str, Tracker]):
+    """The open trackers of rank 0. One that fails is left out: the training goes on."""
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Sends the numbers of a line of metrics.jsonl, under their own names."""
+        numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
+        self._each(lambda tracker: tracker.log(line["step"], numbers))
+
+    def close(self, failed: bool = False) -> None:
+        """Ends the run everywhere. Call it when the model is saved: it may wait for a network."""
+        self._each(lambda tracker: tracker.close(failed))
+        self.clear()
+
+    def _each(self, call: Callable[[Tracker], object]) -> None:
+        for name, tracker in list(self.items()):
+            try:
+                call(tracker)
+            except Exception as error:
+                del self[name]
+                _warn(name, error)
+
+
+def check(settings: Settings) -> None:
+    """Raises TrackerError, with the install line, if a tracker asked for is not installed."""
+    for name in settings.tracker_names:
+        try:
+            need(name)
+        except ModelError:
+            cure = f"run `pip install {name}`, or take it out of trackers"
+            raise TrackerError(f"{name} is not installed; {cure}") from None
+
+
+def open_trackers(settings: Settings, folder: Path, config: Config, resumed_at: int) -> Trackers:
+    """The trackers that the settings name; ``config`` is shown beside the curves.
+
+    A run that goes on from a step above 0 goes on at its trackers too, by the id in
+    folder/tracker_id. Raises TrackerError where a new run's tracker cannot be opened;
+    a resumed run, restarted by a scheduler perhaps, does without it.
+    """
+    check(settings)
+    trackers, file = Trackers(), folder / "tracker_id"
+    known = file.read_text(encoding="utf-8").strip() if resumed_at and file.is_file() else ""
+    run_id = known or secrets.token_hex(4)
+    for name in dict.fromkeys(settings.tracker_names):
+        write_text(file, run_id + "\n")
+        try:
+            trackers[name] = _OPENERS[name](settings, folder, config, resumed_at, run_id)
+        except Exception as error:
+            if not resumed_at:
+                trackers.close(failed=True)
+                cure = "see to WANDB_API_KEY, or set WANDB_MODE=offline, or " * (name == "wandb")
+                why = f"{name}: {_reason(error)}; {cure}take it out of trackers"
+                raise TrackerError(why) from None
+            _warn(name, error)
+    return trackers
+
+
+def _tensorboard(settings: Settings, folder: Path, config: Config, at: int, _: str) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Hides what was logged of steps that are taken again; at 0, of an earlier run.
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=at + 1 if at else 0)
+    if not at:
+        writer.add_text("run", f"```json\n{dump_json(config, indent=1)}\n```", 0)
+
+    def log(step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()  # a killed run would lose two minutes
+
+    return Tracker(log, lambda failed: writer.close())
+
+
+def _wandb(settings: Settings, folder: Path, config: Config, at: int, run_id: str) -> Tracker:
+    wandb: Any = need("wandb")
+    options = {"id": run_id, "resume": "allow", "config": config, "allow_val_change": True}
+    name = settings.run_name or folder.name
+    run = wandb.init(project=settings.project, name=name, dir=str(folder), **options)
+    # wandb's own step never goes back: it would drop the steps that are taken again.
+    run.define_metric("*", step_metric="step")
+
+    def close(failed: bool) -> None:
+        if not failed and os.environ.get("WANDB_LOG_MODEL", "").lower() in ("true", "end", "1"):
+            artifact = wandb.Artifact(f"model-{run_id}", type="model")
+            for file in sorted(path for path in folder.iterdir() if path.is_file()):
+                artifact.add_file(str(file), policy="immutable")  # without a copy of it first
+            run.log_artifact(artifact)
+        run.finish(exit_code=int(failed))
+
+    return Tracker(lambda step, numbers: run.log({"step": step, **numbers}), close)
+
+
+def _trackio(settings: Settings, folder: Path, config: Config, at: int, run_id: str) -> Tracker:
+    trackio: Any = need("trackio")
+    # Trackio finds a run again by its name, and many folders have the same.
+    name, again = settings.run_name or f"{folder.name}-{run_id}", "allow" if at else "never"
+    # embed: in a notebook it would start a server.
+    run = trackio.init(settings.project, name, config=config, resume=again, embed=False)
+    return Tracker(lambda step, numbers: run.log(numbers, step=step), lambda _: trackio.finish())
+
+
+_OPENERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+
+
+def _warn(name: str, error: Exception) -> None:
+    text = f"warning: tracker {name} failed ({_reason(error)}); the training goes on without it"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _reason(error: Exception) -> str:
+    """The error's first line, without any key of the environment."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    for name, value in os.environ.items():
+        if name.endswith(("_KEY", "_TOKEN")) and len(value) > 7:
+            text = text.replace(value, "***")
+    return text

@@ -1,0 +1,252 @@
+"""What the flags of train.py and finetune.py become: Settings, without a run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+# The lesson's two commands; what they name in <> is given by each test.
+LESSON_TRAIN = """--bf16 True --num_train_epochs 3 --per_device_train_batch_size 4
+    --per_device_eval_batch_size 4 --gradient_accumulation_steps 8 --evaluation_strategy "no"
+    --save_strategy "steps" --save_steps 2000 --save_total_limit 1 --learning_rate 2e-5
+    --weight_decay 0. --warmup_ratio 0.03 --lr_scheduler_type "cosine" --logging_steps 1
+    --fsdp "full_shard auto_wrap" --fsdp_transformer_layer_cls_to_wrap 'LlamaDecoderLayer'
+    --tf32 True"""
+LESSON_FINETUNE = """--batch_size 128 --micro_batch_size 4 --num_epochs 3 --learning_rate 1e-4
+    --cutoff_len 512 --val_set_size 2000 --lora_r 8 --lora_alpha 16 --lora_dropout 0.05
+    --lora_target_modules '[q_proj,v_proj]' --train_on_inputs --group_by_length"""
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts' folder on the path, and an environment that asks for no tracker."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(SCRIPTS)])
+    for name in ("RANK", "WORLD_SIZE", "WANDB_PROJECT", "WANDB_LOG_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def parsed(name: str, *words: str) -> tuple[Any, Any]:
+    """A script's module, and a command line read by it."""
+    module, flags = importlib.import_module(name), importlib.import_module("flags")
+    return module, flags.parse(module.SCRIPT, list(words))
+
+
+def train(*words: str, processes: int = 4) -> Any:
+    module, given = parsed("train", "--data_path", "d.json", "--output_dir", "out", *words)
+    return module.to_settings(given, processes)
+
+
+@pytest.fixture
+def finetune(data_file: Path, tmp_path: Path) -> Any:
+    """The Settings of finetune.py on twelve rows."""
+
+    def settings(*words: str) -> Any:
+        out = str(tmp_path / "out")
+        module, given = parsed(
+            "finetune", "--data_path", str(data_file), "--output_dir", out, *words
+        )
+        return module.to_settings(given)
+
+    return settings
+
+
+def test_the_lessons_train_command() -> None:
+    got = train(*shlex.split(LESSON_TRAIN))
+    expected = {
+        **{"method": "full", "epochs": 3.0, "examples_per_step": 128, "learning_rate": 2e-5},
+        **{"save_every": 2000, "keep_checkpoints": 1, "warmup": 0.03, "schedule": "cosine"},
+        **{"dtype": "bfloat16", "sharding": "full", "gather": "auto", "optimizer": "adamw"},
+        **{"max_length": 512, "row_length": 512, "rows_per_micro_batch": 4, "log_every": 1},
+        **{"batching": "pack", "compile": False, "trackers": "", "resume": "auto"},
+        **{"mask_prompt": True, "template": "alpaca", "keep_best": False, "weight_decay": 0.0},
+    }
+    assert {name: getattr(got, name) for name in expected} == expected
+
+
+def test_the_lessons_finetune_command(finetune: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    got = finetune(*shlex.split(LESSON_FINETUNE))
+    expected = {
+        **{"method": "lora", "epochs": 3.0, "examples_per_step": 128, "learning_rate": 1e-4},
+        **{"max_length": 512, "validation_rows": 1, "keep_best": True, "eval_every": 200},
+        **{"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_targets": "q_proj,v_proj"},
+        **{"lora_rs": False, "lora_dora": False, "adapter": "", "resume": "auto"},
+        **{"mask_prompt": False, "batching": "pack", "quantization": "int8", "schedule": "linear"},
+        **{"save_every": 200, "keep_checkpoints": 3, "trackers": "", "template": "alpaca-lora"},
+    }
+    assert {name: getattr(got, name) for name in expected} == expected
+    assert "val_set_size 2000 -> 1, a tenth" in capsys.readouterr().out
+    assert not finetune("--val_set_size", "0").keep_best
+
+
+@pytest.mark.parametrize(
+    ("words", "sharding", "gather"),
+    [
+        ((), "auto", "auto"),
+        (("full_shard", "auto_wrap"), "full", "auto"),
+        (("shard_grad_op auto_wrap",), "full", "step"),
+        (("hybrid_shard auto_wrap",), "hybrid", "auto"),
+        (("hybrid_shard_zero2,auto_wrap",), "hybrid", "step"),
+    ],
+)
+def test_fsdp_words(words: tuple[str, ...], sharding: str, gather: str) -> None:
+    got = train(*(("--fsdp", *words) if words else ()), "--max_steps", "1")
+    assert (got.sharding, got.gather, got.max_steps) == (sharding, gather, 1)
+    alone = train(*(("--fsdp", *words) if words else ()), processes=1)
+    assert (alone.sharding, alone.gather) == ("auto", "auto")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "name", "expected"),
+    [
+        *(("optim", name, "optimizer", "adamw") for name in ("adamw_torch", "adamw_torch_fused")),
+        ("optim", "adamw_hf", "optimizer", "adamw"),
+        *(("optim", name, "optimizer", "adamw8bit") for name in ("adamw_8bit", "adamw_bnb_8bit")),
+        ("optim", "paged_adamw_8bit", "optimizer", "adamw8bit"),
+        ("torch_compile", "True", "compile", True),
+        ("gradient_checkpointing", "True", "activation_checkpointing", True),
+        ("activation_checkpointing", "True", "activation_checkpointing", True),
+        ("group_by_length", "True", "batching", "pack"),
+        ("report_to", "wandb", "trackers", "wandb"),
+        ("report_to", "tensorboard,trackio", "trackers", "tensorboard,trackio"),
+        ("report_to", "wandb tensorboard wandb", "trackers", "wandb,tensorboard"),
+        ("report_to", "none", "trackers", ""),
+        ("project", "llamas", "project", "llamas"),
+        ("run_name", "first", "run_name", "first"),
+        ("resume_from_checkpoint", "False", "resume", "never"),
+        ("resume_from_checkpoint", "True", "resume", "auto"),
+        ("resume_from_checkpoint", ".", "resume", "."),
+    ],
+)
+def test_flags_of_train(flag: str, value: str, name: str, expected: object) -> None:
+    assert getattr(train(f"--{flag}", value), name) == expected
+
+
+def test_names_as_separate_words_and_the_environments_project(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "from-the-shell")
+    got = train("--report_to", "wandb", "tensorboard", "--tf32")
+    assert (got.trackers, got.project) == ("wandb,tensorboard", "from-the-shell")
+    assert train().trackers == ""  # train.py turns nothing on by itself
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--fsdp", "full_shard offload"], "'offload' is not done here"),
+        (["--fsdp", "full_shard hybrid_shard"], "choose one of full_shard and hybrid_shard"),
+        (["--optim", "adafactor"], "takes adamw_torch or adamw_torch_fused"),
+        (["--report_to", "mlflow"], "takes none, or of tensorboard, wandb, trackio"),
+        (["--report_to", "none wandb"], "takes none, or of tensorboard"),
+        (["--report_to"], "--report_to: needs a value"),
+        (["--torch_compile", "max"], "takes True or False"),
+        (["--resume_from_checkpoint", "no/such"], "'no/such': no such folder"),
+    ],
+)
+def test_values_that_train_refuses(words: list[str], expected: str) -> None:
+    error = importlib.import_module("flags").FlagError
+    for processes in (1, 4):
+        with pytest.raises(error) as caught:
+            train(*words, processes=processes)
+        assert expected in str(caught.value)
+
+
+def test_own_flags_of_finetune(finetune: Any) -> None:
+    got = finetune("--use_rslora", "--use_dora", "--activation_checkpointing")
+    assert got.lora_rs and got.lora_dora and got.activation_checkpointing
+    assert finetune("--gradient_checkpointing", "True").activation_checkpointing
+
+
+def test_a_wandb_project_turns_wandb_on(
+    finetune: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got = finetune("--wandb_project", "llamas", "--wandb_run_name", "first")
+    assert (got.trackers, got.project, got.run_name) == ("wandb", "llamas", "first")
+    both = finetune("--wandb_project", "llamas", "--report_to", "tensorboard")
+    assert both.trackers == "tensorboard,wandb"
+    monkeypatch.setenv("WANDB_PROJECT", "from-the-shell")
+    got = finetune()
+    assert (got.trackers, got.project) == ("wandb", "from-the-shell")
+    assert "WANDB_PROJECT from-the-shell -> trackers wandb" in capsys.readouterr().out
+    assert finetune("--wandb_project", "named").project == "named"
+    assert finetune("--report_to", "none").trackers == ""
+
+
+def test_wandb_flags_say_what_they_become(
+    finetune: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--wandb_watch", "gradients", "--wandb_log_model", "true")
+    module, given = parsed("finetune", *words)
+    given.tell()
+    out = capsys.readouterr().out
+    assert "--wandb_watch gradients -> no histograms" in out and "grad_norm" in out
+    assert "--wandb_log_model true -> WANDB_LOG_MODEL true" in out
+
+    began = []
+    monkeypatch.setenv("WANDB_LOG_MODEL", "")
+    monkeypatch.setattr(module, "to_settings", lambda given: "settings")
+    monkeypatch.setattr(importlib.import_module("train"), "train", began.append)
+    module.work(given)
+    assert began == ["settings"] and os.environ["WANDB_LOG_MODEL"] == "true"
+
+
+def test_going_on_from_a_checkpoint_or_from_an_adapter(
+    finetune: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, alone, upstream = (tmp_path / name for name in ("whole", "alone", "upstream"))
+    for folder, names in (
+        (whole, ["manifest.json"]),
+        (alone, ["adapter_model.safetensors", "adapter_config.json"]),
+        (upstream, ["adapter_model.bin", "optimizer.pt"]),  # as Hugging Face's trainer leaves it
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+
+    def begun(path: Path) -> tuple[str, str]:
+        got = finetune("--resume_from_checkpoint", str(path))
+        return got.resume, got.adapter
+
+    assert begun(whole) == (str(whole), "")
+    assert begun(alone) == ("auto", str(alone))
+    assert begun(upstream) == ("auto", str(upstream))
+    _, given = parsed("finetune", "--resume_from_checkpoint", str(alone))
+    given.tell()
+    assert f"-> adapter {alone}: its weights, from step 0 on" in capsys.readouterr().out
+
+
+def test_values_that_finetune_refuses(finetune: Any, tmp_path: Path) -> None:
+    error = importlib.import_module("flags").FlagError
+    with pytest.raises(error, match="choose one"):
+        finetune("--wandb_project", "p", "--report_to", "none")
+    with pytest.raises(error, match="takes false or gradients or parameters or all"):
+        finetune("--wandb_watch", "weights")
+    from alpaca_lib.training.adapters import AdapterError
+
+    empty, out = tmp_path / "empty", tmp_path / "out"
+    for folder in (empty, out):
+        folder.mkdir()
+    (out / "adapter_model.safetensors").touch()
+    with pytest.raises(AdapterError, match="neither a checkpoint"):
+        finetune("--resume_from_checkpoint", str(empty))
+    with pytest.raises(AdapterError, match="another --output_dir"):
+        finetune("--resume_from_checkpoint", str(out))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *(("alpaca", "alpaca-lora"), ("alpaca_legacy", "alpaca"), ("alpaca_short", "short")),
+        *(("alpaca-lora", "alpaca-lora"), ("chinese", "chinese"), ("chat", "chat")),
+    ],
+)
+def test_template_names(name: str, expected: str) -> None:
+    """Upstream's templates/alpaca.json is not Stanford's text; alpaca_legacy.json is."""
+    assert importlib.import_module("flags").template(name) == expected
