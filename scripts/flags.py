@@ -246,16 +246,6 @@ def project(named: str) -> str:
     return named or os.environ.get("WANDB_PROJECT") or Settings.project
 
 
-def metrics(line: dict[str, Any], steps: int) -> str:
-    """One line of training metrics, short enough to read as it passes."""
-    if "validation_loss" in line:
-        return f"step {line['step']}/{steps}  validation loss {line['validation_loss']:.4f}"
-    return (
-        f"step {line['step']}/{steps}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  "
-        f"{line['tokens_per_second']:,.0f} tokens/s"
-    )
-
-
 def _readers(error: Exception) -> bool:
     """Whether an error is the reader's to mend: the library's own, a ValueError that our
     code raised about a setting, or the disk's. Any other is a fault and keeps its trace."""

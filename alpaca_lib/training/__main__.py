@@ -1,40 +1,135 @@
-"""python -m alpaca_lib.training run SETTINGS.json
+"""python -m alpaca_lib.training COMMAND: train, watch, plan, merge, or write a cluster's files.
 
-Trains as the JSON file says: under plain python one process, under torchrun as
-many as it starts. The settings are those of alpaca_lib.training.settings.
+  run SETTINGS.json      trains as the file says: one process under plain python, as many as
+                         torchrun starts under torchrun; started again, it goes on
+  launch SETTINGS.json   the same in --processes processes of this machine
+  watch FOLDER           follows the metrics of a run that something else has started
+  cluster KIND SETTINGS  prints the file that starts it elsewhere: torchrun, slurm,
+                         skypilot or kubernetes
+  plan                   memory, FLOPs, time and layout of a run, before anything is bought
+  merge ADAPTER FOLDER   a plain model folder of an adapter and its base
+
+Every command has a --help. The settings are those of alpaca_lib.training.settings.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from alpaca_lib.training import cluster, launcher
+from alpaca_lib.training.settings import Settings
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m alpaca_lib.training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="train as a settings file says")
+    run.add_argument("settings", type=Path, help="a JSON file of Settings")
+    launch = commands.add_parser("launch", help="the same in several processes of this machine")
+    launch.add_argument("settings", type=Path, help="a JSON file of Settings")
+    launch.add_argument("--processes", type=int, default=2, help="how many (default 2)")
+    launch.add_argument("--port", type=int, default=0, help="for rank 0; default: a free one")
+    watch = commands.add_parser("watch", help="follow a run that something else has started")
+    watch.add_argument("folder", type=Path, help="its output_dir")
+    watch.add_argument(
+        "--timeout", type=float, default=0.0, help="seconds without a new line; default: for ever"
+    )
+    files = commands.add_parser("cluster", help="write the file that starts a run elsewhere")
+    files.add_argument("kind", choices=list(cluster.KINDS))
+    files.add_argument("settings", type=Path, help="a JSON file of Settings, seen by all nodes")
+    files.add_argument("-o", "--out", type=Path, help="a file, not the screen")
+    for field in fields(cluster.Cluster):
+        flag = "--" + field.name.replace("_", "-")
+        if field.type == "bool":
+            files.add_argument(flag, action="store_true", help=field.metadata["help"])
+        else:
+            kind, default = (int if field.type == "int" else str), field.default
+            about = field.metadata["help"] + (f" (default {default})" if default else "")
+            files.add_argument(flag, type=kind, default=default, help=about)
+    merge = commands.add_parser("merge", help="a plain model folder of an adapter and its base")
+    merge.add_argument("adapter", help="the folder that a LoRA run made")
+    merge.add_argument("folder", type=Path, help="where the model goes")
+    return made
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line; the exit code is 0 only if the training ended."""
-    if len(arguments) != 2 or arguments[0] != "run":
-        print(__doc__)
-        return 0 if arguments in ([], ["-h"], ["--help"]) else 2
+    """Runs the command line; the exit code is 0 only if it did what was asked."""
     from alpaca_lib.embedded import ModelError
     from alpaca_lib.records import DataError
-    from alpaca_lib.training.adapters import AdapterError
-    from alpaca_lib.training.checkpoints import CheckpointError
-    from alpaca_lib.training.loop import TrainingStopped, train
-    from alpaca_lib.training.settings import Settings
 
+    options = parser().parse_args(arguments)
+    expected: tuple[type[Exception], ...] = (DataError, ModelError, ValueError)
+    expected += (launcher.LaunchError,)
+    if options.command in ("run", "merge"):
+        from alpaca_lib.training.adapters import AdapterError
+        from alpaca_lib.training.checkpoints import CheckpointError
+        from alpaca_lib.training.loop import TrainingStopped
+        from alpaca_lib.training.trackers import TrackerError
+
+        expected += (AdapterError, CheckpointError, TrainingStopped, TrackerError)
     try:
-        train(
-            Settings.load(Path(arguments[1])),
-            report=lambda line: print(json.dumps(line), flush=True),
-        )
-    except (
-        AdapterError, CheckpointError, DataError, ModelError, TrainingStopped, ValueError,
-    ) as error:  # fmt: skip
+        COMMANDS[options.command](options)
+    except expected as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
+
+def _run(options: argparse.Namespace) -> None:
+    launcher.end_with_launcher()
+    from alpaca_lib.training.loop import train
+
+    train(Settings.load(options.settings), report=lambda line: print(json.dumps(line), flush=True))
+
+
+def _launch(options: argparse.Namespace) -> None:
+    _show(launcher.launch(Settings.load(options.settings), options.processes, options.port))
+
+
+def _show(lines: Iterable[dict[str, Any]]) -> None:
+    for line in lines:
+        print(json.dumps(line), flush=True)
+
+
+def _cluster(options: argparse.Namespace) -> None:
+    names = [field.name for field in fields(cluster.Cluster)]
+    machines = cluster.Cluster(**{name: getattr(options, name) for name in names})
+    for note in cluster.notes(options.kind, Settings.load(options.settings), machines):
+        print(f"note: {note}", file=sys.stderr)
+    text = cluster.render(options.kind, options.settings, machines)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+        print(f"written: {options.out}")
+    else:
+        print(text)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from alpaca_lib.training.adapters import merge
+
+    print(f"written: {merge(options.adapter, options.folder)}")
+
+
+COMMANDS = {
+    "run": _run,
+    "launch": _launch,
+    "watch": lambda options: _show(launcher.watch(options.folder, options.timeout)),
+    "cluster": _cluster,
+    "merge": _merge,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

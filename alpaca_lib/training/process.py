@@ -42,16 +42,28 @@ def peak_memory(device: str) -> int:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that a step is finished and saved first."""
+    """An event that SIGTERM or Ctrl-C sets, so that a step is finished and saved first; a
+    second Ctrl-C stops at once."""
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+
+    def interrupted(*_: object) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+        print("finishing this step, then saving; once more stops at once", flush=True)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: told.set()),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupted),
+    }
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def free_memory(device: str) -> int:
