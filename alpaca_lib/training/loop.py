@@ -117,6 +117,7 @@ class _Run:
         self.gather_once = self.built.gather_once
         self.trackers = trackers.Trackers()
         self.best: tuple[float, int] | None = None
+        self.pace: float | None = None  # seconds a step, the last ones count most
 
     def to_the_end(self, told_to_stop: threading.Event) -> Path:
         """Runs all steps, from the newest whole checkpoint on; saves and checks the model."""
@@ -199,6 +200,7 @@ class _Run:
         trained.publish()
         self.schedule.step()
         seconds = time.perf_counter() - start
+        self.pace = seconds if self.pace is None else 0.8 * self.pace + 0.2 * seconds
         speed = tokens / seconds
         flops = speed * self.flops_per_token / here.size
         return {
@@ -212,7 +214,7 @@ class _Run:
             "mfu": flops / self.peak,
             "gemm_share": flops / self.gemm,
             "peak_memory_bytes": peak_memory(self.placement.device),
-            "seconds_left": seconds * (self.steps - step - 1),
+            "seconds_left": self.pace * (self.steps - step - 1),
         }
 
     def _deal(self, examples: list[Encoded]) -> list[list[list[int]]]:
