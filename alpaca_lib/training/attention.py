@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NAME = "alpaca_documents"
+# What some models hand to their attention and this one cannot do: sinks, caps, biases, choices.
+REFUSED = ("s_aux", "softcap", "position_bias", "indices", "block_indices")
 # In bfloat16 and up to this length, two matrix products and a softmax are two to three
 # times as fast on a CPU as torch's flash kernel, forward and backward together.
 BY_HAND = 512
@@ -47,11 +49,14 @@ def attach(model: Any, device: str, longest: int) -> str:
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):
         return f"{type(model).__name__} has an attention of its own: SDPA with a mask"
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < longest:
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    window = min((w for w in windows if w), default=longest)
+    if window < longest and getattr(config, "use_sliding_window", True):
         return f"its window of {window} tokens is shorter than an example: SDPA with a mask"
     if getattr(config, "attn_logit_softcapping", None):
         return "it caps attention scores: its own attention with a mask"
+    if any("sink" in name for name, _ in model.named_parameters()):
+        return "its attention has sinks: its own attention with a mask"
     if device.startswith("cuda") and _varlen() is None:
         return "this torch has no varlen attention: SDPA with a mask"
     from transformers import AttentionInterface
@@ -75,13 +80,16 @@ def documents_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     documents: Documents | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document, as transformers calls it.
 
     query (1, heads, tokens, size), key and value (1, fewer or equal heads, tokens, size);
     returns (1, tokens, heads, size). Without ``documents`` every row is one document.
+    ValueError if the model wants of its attention what this one cannot do.
     """
+    if wanted := [name for name in REFUSED if more.get(name) is not None]:
+        raise ValueError(f"{type(module).__name__}: no {wanted[0]} in attention within documents")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if documents is None:
         return _causal(query, key, value, scale, dropout).transpose(1, 2), None
@@ -118,7 +126,7 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     mask = _mask(length, query.dtype, query.device)
     mask = mask.repeat(groups, 1) if groups > 1 else mask
     scores = torch.baddbmm(mask, q, key[0].transpose(1, 2))
-    return torch.bmm(torch.softmax(scores, -1), value[0]).view(1, heads, length, size)
+    return torch.bmm(torch.softmax(scores, -1), value[0]).view(1, heads, length, value.shape[-1])
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:

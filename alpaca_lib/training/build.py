@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from alpaca_lib import models
 from alpaca_lib.training import adapters, attention, sharding
 from alpaca_lib.training.loss import LabelLoss
+from alpaca_lib.training.packing import Encoded, collate, join
 from alpaca_lib.training.precision import Trained
 from alpaca_lib.training.process import free_memory
 from alpaca_lib.training.settings import Settings
@@ -49,22 +51,77 @@ def build(settings: Settings, placement: models.Placement, here: World) -> Built
         how = attention.attach(causal_of(model), placement.device, settings.max_length)
         module = LabelLoss(model)
         _prepare(module, settings)
+    _check_loss(module, settings, placement, sharded)
     if settings.compile:
         for layer in sharding.layers_of(module.model):
             layer.compile()
     module.model.train()
     trained = Trained(module, here, settings.master_weights)
-    once = sharded and settings.method == "full" and _gathers_once(module, settings, placement)
+    once = (
+        sharded and settings.method == "full" and _gathers_once(module, settings, placement, here)
+    )
     return Built(module.model, module, trained, how, sharded, once)
 
 
-def _gathers_once(module: Any, settings: Settings, placement: models.Placement) -> bool:
+def _gathers_once(
+    module: Any, settings: Settings, placement: models.Placement, here: World
+) -> bool:
     """Whether parameters stay gathered within a step: as asked, or if a quarter of the free
-    memory holds what that costs, 2 bytes a parameter and 4 for its gradient."""
+    memory of every rank holds what that costs, 2 bytes a parameter and 4 for its gradient."""
     if settings.gather != "auto":
         return settings.gather == "step"
     more = 6 * sum(p.numel() for p in module.parameters())
-    return more < free_memory(placement.device) / 4
+    # Agreed upon: a rank that gathers otherwise than the rest would wait for them for ever.
+    return not here.agree(more >= free_memory(placement.device) / 4)
+
+
+def _check_loss(
+    module: Any, settings: Settings, placement: models.Placement, sharded: bool
+) -> None:
+    """Raises ModelError for a model that would learn from another loss than its own.
+
+    Recurrent layers, and an attention that does not look at position_ids, take a packed
+    row for one text: an example's loss is then another one behind a neighbour. And some
+    models scale the logits of their head.
+    """
+    name, device = settings.model, placement.device
+    words = causal_of(module.model).get_input_embeddings().num_embeddings
+    ids = [n * 7919 % (words - 1) + 1 for n in range(1, 17)]
+    example = {"input_ids": ids, "labels": ids}
+    exact = placement.dtype == "float32" and settings.quantization == "none"
+    near = 1e-4 if exact else 0.03
+    with adapters.evaluating(module.model), torch.no_grad():
+        try:
+            alone = _loss_of(module, [example], device)
+            two = _loss_of(module, [example] * 2, device) if settings.batching == "pack" else 0.0
+        except (AttributeError, TypeError) as error:
+            raise models.ModelError(
+                f"{name}: no causal LM that can be trained ({error})"
+            ) from error
+        if two and abs(two / 2 - alone) > near * alone:
+            raise models.ModelError(
+                f"{name}: packed examples would see one another; set batching to bucket"
+            )
+        if sharded:
+            module.reshard()  # its root keeps what it has gathered until a backward pass
+        else:
+            tokens = torch.tensor([ids], device=device)
+            logits = module.model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+            own = float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
+            if abs(own - alone) > near * alone:
+                raise models.ModelError(
+                    f"{name}: it does not use its head's logits as they are (a loss of {own:.3f} "
+                    f"would be taken for {alone:.3f}), and cannot be trained here"
+                )
+
+
+def _loss_of(module: Any, examples: list[Encoded], device: str) -> float:
+    """The summed loss of examples packed into one row."""
+    row = join(examples, range(len(examples)))
+    batch = {name: tensor.to(device) for name, tensor in collate([row], 0, 1).items()}
+    own = attention.attached(causal_of(module.model))
+    documents = attention.Documents.of(row.borders, device) if own else None
+    return float(module(**batch, documents=documents))
 
 
 def causal_of(model: Any) -> Any:

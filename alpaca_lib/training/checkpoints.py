@@ -71,7 +71,8 @@ class Saver:
             if self.here.first:
                 _name(work, final, {"step": step, **record})
                 if keep:
-                    remove_old(self.folder, keep)
+                    remove_old(self.folder, keep, step)
+                remove_worse(self.folder)
 
         with _alone(self.here) as alone:
             if self.background:
@@ -116,9 +117,16 @@ def _name(work: Path, final: Path, record: dict[str, Any]) -> None:
         },
     }
     write_text(work / "manifest.json", dump_json(manifest, indent=1))
+    for place in [*(p for p in work.rglob("*") if p.is_dir()), work]:
+        _sync(place)
+    # A step that is saved again: the old one stays until the new one has its name.
+    aside = final.with_name(f".{final.name}-old")
     if final.exists():
-        shutil.rmtree(final)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(final, aside)
     os.replace(work, final)
+    _sync(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(folder: Path, state: State, here: World) -> None:
@@ -126,6 +134,10 @@ def load(folder: Path, state: State, here: World) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
+    known = dcp.FileSystemReader(folder / "state").read_metadata().state_dict_metadata
+    mine = {f"model.{name}" for name in state["model"]}
+    if more := [name for name in known if name.startswith("model.") and name not in mine]:
+        raise CheckpointError(f"{folder}: it has {more[0]}, which this model has not")
     with _alone(here) as alone:
         try:
             dcp.load(state, checkpoint_id=folder / "state", no_dist=alone)
@@ -138,6 +150,8 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int]
     """The newest whole checkpoint and its step; says which damaged ones it passed over."""
     for step, path in reversed(all_of(folder)):
         fault = damage(path)
+        if fault is None and (there := read_record(path)["step"]) != step:
+            fault = f"it is of step {there}"
         if fault is None:
             return path, step
         say(f"{path.name} is passed over: {fault}")
@@ -145,9 +159,12 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int]
 
 
 def all_of(folder: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint-N (or best-N), by N."""
-    found = ((p.name.rsplit("-", 1)[1], p) for p in folder.glob(f"{kind}-*"))
-    return sorted((int(number), p) for number, p in found if number.isdigit())
+    """(step, folder) of every checkpoint-N (or best-N), by N; those that a kill has left
+    aside, while their step was saved again, come before their new one."""
+    whole = [(p.name, p) for p in folder.glob(f"{kind}-*")]
+    aside = [(p.name[1:].removesuffix("-old"), p) for p in folder.glob(f".{kind}-*-old")]
+    found = ((name.removeprefix(f"{kind}-"), p) for name, p in aside + whole)
+    return sorted(((int(n), p) for n, p in found if n.isdigit()), key=lambda pair: pair[0])
 
 
 def damage(path: Path) -> str | None:
@@ -157,6 +174,8 @@ def damage(path: Path) -> str | None:
         files = [(n, int(f["bytes"]), str(f["sha256"])) for n, f in manifest["files"].items()]
         if not files:
             return "its manifest.json names no file"
+        if not isinstance(manifest["step"], int):
+            return "its manifest.json names no step"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it has no readable manifest.json"
     for name, size, digest in files:
@@ -176,11 +195,25 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Deletes all but the newest ``keep`` checkpoints."""
+def remove_old(folder: Path, keep: int, newest: int | None = None) -> None:
+    """Deletes all but the newest ``keep`` checkpoints; those above step ``newest``, of a run
+    that was given up for this one, count as old."""
     found = all_of(folder)
-    for _, path in found[: max(len(found) - keep, 0)]:
-        shutil.rmtree(path)
+    mine = [path for step, path in found if newest is None or step <= newest]
+    for _, path in found:
+        if path not in mine[-keep:]:
+            shutil.rmtree(path)
+
+
+def remove_worse(folder: Path) -> None:
+    """Deletes what no run that goes on can need: of the best-N up to each checkpoint, and of
+    those after the last one, all but the newest, which has the lowest loss."""
+    steps = [step for step, _ in all_of(folder)]
+    best = all_of(folder, "best")
+    needed = {sum(step < at for step in steps): path for at, path in best}
+    for _, path in best:
+        if path not in needed.values():
+            shutil.rmtree(path)
 
 
 @contextlib.contextmanager
@@ -196,9 +229,20 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(file: Path) -> None:
-    with open(file, "rb+") as stream:
-        os.fsync(stream.fileno())
+def _sync(path: Path) -> None:
+    """Until a file's bytes, or a folder's names, are on the disk: after a power cut a rename
+    may be there without them."""
+    folder = path.is_dir()
+    if folder and os.name != "posix":  # Windows opens no folder
+        return
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not folder:  # which some network file systems cannot sync
+            raise
+    finally:
+        os.close(handle)
 
 
 def save_dense(model: Any, state: State, dtype: torch.dtype, folder: Path) -> None:

@@ -7,16 +7,11 @@ tokens of the whole step, on all ranks together.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import shutil
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +20,12 @@ import transformers
 
 from alpaca_lib import models
 from alpaca_lib.records import dump_json, write_text
-from alpaca_lib.training import adapters, checkpoints, metrics, sharding, trackers
+from alpaca_lib.training import adapters, metrics, sharding, trackers
 from alpaca_lib.training.attention import Documents, attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
 from alpaca_lib.training.flops import flops_per_token, gemm_rate, peak_rate
+from alpaca_lib.training.keeper import Keeper
 from alpaca_lib.training.packing import (
     Encoded,
     collate,
@@ -44,16 +40,6 @@ from alpaca_lib.training.process import keep_memory, peak_memory, stop_signal
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import World
 
-# What a run of the other method may have left in the folder.
-_OTHER_KIND = {
-    "full": ("adapter_config.json", "adapter_model.safetensors"),
-    "lora": ("config.json", "generation_config.json", "model.safetensors"),
-}
-# What may differ between a checkpoint's run and the one that goes on from it.
-_FREE = {"output_dir", "resume", "log_every", "eval_every", "save_every", "keep_checkpoints"}
-_FREE |= {"rows_per_micro_batch", "row_length", "batching", "device", "compile", "sharding"}
-_FREE |= {"gather", "trackers", "project", "run_name", "activation_checkpointing", "adapter"}
-_FREE |= {"max_steps", "epochs", "keep_best"}  # a run may be lengthened
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -112,17 +98,14 @@ class _Run:
             num_warmup_steps=math.ceil(warmup * self.steps) if warmup < 1 else int(warmup),
             num_training_steps=self.steps,
         )
-        on_gpu = placement.device != "cpu"
-        self.saver = checkpoints.Saver(self.folder, here, background=on_gpu)
-        self.gather_once = self.built.gather_once
+        self.keeper = Keeper(settings, here, self.built, self.optimizer, self.rows)
         self.trackers = trackers.Trackers()
-        self.best: tuple[float, int] | None = None
         self.pace: float | None = None  # seconds a step, the last ones count most
 
     def to_the_end(self, told_to_stop: threading.Event) -> Path:
         """Runs all steps, from the newest whole checkpoint on; saves and checks the model."""
         settings, here = self.settings, self.here
-        first = self._resume()
+        first = self._go_on()
         self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
         self.peak = peak_rate(self.placement.device) or self.gemm
         if here.first:
@@ -140,10 +123,10 @@ class _Run:
             for step in range(first, self.steps):
                 self._one_step(step, told_to_stop)
             self._validate(self.steps)
-            self._save_model()
+            self.keeper.save_model(self.steps, self.tokenizer, self.placement.torch_dtype)
             failed = False
         finally:
-            self.saver.wait()
+            self.keeper.saver.wait()
             self.trackers.close(failed)
         return self.folder
 
@@ -159,13 +142,22 @@ class _Run:
             self._validate(done)
         stop = self.here.agree(told_to_stop.is_set())
         if stop or (settings.save_every and done % settings.save_every == 0):
-            self._checkpoint(done)
+            self.keeper.checkpoint(done)
         if stop:
-            self.saver.wait()
+            self.keeper.saver.wait()
             raise TrainingStopped(
                 f"told to stop: step {done} of {self.steps} is saved in {self.folder}; "
                 "start the same run again to go on from it"
             )
+
+    def _go_on(self) -> int:
+        """Goes on from the checkpoint that the settings ask for; returns the step it is at."""
+        step = self.keeper.resume(self.steps)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
+            for _ in range(step):
+                self.schedule.step()
+        return step
 
     def _step(self, step: int) -> dict[str, Any]:
         """One optimizer step; returns its line of metrics."""
@@ -180,7 +172,7 @@ class _Run:
         batches = self._deal(examples)
         total = 0.0
         for number, ranks in enumerate(batches, 1):
-            if self.gather_once:
+            if self.built.gather_once:
                 sharding.gather_once(self.built.module, last=number == len(batches))
             loss = self._forward(examples, ranks[here.rank])
             # FSDP averages gradients over ranks; the step wants their sum.
@@ -264,11 +256,8 @@ class _Run:
             )
         mean = self.here.sum(total) / sum(label_count(row) for row in held)
         self._log({"step": step, "validation_loss": mean})
-        if self.settings.keep_best and step and (self.best is None or mean < self.best[0]):
-            self.best = mean, step
-            if step < self.steps:
-                state = {"model": self.built.trained.state(self.optimizer)["model"]}
-                self.saver.save(step, state, {"validation_loss": mean}, name=f"best-{step}")
+        if self.settings.keep_best and step:
+            self.keeper.note(mean, step, last=step == self.steps)
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.here.first:
@@ -289,117 +278,6 @@ class _Run:
             "gemm_flops_per_second": self.gemm * self.here.size,
         }
         return metrics.write_run(self.folder, self.settings, self.placement, facts)
-
-    def _resume(self) -> int:
-        """Loads the checkpoint that the settings ask for; returns the step it is at."""
-        settings, first = self.settings, self.here.first
-        say = print if first else lambda text: None
-        found: tuple[Path, int] | None = None
-        if settings.resume == "auto":
-            found = checkpoints.newest(self.folder, say=say)
-        elif settings.resume != "never":
-            path = Path(settings.resume)
-            if fault := checkpoints.damage(path):
-                raise checkpoints.CheckpointError(f"{path}: {fault}")
-            found = path, int(checkpoints.read_record(path)["step"])
-        step = 0
-        if found:
-            path, step = found
-            self._same_run(path)
-            self._load(path)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
-                for _ in range(step):
-                    self.schedule.step()
-            say(f"resuming from {path.name}: step {step} of {self.steps}")
-        for at, path in checkpoints.all_of(self.folder, "best"):
-            if 0 < at <= step and checkpoints.damage(path) is None:
-                loss = float(checkpoints.read_record(path)["validation_loss"])
-                if self.best is None or loss < self.best[0]:
-                    self.best = loss, at
-        self.here.barrier()
-        if first:
-            metrics.cut(self.folder, step, self.steps)
-            for at, path in checkpoints.all_of(self.folder, "best"):
-                if at > step:
-                    shutil.rmtree(path)
-        return step
-
-    def _load(self, path: Path, optimizer: bool = True) -> None:
-        """Puts a checkpoint's weights, and the optimizer's averages, into this run."""
-        trained = self.built.trained
-        state = trained.state(self.optimizer)
-        if optimizer:
-            checkpoints.load(path, state, self.here)
-            trained.loaded(state, self.optimizer)
-        else:
-            checkpoints.load(path, {"model": state["model"]}, self.here)
-            trained.publish()
-
-    def _same_run(self, path: Path) -> None:
-        """Refuses a checkpoint of a run whose steps would be other ones."""
-        record = checkpoints.read_record(path)
-        there, now = record.get("settings", {}), asdict(self.settings)
-        differ = [
-            f"{key} was {there[key]!r}, is {now[key]!r}"
-            for key in now
-            if key not in _FREE and key in there and there[key] != now[key]
-        ]
-        if record.get("data") != self._data_digest:
-            differ.append(f"the training rows of {self.settings.data_path} are other ones")
-        if self.settings.optimizer == "adamw8bit" and record.get("processes") != self.here.size:
-            differ.append(
-                f"processes were {record.get('processes')}, are {self.here.size} (8-bit averages "
-                "cannot be cut anew)"
-            )
-        if differ:
-            raise checkpoints.CheckpointError(
-                f"{path} is of another run: {'; '.join(differ)}. Use another output_dir, the "
-                'same settings, or resume "never"'
-            )
-
-    @cached_property
-    def _data_digest(self) -> str:
-        """Changes when any token or label of the training rows does."""
-        return hashlib.sha256(dump_json(self.rows).encode("utf-8")).hexdigest()
-
-    def _checkpoint(self, step: int) -> None:
-        record = {
-            "settings": asdict(self.settings),
-            "data": self._data_digest,
-            "processes": self.here.size,
-        }
-        state = self.built.trained.state(self.optimizer)
-        self.saver.save(step, state, record, keep=self.settings.keep_checkpoints)
-
-    def _save_model(self) -> None:
-        """Puts the trained model (or adapter) and tokenizer into the folder. The last
-        checkpoint is of the last step: a run killed in here has only this left to do."""
-        settings, here, built = self.settings, self.here, self.built
-        if settings.save_every:
-            self._checkpoint(self.steps)
-            self.saver.wait()
-        if settings.keep_best and self.best and self.best[1] != self.steps:
-            self._load(self.folder / f"best-{self.best[1]}", optimizer=False)
-            if here.first:
-                print(f"the model of step {self.best[1]} is kept: it has the lowest loss")
-        values = built.trained.whole(built.model)
-        if here.first:
-            work = self.folder / ".model-partial"
-            shutil.rmtree(work, ignore_errors=True)
-            if settings.method == "lora":
-                adapters.save_adapter(built.model, values, settings.model, work)
-                adapters.check_saved(work, built.model, values, whole=not built.sharded)
-            else:
-                checkpoints.save_dense(built.model, values, self.placement.torch_dtype, work)
-            self.tokenizer.save_pretrained(work)
-            for name in _OTHER_KIND[settings.method]:
-                (self.folder / name).unlink(missing_ok=True)
-            # config.json last: with it the folder is a model.
-            for file in sorted(work.iterdir(), key=lambda p: p.name.endswith("config.json")):
-                os.replace(file, self.folder / file.name)
-            work.rmdir()
-        here.barrier()
 
 
 def _check_tokens(model: Any, rows: list[Encoded], name: str) -> None:

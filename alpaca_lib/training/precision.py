@@ -161,8 +161,9 @@ class Trained:
     def loaded(self, state: dict[str, Any], optimizer: Any) -> None:
         """After a checkpoint was loaded into ``state``: numbers that are not tensors go back
         to the optimizer, and the masters' values to the model."""
+        names = {id(master): name for name, master in self.masters.items()}
         for master, values in optimizer.state.items():
-            name = next(n for n, m in self.masters.items() if m is master)
+            name = names[id(master)]
             rank = f"{name} of rank {self.here.rank} of {self.here.size}"
             found = state["optimizer"].get(name) or state["optimizer"][rank]
             for key, value in values.items():

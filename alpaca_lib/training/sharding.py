@@ -146,7 +146,9 @@ def fill(module: Any, source: Any, device: str, here: World) -> None:
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     module.to_empty(device=device)
-    values = dict(source.named_parameters()) | dict(source.named_buffers()) if source else {}
+    values = (
+        dict(source.named_parameters()) | dict(source.named_buffers()) if source is not None else {}
+    )
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, target in tensors.items():
         dtype = target.dtype
