@@ -233,13 +233,32 @@ def load(
 
 
 def _with_adapter(adapter: Path, placement: Placement, quantization: str) -> Any:
-    peft = need("peft")
-    config = peft.PeftConfig.from_pretrained(str(adapter.parent))
+    peft, folder = need("peft"), adapter.parent
+    files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
+    if not any(file.is_file() for file in files):
+        raise ModelError(f"{folder}: no adapter_model.safetensors beside its adapter_config.json")
+    located = Located(str(folder), str(folder), "an adapter folder")
+    with _told(located):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    if not config.base_model_name_or_path:
+        raise ModelError(f"{folder}: its adapter_config.json names no base model")
     base = load_model(config.base_model_name_or_path, placement, quantization)
-    told = _told(Located(str(adapter.parent), str(adapter.parent), "an adapter folder"))
-    with told, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls an old name of transformers
-        return peft.PeftModel.from_pretrained(base, str(adapter.parent), config=config).eval()
+    try:
+        with _told(located), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers' old names
+            # It would go on with what it did not find untrained.
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            model = peft.PeftModel.from_pretrained(base, str(folder), config=config).eval()
+            expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
+    except UserWarning as missing:
+        first = str(missing).partition("[")[2].partition(",")[0].strip("].")
+        raise ModelError(f"{folder}: the file of its weights does not have {first}") from None
+    if files[0].is_file():
+        with need("safetensors").safe_open(files[0], "pt") as saved:
+            names = set(saved.keys())
+        if expected < names and (more := sorted(n for n in names - expected if "lora_" in n)):
+            raise ModelError(f"{files[0]}: {more[0]} has no place here: another model's adapter")
+    return model
 
 
 def _load_tokenizer(located: Located) -> Any:

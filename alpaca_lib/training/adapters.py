@@ -75,12 +75,7 @@ def _read_into(adapted: Any, folder: Path, settings: Settings) -> None:
     """Gives the adapters the values of a saved one."""
     from safetensors.torch import load_file
 
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise AdapterError(
-            f"{folder}: no adapter there (no readable adapter_config.json)"
-        ) from None
+    config = _config(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         old = (folder / "adapter_model.bin").is_file()
@@ -95,6 +90,10 @@ def _read_into(adapted: Any, folder: Path, settings: Settings) -> None:
         for key, value in mine.items()
         if config.get(key, False) != value
     ]
+    # Scales by module, and beginnings that change the base: not for the loop's own config.
+    differ += [f"it has a {key}" for key in ("alpha_pattern", "rank_pattern") if config.get(key)]
+    if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
+        differ.append(f"it began as {config['init_lora_weights']}")
     if differ:
         raise AdapterError(f"{folder}: {'; '.join(differ)}; use the adapter's own values")
     try:
@@ -104,6 +103,17 @@ def _read_into(adapted: Any, folder: Path, settings: Settings) -> None:
     expected = _tensors(adapted)
     _same_shapes(file, saved, expected)
     need("peft").set_peft_model_state_dict(adapted, saved)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """An adapter's adapter_config.json; AdapterError if there is none that can be read."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder}: no adapter there (no readable adapter_config.json)")
+    return config
 
 
 def _same_shapes(file: Path, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -205,19 +215,20 @@ def evaluating(model: Any) -> Iterator[None]:
 def merge(adapter: str, folder: Path) -> Path:
     """Writes W + (alpha / r) B A as a plain model folder, which needs no PEFT; returns it.
 
-    Added up in float32 and saved in the base's dtype. AdapterError if ``adapter`` is none.
+    Added up in float32 and saved in the base's dtype. AdapterError if ``adapter`` is none,
+    ModelError if it, or its base, cannot be loaded whole.
     """
     import torch
 
     from alpaca_lib import models
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise AdapterError(f"{adapter}: no adapter there (no adapter_config.json)")
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
-    dtype = models.saved_dtype(config["base_model_name_or_path"])
+    base = _config(Path(adapter)).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise AdapterError(f"{adapter}: its adapter_config.json names no base model")
+    dtype = models.saved_dtype(base)
     model = models.load_model(adapter, models.Placement("cpu", "float32", "exact sums"))
     merged = model.merge_and_unload().to(getattr(torch, dtype))
     with quiet():
         merged.save_pretrained(folder)
-    models.load_tokenizer(config["base_model_name_or_path"]).save_pretrained(folder)
+    models.load_tokenizer(base).save_pretrained(folder)
     return folder

@@ -84,35 +84,37 @@ def _check_loss(
     row for one text: an example's loss is then another one behind a neighbour. And some
     models scale the logits of their head.
     """
-    name, device = settings.model, placement.device
-    words = causal_of(module.model).get_input_embeddings().num_embeddings
+    name, device, causal = settings.model, placement.device, causal_of(module.model)
+    words = causal.get_input_embeddings().num_embeddings
     ids = [n * 7919 % (words - 1) + 1 for n in range(1, 17)]
-    example = {"input_ids": ids, "labels": ids}
+    example, tokens = {"input_ids": ids, "labels": ids}, torch.tensor([ids], device=device)
     exact = placement.dtype == "float32" and settings.quantization == "none"
     near = 1e-4 if exact else 0.03
     with adapters.evaluating(module.model), torch.no_grad():
         try:
             alone = _loss_of(module, [example], device)
             two = _loss_of(module, [example] * 2, device) if settings.batching == "pack" else 0.0
+            # Through the module, which knows when shards have to be gathered.
+            module.forward = lambda batch: causal(input_ids=batch, use_cache=False).logits
+            logits = module(tokens)[0, :-1].float()
         except (AttributeError, TypeError) as error:
             raise models.ModelError(
                 f"{name}: no causal LM that can be trained ({error})"
             ) from error
-        if two and abs(two / 2 - alone) > near * alone:
-            raise models.ModelError(
-                f"{name}: packed examples would see one another; set batching to bucket"
-            )
-        if sharded:
-            module.reshard()  # its root keeps what it has gathered until a backward pass
-        else:
-            tokens = torch.tensor([ids], device=device)
-            logits = module.model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
-            own = float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
-            if abs(own - alone) > near * alone:
-                raise models.ModelError(
-                    f"{name}: it does not use its head's logits as they are (a loss of {own:.3f} "
-                    f"would be taken for {alone:.3f}), and cannot be trained here"
-                )
+        finally:
+            vars(module).pop("forward", None)
+    own = float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
+    if two and abs(two / 2 - alone) > near * alone:
+        raise models.ModelError(
+            f"{name}: packed examples would see one another; set batching to bucket"
+        )
+    if abs(own - alone) > near * alone:
+        raise models.ModelError(
+            f"{name}: it does not use its head's logits as they are (a loss of {own:.3f} "
+            f"would be taken for {alone:.3f}), and cannot be trained here"
+        )
+    if sharded:
+        module.reshard()  # its root keeps what it has gathered until a backward pass
 
 
 def _loss_of(module: Any, examples: list[Encoded], device: str) -> float:

@@ -55,15 +55,17 @@ class Saver:
         self, step: int, state: State, record: dict[str, Any], keep: int = 0, name: str = ""
     ) -> Path:
         """Writes folder/checkpoint-{step}, or folder/{name}; then, if keep is above 0, deletes
-        all but the newest ``keep`` checkpoints."""
+        all but the newest ``keep`` checkpoints. CheckpointError if it cannot be written."""
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
         self.wait()
         final = self.folder / (name or f"checkpoint-{step}")
         work = self.folder / f".{final.name}-partial"
         if self.here.first:
-            for left in self.folder.glob(".*-partial"):  # of a run that was killed
-                shutil.rmtree(left)
+            _put_back(self.folder)
+            for left in [*self.folder.glob(".*-partial"), *_asides(self.folder)]:
+                shutil.rmtree(left)  # of a run that was killed
             work.mkdir(parents=True)
         self.here.barrier()
 
@@ -82,8 +84,11 @@ class Saver:
                 self._writing = threading.Thread(target=self._complete, args=(future, finish))
                 self._writing.start()
                 return final
-            dcp.save(state, checkpoint_id=work / "state", no_dist=alone)
-        finish()
+            try:
+                dcp.save(state, checkpoint_id=work / "state", no_dist=alone)
+                finish()
+            except (CheckpointException, OSError) as error:  # the first is no Exception
+                raise CheckpointError(f"{final}: was not written: {_why(error)}") from error
         self.here.barrier()
         return final
 
@@ -101,7 +106,7 @@ class Saver:
             self._writing = None
         if self._failed:
             error = self._failed.pop()
-            raise CheckpointError(f"{self.folder}: a checkpoint was not written: {error}")
+            raise CheckpointError(f"{self.folder}: a checkpoint was not written: {_why(error)}")
 
 
 def _name(work: Path, final: Path, record: dict[str, Any]) -> None:
@@ -142,12 +147,20 @@ def load(folder: Path, state: State, here: World) -> None:
         try:
             dcp.load(state, checkpoint_id=folder / "state", no_dist=alone)
         except CheckpointException as error:  # of torch, and no Exception
-            why = "; ".join(str(cause) for cause, _ in list(error.failures.values())[:1])
-            raise CheckpointError(f"{folder}: its state is not this model's ({why})") from error
+            raise CheckpointError(
+                f"{folder}: its state is not this model's ({_why(error)})"
+            ) from error
+
+
+def _why(error: BaseException) -> str:
+    """What went wrong; of torch's errors the first rank's cause, without its traceback."""
+    causes = list(getattr(error, "failures", {}).values())
+    return str(causes[0][0] if causes else error)
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int] | None:
     """The newest whole checkpoint and its step; says which damaged ones it passed over."""
+    _put_back(folder)
     for step, path in reversed(all_of(folder)):
         fault = damage(path)
         if fault is None and (there := read_record(path)["step"]) != step:
@@ -158,13 +171,23 @@ def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int]
     return None
 
 
+def _asides(folder: Path) -> list[Path]:
+    """Checkpoints that were about to be replaced by new ones of their step."""
+    return [*folder.glob(".checkpoint-*-old"), *folder.glob(".best-*-old")]
+
+
+def _put_back(folder: Path) -> None:
+    """Gives a checkpoint its name back that a kill has left aside, without its new one."""
+    for aside in _asides(folder):
+        final = folder / aside.name[1:].removesuffix("-old")
+        if not final.exists():
+            os.replace(aside, final)
+
+
 def all_of(folder: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
-    """(step, folder) of every checkpoint-N (or best-N), by N; those that a kill has left
-    aside, while their step was saved again, come before their new one."""
-    whole = [(p.name, p) for p in folder.glob(f"{kind}-*")]
-    aside = [(p.name[1:].removesuffix("-old"), p) for p in folder.glob(f".{kind}-*-old")]
-    found = ((name.removeprefix(f"{kind}-"), p) for name, p in aside + whole)
-    return sorted(((int(n), p) for n, p in found if n.isdigit()), key=lambda pair: pair[0])
+    """(step, folder) of every checkpoint-N (or best-N), by N."""
+    found = ((p.name.rsplit("-", 1)[1], p) for p in folder.glob(f"{kind}-*"))
+    return sorted((int(number), p) for number, p in found if number.isdigit())
 
 
 def damage(path: Path) -> str | None:

@@ -131,17 +131,18 @@ class Trained:
         _begin(optimizer)
         names = {id(master): name for name, master in self.masters.items()}
         averages: dict[str, Any] = {}
+        # Blocks of 8-bit values have a scale each: they do not cut anew. And of one parameter
+        # the part of one rank may be large enough for 8 bits, and that of another not.
+        by_rank = hasattr(optimizer, "init_state") and self.here.size > 1
         for master, values in optimizer.state.items():
             name = names[id(master)]
+            if by_rank:
+                averages[f"{name} of rank {self.here.rank} of {self.here.size}"] = dict(values)
+                continue
             averages[name] = {
                 key: self._of_all(name, value) if isinstance(value, Tensor) else value
                 for key, value in values.items()
             }
-            if "absmax1" in values and self.here.size > 1:
-                # Blocks of 8-bit values have a scale each: they do not cut anew.
-                key = f"{name} of rank {self.here.rank} of {self.here.size}"
-                averages[key] = dict(values)
-                del averages[name]
         model = {name: self._of_all(name, master) for name, master in self.masters.items()}
         return {"model": model, "optimizer": averages}
 

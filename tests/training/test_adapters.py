@@ -1,0 +1,247 @@
+"""Adapters merged, started from, and refused; PEFT and transformers alone are the oracles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alpaca_lib import models
+from alpaca_lib.prompts import render_prompt
+from alpaca_lib.training import adapters
+from alpaca_lib.training.__main__ import main
+from alpaca_lib.training.loop import train
+from alpaca_lib.training.settings import Settings
+
+peft = pytest.importorskip("peft")
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+IDS = torch.arange(50, 90)[None]
+
+
+@pytest.fixture(scope="module")
+def small_folder(make_tiny, tokenizer, some_examples, tmp_path_factory):
+    """The tiny model, narrower still and of 461 words, so that a run takes a fifth of a second."""
+    texts = [f"{render_prompt(e)} {e.output}" for e in some_examples]
+    words, folder = tokenizer.train_new_from_iterator(texts, 500), tmp_path_factory.mktemp("small")
+    make_tiny(vocab_size=len(words), **SMALL).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(small_folder, data_file, tmp_path):
+    """Three steps of LoRA with a rate that shows."""
+    return Settings(
+        data_path=str(data_file), output_dir=str(tmp_path / "run"), model=str(small_folder),
+        method="lora", lora_rank=4, lora_dropout=0.0, max_steps=3, examples_per_step=6,
+        max_length=96, row_length=192, learning_rate=5e-2, device="cpu", dtype="float32",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def logits():
+    """A function: the logits of a model for some ids, in evaluation mode."""
+
+    def of(model):
+        with torch.no_grad():
+            return model.eval()(input_ids=IDS).logits
+
+    return of
+
+
+def plain(folder):
+    """The model of a folder as anyone loads it, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+# --- merge --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_targets": "all-linear", "lora_alpha": 3},
+        {"lora_rs": True, "lora_rank": 8},
+        {"lora_dora": True, "lora_targets": "all-linear"},
+    ],
+    ids=["lora", "all-linear", "rslora", "dora"],
+)
+def test_merged_model_is_the_adapters(settings, small_folder, logits, tmp_path, changes):
+    """The merged folder loads without PEFT, and its logits are those of PEFT's model to 1e-5
+    of the largest; the base's are other ones."""
+    folder = train(replace(settings, **changes))
+    adapted = logits(peft.PeftModel.from_pretrained(plain(small_folder), folder))
+    base = logits(plain(small_folder))
+    assert adapters.merge(str(folder), tmp_path / "merged") == tmp_path / "merged"
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    merged = logits(plain(tmp_path / "merged"))
+    largest = float(adapted.abs().max())
+    assert float((merged - adapted).abs().max()) <= 1e-5 * largest
+    assert float((base - adapted).abs().max()) >= 1e-2 * largest
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer("Sort the words.") == AutoTokenizer.from_pretrained(folder)("Sort the words.")
+
+
+def test_merged_in_the_dtype_of_the_base(settings, small_folder, tmp_path):
+    """A base in bfloat16 stays one: the sums are float32's, rounded once."""
+    shutil.copytree(small_folder, tmp_path / "base")
+    plain(small_folder).bfloat16().save_pretrained(tmp_path / "base")
+    folder = train(replace(settings, model=str(tmp_path / "base"), dtype="bfloat16"))
+    adapters.merge(str(folder), tmp_path / "merged")
+    saved = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {t.dtype for t in saved.values()} == {torch.bfloat16}
+    exact = peft.PeftModel.from_pretrained(plain(tmp_path / "base"), folder).merge_and_unload()
+    state = {n: t.bfloat16() for n, t in exact.state_dict().items()}
+    assert all(tensor.equal(state[name]) for name, tensor in saved.items())
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def spoil(folder, how):
+    """An adapter folder with one thing wrong."""
+    file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    values = json.loads(config.read_text())
+    if how == "no config":
+        config.unlink()
+    elif how in ("torn config", "a list for a config"):
+        config.write_text("{" if how == "torn config" else "[]")
+    elif how == "no base":
+        config.write_text(json.dumps({**values, "base_model_name_or_path": None}))
+    elif how == "a base that is gone":
+        config.write_text(json.dumps({**values, "base_model_name_or_path": str(folder / "gone")}))
+    elif how == "no weights":
+        file.unlink()
+    elif how == "torn weights":
+        file.write_bytes(file.read_bytes()[:-9])
+    elif how == "half of the weights":
+        save_file({n: t for n, t in load_file(file).items() if "layers.0" in n}, file)
+    elif how == "weights of a larger model":
+        more = {n.replace("layers.0", "layers.7"): t for n, t in load_file(file).items()}
+        save_file(load_file(file) | {n: t.clone() for n, t in more.items()}, file)
+    elif how == "other shapes":
+        save_file({n: t.repeat(2, 1) for n, t in load_file(file).items()}, file)
+    elif how == "443 bytes":  # as Alpaca-LoRA's users got
+        save_file({}, file)
+    elif how == "another rank":
+        config.write_text(json.dumps({**values, "r": 8}))
+    elif how == "a scale of its own":
+        config.write_text(json.dumps({**values, "alpha_pattern": {"q_proj": 99}}))
+    elif how == "a .bin alone":
+        torch.save(load_file(file), folder / "adapter_model.bin")
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def trained_adapter(small_folder, data_file, tmp_path_factory):
+    """A trained adapter of the small model, rank 4 on q and v."""
+    return train(
+        Settings(
+            data_path=str(data_file), output_dir=str(tmp_path_factory.mktemp("adapter")),
+            model=str(small_folder), method="lora", lora_rank=4, lora_dropout=0.0, max_steps=2,
+            max_length=96, row_length=192, learning_rate=5e-2, device="cpu", dtype="float32",
+        )
+    )  # fmt: skip
+
+
+BROKEN = ["no config", "torn config", "a list for a config", "no weights", "torn weights"]
+BROKEN += ["half of the weights", "weights of a larger model", "other shapes", "443 bytes"]
+BROKEN += ["another rank"]
+
+
+@pytest.mark.parametrize("how", [*BROKEN, "no base", "a base that is gone"])
+def test_a_broken_adapter_is_not_merged(trained_adapter, tmp_path, capsys, monkeypatch, how):
+    """One error line that names the adapter or its base, and no folder; never half a merge."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = shutil.copytree(trained_adapter, tmp_path / "broken")
+    spoil(folder, how)
+    assert main(["merge", str(folder), str(tmp_path / "merged")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "broken" in error and "Traceback" not in error
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("how", ["half of the weights", "443 bytes", "no weights"])
+def test_a_broken_adapter_is_not_used(trained_adapter, tmp_path, monkeypatch, how):
+    """Loading for answers: an error, and not the base with a warning."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = shutil.copytree(trained_adapter, tmp_path / "broken")
+    spoil(folder, how)
+    with pytest.raises(models.ModelError, match="broken"):
+        models.load_model(str(folder), models.place("cpu", "float32"))
+
+
+# --- a run that begins with an adapter --------------------------------------------------
+
+
+def test_a_run_begins_with_a_saved_adapter(
+    settings, trained_adapter, small_folder, logits, tmp_path
+):
+    """A step too small to show leaves PEFT's model of the saved adapter; real steps change it;
+    and the first loss is far below that of a new adapter."""
+    seen = {}
+    for name, changes in {
+        "still": {"adapter": str(trained_adapter), "learning_rate": 1e-12, "max_steps": 1},
+        "begun": {"adapter": str(trained_adapter)},
+        "new": {},
+    }.items():
+        lines = seen[name] = []
+        settings = replace(
+            settings, output_dir=str(tmp_path / name), examples_per_step=12, seed=3, adapter=""
+        )
+        train(replace(settings, **changes), report=lines.append)
+    saved, still, begun = (
+        logits(peft.PeftModel.from_pretrained(plain(small_folder), folder))
+        for folder in (trained_adapter, tmp_path / "still", tmp_path / "begun")
+    )
+    assert torch.allclose(still, saved, atol=1e-6) and not torch.allclose(begun, saved, atol=1e-2)
+    assert seen["begun"][0]["loss"] == seen["still"][0]["loss"] < seen["new"][0]["loss"] - 0.01
+
+
+@pytest.mark.parametrize("how", [*BROKEN, "a scale of its own", "a .bin alone"])
+def test_a_broken_adapter_is_not_begun_with(settings, trained_adapter, tmp_path, capsys, how):
+    """One error line that names the adapter, before any output is written."""
+    folder = shutil.copytree(trained_adapter, tmp_path / "broken")
+    spoil(folder, how)
+    file = replace(settings, adapter=str(folder)).save(tmp_path / "settings.json")
+    assert main(["run", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "broken" in error and "Traceback" not in error
+    assert not Path(settings.output_dir).exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lora_rank": 8}, "r is 4 there, 8 here"),
+        ({"lora_alpha": 3}, "lora_alpha is 16 there, 3 here"),
+        ({"lora_rs": True}, "use_rslora is False there, True here"),
+        ({"lora_dora": True}, "use_dora is False there, True here"),
+        ({"lora_targets": "all-linear"}, "other lora_targets"),
+        ({"lora_targets": "q_proj"}, "other lora_targets"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_are_not_the_adapters(settings, trained_adapter, capsys, changes, words):
+    """Another rank, scale, method or set of modules than the run's: which, and both values."""
+    settings = replace(settings, adapter=str(trained_adapter), **changes)
+    with pytest.raises(adapters.AdapterError, match=words) as caught:
+        train(settings)
+    assert str(trained_adapter) in str(caught.value)
+    assert not Path(settings.output_dir).exists()
+
+
+def test_an_adapter_of_another_model(settings, trained_adapter, small_folder, make_tiny, tmp_path):
+    """A wider model: the tensor, its shape there and here."""
+    shutil.copytree(small_folder, tmp_path / "wider")
+    make_tiny(vocab_size=461, hidden_size=32).save_pretrained(tmp_path / "wider")
+    with pytest.raises(adapters.AdapterError, match=r"\(4, 16\).*needs \(4, 32\).*another model"):
+        train(replace(settings, model=str(tmp_path / "wider"), adapter=str(trained_adapter)))
+    with pytest.raises(adapters.AdapterError, match="no-such"):
+        train(replace(settings, adapter=str(tmp_path / "no-such")))
+    assert not Path(settings.output_dir).exists()
