@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.training import cluster, launcher
+from alpaca_lib.training import cluster, launcher, plan_table
 from alpaca_lib.training.settings import Settings
 
 
@@ -57,6 +57,14 @@ def parser() -> argparse.ArgumentParser:
             kind, default = (int if field.type == "int" else str), field.default
             about = field.metadata["help"] + (f" (default {default})" if default else "")
             files.add_argument(flag, type=kind, default=default, help=about)
+    plan_table.add_arguments(
+        commands.add_parser(
+            "plan",
+            help="what a run needs: memory, FLOPs, time, money, layout",
+            description=plan_table.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     merge = commands.add_parser("merge", help="a plain model folder of an adapter and its base")
     merge.add_argument("adapter", help="the folder that a LoRA run made")
     merge.add_argument("folder", type=Path, help="where the model goes")
@@ -79,13 +87,12 @@ def main(arguments: list[str]) -> int:
 
         expected += (AdapterError, CheckpointError, TrainingStopped, TrackerError)
     try:
-        COMMANDS[options.command](options)
+        return COMMANDS[options.command](options) or 0
     except expected as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -123,11 +130,12 @@ def _merge(options: argparse.Namespace) -> None:
     print(f"written: {merge(options.adapter, options.folder)}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": _run,
     "launch": _launch,
     "watch": lambda options: _show(launcher.watch(options.folder, options.timeout)),
     "cluster": _cluster,
+    "plan": plan_table.main,
     "merge": _merge,
 }
 

@@ -322,7 +322,6 @@ def test_compiled_is_not_compiled(settings, make_tiny, small_folder, monkeypatch
     examples in one row, so that one shape is compiled)."""
     import torch._inductor.config as inductor
 
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of compiling processes
     folder = shutil.copytree(small_folder, tmp_path / "layer")
     make_tiny(vocab_size=461, num_hidden_layers=1, **SMALL).save_pretrained(folder)
