@@ -82,10 +82,10 @@ def main(arguments: list[str]) -> int:
     if options.command in ("run", "merge"):
         from alpaca_lib.training.adapters import AdapterError
         from alpaca_lib.training.checkpoints import CheckpointError
-        from alpaca_lib.training.loop import TrainingStopped
+        from alpaca_lib.training.loop import NotEnoughMemory, TrainingStopped
         from alpaca_lib.training.trackers import TrackerError
 
-        expected += (AdapterError, CheckpointError, TrainingStopped, TrackerError)
+        expected += (AdapterError, CheckpointError, NotEnoughMemory, TrainingStopped, TrackerError)
     try:
         return COMMANDS[options.command](options) or 0
     except expected as error:

@@ -26,7 +26,7 @@ _OTHER_KIND = {
 _FREE = {"output_dir", "resume", "log_every", "eval_every", "save_every", "keep_checkpoints"}
 _FREE |= {"rows_per_micro_batch", "row_length", "batching", "device", "compile", "sharding"}
 _FREE |= {"gather", "trackers", "project", "run_name", "activation_checkpointing", "adapter"}
-_FREE |= {"max_steps", "epochs", "keep_best"}  # a run may be lengthened
+_FREE |= {"max_steps", "epochs", "keep_best", "memory_check"}  # a run may be lengthened
 
 
 class Keeper:
@@ -144,7 +144,8 @@ class Keeper:
         settings, here, built = self.settings, self.here, self.built
         if settings.save_every:
             self.checkpoint(steps)
-            self.saver.wait()
+        self.saver.wait()
+        here.barrier()  # the others read what rank 0 has given its name
         if settings.keep_best and self.best and self.best[1] != steps:
             self._load(self.folder / f"best-{self.best[1]}", optimizer=False)
             if here.first:

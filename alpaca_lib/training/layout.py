@@ -279,13 +279,13 @@ def on_cpu(
         first["holes"] = busy["activations"] + busy["logits"] + busy["in flight"]
     stored = 4 if full and settings.master_weights else 2
     whole = float(stored * parameters) if split else busy["weights"]
-    made["loading"] = {"weights": whole, "model file": _file_bytes(settings.model, parameters)}
+    made["loading"] = {"weights": whole, "model file": file_bytes(settings.model, parameters)}
     if split and full:
         made["saving"] = made["optimizer step"] | {"in flight": 4.0 * parameters}
     return made
 
 
-def _file_bytes(name: str, parameters: int) -> float:
+def file_bytes(name: str, parameters: int) -> float:
     """The size of a model's files if they are here, else 2 bytes a parameter."""
     with contextlib.suppress(ModelError, OSError):
         if name not in SHAPES:

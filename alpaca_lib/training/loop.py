@@ -20,7 +20,7 @@ import transformers
 
 from alpaca_lib import models
 from alpaca_lib.records import dump_json, write_text
-from alpaca_lib.training import adapters, metrics, sharding, trackers
+from alpaca_lib.training import adapters, metrics, planner, sharding, trackers
 from alpaca_lib.training.attention import Documents, attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
@@ -47,12 +47,16 @@ class TrainingStopped(RuntimeError):
     """A run that stopped before its end; the text says why, and how to go on."""
 
 
+class NotEnoughMemory(RuntimeError):
+    """A run that would not fit; the text says what would. memory_check false tries it."""
+
+
 def train(settings: Settings, report: Report = lambda line: None) -> Path:
     """Trains as described and returns the output folder, which from_pretrained loads.
 
     ``report`` gets every line of metrics.jsonl on rank 0: step, loss, lr, grad_norm,
     tokens, tokens_per_second, mfu, peak_memory_bytes; or step and validation_loss.
-    Raises DataError, ModelError, AdapterError, TrackerError before any work;
+    Raises DataError, ModelError, AdapterError, TrackerError, NotEnoughMemory before any work;
     TrainingStopped on a loss that is not a number, or on SIGTERM (after a checkpoint).
     """
     trackers.check(settings)
@@ -61,6 +65,9 @@ def train(settings: Settings, report: Report = lambda line: None) -> Path:
     tokenizer = models.load_tokenizer(settings.model)
     data = load_data(settings, tokenizer)
     with sharding.world(placement.device) as here, stop_signal() as told_to_stop:
+        advice = planner.check(settings, placement, here.size, data.rows) if here.first else None
+        if here.agree(advice is not None):
+            raise NotEnoughMemory(advice or "not enough memory: rank 0 says what would fit")
         return _Run(settings, placement, tokenizer, data, here, report).to_the_end(told_to_stop)
 
 
@@ -100,6 +107,9 @@ class _Run:
         )
         self.keeper = Keeper(settings, here, self.built, self.optimizer, self.rows)
         self.trackers = trackers.Trackers()
+        words = self.built.causal.get_input_embeddings().num_embeddings
+        pad = tokenizer.pad_token_id
+        self.pad = pad if pad is not None and pad < words else 0  # it is never seen
         self.pace: float | None = None  # seconds a step, the last ones count most
 
     def to_the_end(self, told_to_stop: threading.Event) -> Path:
@@ -222,7 +232,7 @@ class _Run:
 
     def _forward(self, examples: list[Encoded], members: list[int]) -> torch.Tensor:
         """The summed loss of these examples, packed into one row or padded to several."""
-        device, pad = self.placement.device, self.tokenizer.pad_token_id or 0
+        device, pad = self.placement.device, self.pad
         packed = self.settings.batching == "pack"
         rows = [join(examples, members)] if packed and members else []
         if not packed:

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from alpaca_lib import models
@@ -125,11 +126,11 @@ def plan(
     work = work or Work()
     if settings.method == "full" and settings.quantization != "none":
         raise ValueError("full training needs whole weights: set quantization to none")
-    config = config_of(settings.model)
     dtype = _dtype(settings, machine)
+    config, model = _shape(settings.model, dtype)
     runtime = 0.0 if machine.on_gpu else layout.libraries(settings)
-    model = empty(config, dtype)
-    weights, whole = weights_of(model), model.num_parameters()
+    weights = weights_of(model)
+    whole = sum(w.numel for w in weights)
     if not machine.memory:  # this machine's main memory
         free = free_memory("cpu")
         machine = replace(machine, memory=free and (free + layout.resident()) / machine.count)
@@ -172,6 +173,13 @@ def plan(
         hardware, tokens, steps, seconds, tokens * cost / (seconds * machine.count * rate),
         1 - computing / seconds, rate, alone * hardware / rate, price, paper,
     )  # fmt: skip
+
+
+@lru_cache(8)
+def _shape(name: str, dtype: Any) -> tuple[Any, Any]:
+    """A model's configuration, and the model without its weights."""
+    config = config_of(name)
+    return config, empty(config, dtype)
 
 
 def _dtype(settings: Settings, machine: Machine) -> Any:
@@ -261,13 +269,19 @@ def advise(
     base = settings or Settings(data_path="data.json", output_dir="out")
     found = []
     for why, changes in WAYS.items():
+        wanted = replace(base, model=model, **(_FRESH | changes))
+        if not plan(replace(wanted, **THRIFT[-1]), gpus, work).fits:
+            continue
         for thrift in THRIFT:
-            wanted = replace(base, model=model, **(_FRESH | changes | thrift))
-            made = plan(wanted, gpus, work)
+            made = plan(replace(wanted, **thrift), gpus, work)
             if made.fits:
                 found.append(replace(made, why=why))
                 break
     return found
+
+
+# A run whose memory is so many times its model's file is not looked at more closely.
+PLENTY = 24
 
 
 def check(
@@ -280,6 +294,9 @@ def check(
     fits, or if that cannot be told."""
     try:
         free = free_memory(placement.device)
+        size = layout.file_bytes(settings.model, 0)
+        if not settings.memory_check or (size and size * PLENTY < free):
+            return None
         on_gpu = placement.device.startswith("cuda")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", here_size))
         memory = free if on_gpu else free and free + layout.resident()

@@ -59,6 +59,7 @@ class Settings:
     dtype: str = "auto"
     master_weights: bool = True  # false: bfloat16 alone, 6 to 10 bytes a parameter less
     activation_checkpointing: bool = False
+    memory_check: bool = True  # refuse a run that would not fit, and say what would
     compile: bool = False  # torch.compile, layer by layer; needs a C++ compiler on a CPU
     sharding: str = "auto"  # full: over all ranks; hybrid: within a node, copies across nodes
     gather: str = "auto"  # shards put together once a step (faster, more memory), or by layer

@@ -69,9 +69,7 @@ def test_flops_of_a_token(method, cost):
     ],
 )
 def test_published_speeds_of_lora(model, gpu, length, speed, mfu):
-    made = plan(
-        wanted(model=model, method="lora"), gpu, Work(100, length), tokens_per_second=speed
-    )
+    made = plan(wanted(model=model, method="lora"), gpu, Work(100, length), tokens_per_second=speed)
     assert made.mfu == pytest.approx(mfu, abs=0.015)
     assert made.seconds == pytest.approx(100 * length / speed)
 
@@ -253,7 +251,13 @@ def test_check_says_what_would_fit(tiny_folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "count", "per_node"),
-    [("H100", 1, 1), ("8xH100", 8, 8), ("16x h100", 16, 8), ("3x4xA100-40", 12, 4), ("2xcpu", 2, 2)],
+    [
+        ("H100", 1, 1),
+        ("8xH100", 8, 8),
+        ("16x h100", 16, 8),
+        ("3x4xA100-40", 12, 4),
+        ("2xcpu", 2, 2),
+    ],
 )
 def test_machines(text, count, per_node):
     machine = machine_of(text)
