@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 
     options = parser().parse_args(arguments)
     expected: tuple[type[Exception], ...] = (DataError, ModelError, ValueError)
-    expected += (launcher.LaunchError,)
+    expected += (launcher.LaunchError, OSError)
     if options.command in ("run", "merge"):
         from alpaca_lib.training.adapters import AdapterError
         from alpaca_lib.training.checkpoints import CheckpointError

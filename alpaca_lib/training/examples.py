@@ -125,7 +125,7 @@ def load_data(settings: Settings, tokenizer: Any) -> Data:
     held_out = [row for row in encode_all(held, tokenizer, *options) if label_count(row)]
     if held and not held_out:
         raise DataError(
-            f"{settings.validation_path or settings.data_path}: no row to validate on has an answer "
-            f"within max_length {settings.max_length}"
+            f"{settings.validation_path or settings.data_path}: no row to validate on has an "
+            f"answer within max_length {settings.max_length}"
         )
     return Data(kept, held_out, len(rows) - len(kept), full)

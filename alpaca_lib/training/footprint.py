@@ -78,7 +78,7 @@ def footprint(
     chosen = tuple(getattr(settings, name) for name in sorted(_MATTERS))
     key = (config.to_json_string(), chosen, device.split(":")[0], dtype, batch)
     if key not in _KEPT:
-        layers = len(layers_of(empty(config, dtype)))
+        layers = config.get_text_config().num_hidden_layers
         one, two = (_traced(config, settings, device, dtype, batch, n) for n in (1, 2))
         _KEPT[key] = one.grown(two, layers)
     return _KEPT[key]

@@ -20,7 +20,7 @@ from alpaca_lib.training.sharding import World
 # What a run of the other method may have left in the folder.
 _OTHER_KIND = {
     "full": ("adapter_config.json", "adapter_model.safetensors"),
-    "lora": ("config.json", "generation_config.json", "model.safetensors"),
+    "lora": ("config.json", "generation_config.json", "model*.safetensors*"),
 }
 # What may differ between a checkpoint's run and the one that goes on from it.
 _FREE = {"output_dir", "resume", "log_every", "eval_every", "save_every", "keep_checkpoints"}
@@ -160,8 +160,9 @@ class Keeper:
             else:
                 checkpoints.save_dense(built.model, values, dtype, work)
             tokenizer.save_pretrained(work)
-            for name in _OTHER_KIND[settings.method]:
-                (self.folder / name).unlink(missing_ok=True)
+            for pattern in _OTHER_KIND[settings.method]:
+                for file in self.folder.glob(pattern):
+                    file.unlink()
             # config.json last: with it the folder is a model.
             for file in sorted(work.iterdir(), key=lambda p: p.name.endswith("config.json")):
                 os.replace(file, self.folder / file.name)
