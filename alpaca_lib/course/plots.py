@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from alpaca_lib.figures import COLOURS, bars, curve, figure, histogram, sunburst
 __all__ = [
     "COLOURS",
     "Live",
+    "LiveRun",
     "acceptance",
     "bars",
     "curve",
@@ -21,6 +23,7 @@ __all__ = [
     "finish",
     "histogram",
     "losses",
+    "matrices",
     "sunburst",
 ]
 IMAGES = REPO / "images"
@@ -59,6 +62,29 @@ def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:
             [m["step"] for m in held], [m["validation_loss"] for m in held], "o--", label="held-out"
         )
         axes.legend(frameon=False)
+    return fig, axes
+
+
+def matrices(named: Mapping[str, Any], title: str) -> tuple[Any, list[Any]]:
+    """Matrices side by side as coloured squares, on one scale with white at zero.
+
+    Returns (figure, the axes of each).
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    values = {name: np.asarray(matrix, dtype=float) for name, matrix in named.items()}
+    top = max((float(np.abs(m).max()) for m in values.values() if m.size), default=1.0) or 1.0
+    size = (1.35 * len(values) + 0.9, 2.1)
+    fig, grid = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
+    axes = list(grid[0])
+    for one, (name, matrix) in zip(axes, values.items(), strict=True):
+        shown = one.imshow(matrix, cmap="PuOr", vmin=-top, vmax=top)
+        one.set_title(name, fontsize=9)
+        one.set(xticks=[], yticks=[])
+    axes[0].set(xlabel="columns", ylabel="rows")
+    fig.colorbar(shown, ax=axes, label="value", shrink=0.8)
+    fig.suptitle(title, fontsize=11)
     return fig, axes
 
 
@@ -104,6 +130,40 @@ class Live:
         from IPython.display import display
 
         fig, _ = acceptance(self.kept, self.rejected)
+        if self.handle is None:
+            self.handle = display(fig, display_id=True)
+        else:
+            self.handle.update(fig)
+        plt.close(fig)
+        self.drawn = time.monotonic()
+
+
+class LiveRun:
+    """The losses of a training run while it goes on, and its newest line of metrics above
+    them; nothing where nobody watches."""
+
+    def __init__(self, folder: str | Path, every: float = 2.0) -> None:
+        self.folder, self.every, self.drawn = Path(folder), every, 0.0
+        self.lines: list[Mapping[str, Any]] = []
+        self.handle: Any = None
+
+    def update(self, line: Mapping[str, Any]) -> None:
+        """Takes in a line; a step that is taken again takes the place of the old one and all
+        after it. Draws again if the last time is long enough ago."""
+        again = [m for m in self.lines if m.keys() == line.keys() and m["step"] == line["step"]]
+        if again:
+            self.lines = self.lines[: self.lines.index(again[0])]
+        self.lines.append(line)
+        if headless() or time.monotonic() - self.drawn < self.every:
+            return
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        from alpaca_lib.training.metrics import live_line
+
+        steps = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["steps"]
+        fig, axes = losses(self.lines, "")
+        axes.set_title(live_line(dict(line), steps), fontsize=8)
         if self.handle is None:
             self.handle = display(fig, display_id=True)
         else:

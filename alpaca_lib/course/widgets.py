@@ -104,3 +104,25 @@ def ask(answers: Mapping[str, Callable[[str, str], str]]) -> None:
     for box in boxes.values():
         box.layout.width = f"{100 // len(boxes)}%"
     display(ipywidgets.VBox([question, given, button, row]))
+
+
+def tokens(pieces: Sequence[str], counted: Sequence[bool]) -> None:
+    """Shows a sequence token by token; those that the loss counts are marked.
+
+    It is shown everywhere: in colour where styles are, in bold where they are stripped
+    (GitHub), and in [brackets] where there is only text.
+    """
+    from IPython.display import display
+
+    marked, plain = [], []
+    for piece, counts in zip(pieces, counted, strict=True):
+        text = piece.replace("\n", "⏎").replace(" ", "·")
+        colour = "#009E73;color:white" if counts else "#e8e8e8;color:#333"
+        style = f"background:{colour};padding:1px 3px;margin:1px;border-radius:3px"
+        code = f'<code style="{style}">{html.escape(text)}</code>'
+        lines = "<br>" * piece.count("\n")
+        code = f"<mark style='background:none'><b>{code}</b></mark>" if counts else code
+        marked.append(code + lines)
+        plain.append((f"[{text}]" if counts else text) + "\n" * piece.count("\n"))
+    block = f'<div style="line-height:2">{" ".join(marked)}</div>'
+    display({"text/html": block, "text/plain": " ".join(plain)}, raw=True)

@@ -1,0 +1,84 @@
+"""What lessons show while a run goes on, and a sequence whose counted tokens are marked."""
+
+import json
+import re
+
+import matplotlib
+import pytest
+
+from alpaca_lib.course import plots, widgets
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What IPython would display, in order."""
+    found = []
+
+    def display(what, display_id=None, **options):
+        found.append(what)
+        return Handle(found) if display_id else None
+
+    monkeypatch.setattr("IPython.display.display", display)
+    return found
+
+
+class Handle:
+    def __init__(self, found):
+        self.found = found
+
+    def update(self, figure):
+        self.found.append(figure)
+
+
+def step(number, loss=2.0):
+    return {
+        "step": number, "loss": loss, "lr": 1e-5, "tokens_per_second": 300.0, "mfu": 0.4,
+        "peak_memory_bytes": 3e9, "seconds_left": 40.0,
+    }  # fmt: skip
+
+
+def held(number):
+    return {"step": number, "validation_loss": 2.5}
+
+
+def test_steps_that_are_taken_again_take_the_place_of_the_lost_ones(tmp_path):
+    live = plots.LiveRun(tmp_path)
+    for line in (held(0), step(1), step(2), step(3, 9.0), step(2, 2.1), step(3), held(3)):
+        live.update(line)
+    assert live.lines == [held(0), step(1), step(2, 2.1), step(3), held(3)]
+
+
+def test_it_is_silent_where_nobody_watches(tmp_path, shown):
+    plots.LiveRun(tmp_path, every=0.0).update(step(1))  # a test is headless
+    assert shown == []
+
+
+def test_a_reader_sees_one_figure_that_grows_below_the_newest_line(tmp_path, shown, monkeypatch):
+    monkeypatch.setattr(plots, "headless", lambda: False)
+    matplotlib.use("Agg")
+    (tmp_path / "run.json").write_text(json.dumps({"steps": 12}), encoding="utf-8")
+    live = plots.LiveRun(tmp_path, every=0.0)
+    live.update(step(1))
+    live.update(step(2, 1.75))
+    first, second = (figure.axes[0] for figure in shown)
+    assert len(first.lines[0].get_xdata()) == 1
+    assert list(second.lines[0].get_ydata()) == [2.0, 1.75]
+    assert "step 2/12" in second.get_title() and "300 tokens/s" in second.get_title()
+    live.every = 60.0
+    live.update(step(3))  # too soon: kept, not drawn
+    assert len(shown) == 2 and len(live.lines) == 3
+
+
+def test_counted_tokens_are_marked_in_colour_in_bold_and_in_plain_text(shown):
+    widgets.tokens(["### Response:", "\n", "A<b", " <|end|>"], [False, False, True, True])
+    (bundle,) = shown
+    assert bundle["text/plain"].split() == ["###·Response:", "⏎", "[A<b]", "[·<|end|>]"]
+    assert "A<b" not in bundle["text/html"]  # escaped: a token may look like a tag
+    bare = re.sub(r' style=("[^"]*"|\'[^\']*\')', "", bundle["text/html"])  # as GitHub shows it
+    assert bare.count("<b><code>") == 2
+    assert "<b><code>A&lt;b</code></b>" in bare and " <code>⏎</code><br>" in bare
+
+
+def test_a_mark_is_missing_for_no_token(shown):
+    with pytest.raises(ValueError):
+        widgets.tokens(["a", "b"], [True])
