@@ -44,19 +44,21 @@ def build(settings: Settings, placement: models.Placement, here: World) -> Built
     # A quantised base is small, and its weights cannot be split: every rank has it whole.
     sharded = here.size > 1 and not quantized
     storage = _storage(settings, placement, sharded)
+    exact: dict[str, torch.Tensor] = {}
     if sharded:
         module, how = _sharded(settings, placement, storage, here)
     else:
         model = _load(settings, storage)
         how = attention.attach(causal_of(model), placement.device, settings.max_length)
         module = LabelLoss(model)
+        exact = _copies(module, placement) if storage.dtype != placement.dtype else {}
         _prepare(module, settings)
     _check_loss(module, settings, placement, sharded)
     if settings.compile:
         for layer in sharding.layers_of(module.model):
             layer.compile()
     module.model.train()
-    trained = Trained(module, here, settings.master_weights)
+    trained = Trained(module, here, settings.master_weights, exact)
     once = (
         sharded and settings.method == "full" and _gathers_once(module, settings, placement, here)
     )
@@ -132,14 +134,26 @@ def causal_of(model: Any) -> Any:
 
 
 def _storage(settings: Settings, placement: models.Placement, sharded: bool) -> models.Placement:
-    """Device and dtype of the weights that the model holds.
+    """Device and dtype that the weights are loaded in.
 
     FSDP makes the copies to compute with from float32 shards; elsewhere the model holds
-    the copies, and Trained the float32 masters. A frozen base needs no masters.
+    the copies, and Trained the float32 masters. Those begin as exact as the model's files
+    are: from rounded ones, the first updates would vanish in the copies, all at once. A frozen
+    base needs no masters.
     """
-    if sharded and settings.method == "full" and settings.master_weights:
+    masters = settings.method == "full" and settings.master_weights
+    if masters and (sharded or models.saved_dtype(settings.model) == "float32"):
         return models.Placement(placement.device, "float32", placement.reason)
     return placement
+
+
+def _copies(module: LabelLoss, placement: models.Placement) -> dict[str, torch.Tensor]:
+    """Turns parameters into copies to compute with; returns what they were, by name."""
+    exact = {}
+    for name, parameter in module.named_parameters():
+        exact[name] = parameter.data
+        parameter.data = parameter.data.to(placement.torch_dtype)
+    return exact
 
 
 def _load(settings: Settings, storage: models.Placement) -> Any:

@@ -8,6 +8,7 @@ With FSDP the shards are the masters, and it makes the copies.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,16 @@ class Trained:
 
     ``masters`` are plain tensors by name: shards of this rank where FSDP shards, the
     parameters themselves where they are float32 (or where no masters are wanted).
+    ``exact``: what masters begin as, by name, where the parameters are rounded already.
     """
 
-    def __init__(self, module: nn.Module, here: World, masters: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        here: World,
+        masters: bool = True,
+        exact: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.here = here
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {}
@@ -32,7 +40,8 @@ class Trained:
             local = _local(parameter)
             self.masters[name] = local.detach()
             if masters and local.dtype != torch.float32:
-                self.masters[name] = local.detach().float()
+                begin = (exact or {}).get(name)
+                self.masters[name] = local.detach().float() if begin is None else begin
                 self._copied[name] = parameter, self.masters[name]
         longest = max((m.numel() for _, m in self._copied.values()), default=0)
         self._scratch = torch.empty(longest) if longest else None

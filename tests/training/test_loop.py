@@ -16,14 +16,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from alpaca_lib import models
 from alpaca_lib.records import DataError, Example, load_examples, save_examples
 from alpaca_lib.training import checkpoints, launcher
+from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import encode, label_count
 from alpaca_lib.training.loop import TrainingStopped, train
 from alpaca_lib.training.settings import Settings
+from alpaca_lib.training.sharding import World
 
 FIELDS = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu"]
 FIELDS += ["peak_memory_bytes"]
@@ -205,6 +208,21 @@ def test_activation_checkpointing_changes_nothing(settings):
     """Less memory, the same weights."""
     a = weights(train(in_folder(settings, "a")))
     assert same(a, weights(train(in_folder(settings, "b", activation_checkpointing=True))), 1e-6)
+
+
+def test_masters_begin_as_exact_as_the_files(settings):
+    """The float32 of the files, not what is left of it in the bfloat16 copies: rounded masters
+    would hold back every copy's first step, and let them all go at once."""
+    here = World(0, 1, 0)
+    chosen = replace(settings, dtype="bfloat16")
+    built = build(chosen, models.place("cpu", "bfloat16"), here)
+    files = load_file(Path(settings.model) / "model.safetensors")
+    for name, parameter in built.model.named_parameters():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, files[name].bfloat16())
+        assert torch.equal(built.trained.masters[f"model.{name}"], files[name])
+    alone = build(replace(chosen, master_weights=False), models.place("cpu", "bfloat16"), here)
+    assert {m.dtype for m in alone.trained.masters.values()} == {torch.bfloat16}
 
 
 def test_bfloat16_is_saved_as_such(settings):

@@ -203,7 +203,7 @@ def test_batchings_are_one_run(settings):
         ({}, 1e-5),
         ({"activation_checkpointing": True, "batching": "bucket"}, 1e-5),
         ({"rows_per_micro_batch": 16, "validation_rows": 2, "keep_best": True}, 1e-5),
-        ({"dtype": "bfloat16"}, 2e-2),
+        ({"dtype": "bfloat16"}, 5e-3),  # the saved weights' own rounding
         ({"dtype": "bfloat16", "master_weights": False}, 2e-2),
         ({**LORA}, 1e-5),
         ({**LORA, "lora_dora": True, "lora_rs": True, "activation_checkpointing": True}, 1e-5),
