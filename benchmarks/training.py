@@ -44,7 +44,7 @@ def main() -> None:
         return
     import torch
 
-    print(f"{MODEL}, {options.rows} rows of {options.data.name}, {STEP} a step, ", end="")
+    print(f"{MODEL}, {options.rows} rows of {options.data.name}, {options.step} a step, ", end="")
     print(f"{os.cpu_count()} cores, torch {torch.__version__}; medians of {options.runs} runs")
     for section in options.only or SECTIONS:
         print(f"\n{section}")
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="*", choices=SECTIONS)
     made.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
     made.add_argument("--rows", type=int, default=64, help="rows that a run trains (default 64)")
+    made.add_argument("--step", type=int, default=STEP, help="rows of a step (default 16); peers keep 16")
     made.add_argument("--runs", type=int, default=3)
     made.add_argument("--compile", action="store_true", help="the ladder's last rung (minutes)")
     made.add_argument("--worker", help=argparse.SUPPRESS)
@@ -101,7 +102,7 @@ def settings_of(options: argparse.Namespace, path: Path, folder: Path) -> Any:
 
     return Settings(
         data_path=str(path), output_dir=str(folder), model=MODEL, method=options.method,
-        template=TEMPLATE, max_length=LENGTH, row_length=LENGTH, examples_per_step=STEP,
+        template=TEMPLATE, max_length=LENGTH, row_length=LENGTH, examples_per_step=options.step,
         rows_per_micro_batch=4, learning_rate=RATE, warmup=0, schedule="constant",
         lora_rank=8, lora_targets="q_proj,v_proj", lora_dropout=0.0, gather=options.gather,
         resume="never",
@@ -338,7 +339,7 @@ def measure(
 def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict[str, float] | None:
     """One worker's result; None, with the reason printed, if it failed."""
     command = [sys.executable, __file__, "--worker", worker, "--data", str(options.data)]
-    command += ["--rows", str(options.rows)]
+    command += ["--rows", str(options.rows), "--step", str(options.step)]
     command += [word for key, value in more.items() for word in (f"--{key}", str(value))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
