@@ -221,7 +221,9 @@ def empty_model(name: str, placement: Placement) -> Any:
 
 def saved_dtype(name: str) -> str:
     """The dtype that a model's files are in, by its config; float32 if it does not say."""
-    config = need("transformers").AutoConfig.from_pretrained(locate(name).path)
+    located, transformers = locate(name), need("transformers")
+    with _told(located):
+        config = transformers.AutoConfig.from_pretrained(located.path)
     return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
 
 

@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", nargs="*", choices=SECTIONS)
     made.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
     made.add_argument("--rows", type=int, default=64, help="rows that a run trains (default 64)")
-    made.add_argument("--step", type=int, default=STEP, help="rows of a step (default 16); peers keep 16")
+    made.add_argument(
+        "--step", type=int, default=STEP, help="rows of a step (default 16); peers keep 16"
+    )
     made.add_argument("--runs", type=int, default=3)
     made.add_argument("--compile", action="store_true", help="the ladder's last rung (minutes)")
     made.add_argument("--worker", help=argparse.SUPPRESS)
