@@ -111,25 +111,26 @@ def acceptance(
     return fig, axes
 
 
-class Live:
-    """The acceptance figure while a run goes on; nothing where nobody watches."""
+class _Redrawn:
+    """A figure that is drawn again while something goes on, now and then; not at all where
+    nobody watches."""
 
-    def __init__(self, every: float = 2.0) -> None:
+    def __init__(self, every: float) -> None:
         self.every, self.drawn = every, 0.0
-        self.kept: list[int] = []
-        self.rejected: list[Mapping[str, int]] = []
         self.handle: Any = None
 
-    def update(self, progress: Any) -> None:
-        """Takes in a Progress; draws again if the last time is long enough ago."""
-        self.kept.append(progress.kept)
-        self.rejected.append(progress.rejected)
+    def _figure(self) -> Any:
+        """The figure of what is known so far."""
+        raise NotImplementedError
+
+    def _draw(self) -> None:
+        """Draws again if the last time is long enough ago."""
         if headless() or time.monotonic() - self.drawn < self.every:
             return
         import matplotlib.pyplot as plt
         from IPython.display import display
 
-        fig, _ = acceptance(self.kept, self.rejected)
+        fig = self._figure()
         if self.handle is None:
             self.handle = display(fig, display_id=True)
         else:
@@ -138,35 +139,45 @@ class Live:
         self.drawn = time.monotonic()
 
 
-class LiveRun:
-    """The losses of a training run while it goes on, and its newest line of metrics above
-    them; nothing where nobody watches."""
+class Live(_Redrawn):
+    """The acceptance figure while a run goes on."""
+
+    def __init__(self, every: float = 2.0) -> None:
+        super().__init__(every)
+        self.kept: list[int] = []
+        self.rejected: list[Mapping[str, int]] = []
+
+    def update(self, progress: Any) -> None:
+        """Takes in a Progress."""
+        self.kept.append(progress.kept)
+        self.rejected.append(progress.rejected)
+        self._draw()
+
+    def _figure(self) -> Any:
+        return acceptance(self.kept, self.rejected)[0]
+
+
+class LiveRun(_Redrawn):
+    """The losses of a training run while it goes on, and its newest line of metrics above."""
 
     def __init__(self, folder: str | Path, every: float = 2.0) -> None:
-        self.folder, self.every, self.drawn = Path(folder), every, 0.0
+        super().__init__(every)
+        self.folder = Path(folder)
         self.lines: list[Mapping[str, Any]] = []
-        self.handle: Any = None
 
     def update(self, line: Mapping[str, Any]) -> None:
         """Takes in a line; a step that is taken again takes the place of the old one and all
-        after it. Draws again if the last time is long enough ago."""
+        after it."""
         again = [m for m in self.lines if m.keys() == line.keys() and m["step"] == line["step"]]
         if again:
             self.lines = self.lines[: self.lines.index(again[0])]
         self.lines.append(line)
-        if headless() or time.monotonic() - self.drawn < self.every:
-            return
-        import matplotlib.pyplot as plt
-        from IPython.display import display
+        self._draw()
 
+    def _figure(self) -> Any:
         from alpaca_lib.training.metrics import live_line
 
         steps = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["steps"]
         fig, axes = losses(self.lines, "")
-        axes.set_title(live_line(dict(line), steps), fontsize=8)
-        if self.handle is None:
-            self.handle = display(fig, display_id=True)
-        else:
-            self.handle.update(fig)
-        plt.close(fig)
-        self.drawn = time.monotonic()
+        axes.set_title(live_line(dict(self.lines[-1]), steps), fontsize=8)
+        return fig

@@ -13,25 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alpaca_lib import models
-from alpaca_lib.prompts import render_prompt
 from alpaca_lib.training import adapters
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.settings import Settings
 
 peft = pytest.importorskip("peft")
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 IDS = torch.arange(50, 90)[None]
-
-
-@pytest.fixture(scope="module")
-def small_folder(make_tiny, tokenizer, some_examples, tmp_path_factory):
-    """The tiny model, narrower still and of 461 words, so that a run takes a fifth of a second."""
-    texts = [f"{render_prompt(e)} {e.output}" for e in some_examples]
-    words, folder = tokenizer.train_new_from_iterator(texts, 500), tmp_path_factory.mktemp("small")
-    make_tiny(vocab_size=len(words), **SMALL).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -14,25 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from alpaca_lib import models
-from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import Example, load_examples, save_examples
 from alpaca_lib.training import checkpoints, planner
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.examples import encode, label_count, load_data
 from alpaca_lib.training.loop import NotEnoughMemory, TrainingStopped, train
 from alpaca_lib.training.settings import Settings
-
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def small_folder(make_tiny, tokenizer, some_examples, tmp_path_factory):
-    """The tiny model, narrower still and of 461 words, so that a run takes a fifth of a second."""
-    texts = [f"{render_prompt(e)} {e.output}" for e in some_examples]
-    words, folder = tokenizer.train_new_from_iterator(texts, 500), tmp_path_factory.mktemp("small")
-    make_tiny(vocab_size=len(words), **SMALL).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -70,11 +57,11 @@ def refused(tmp_path, capsys):
 
 
 @pytest.fixture
-def model_with(make_tiny, tokens, tmp_path):
+def model_with(make_tiny, small, tokens, tmp_path):
     """A function: the folder of a small model of so many words, with a tokenizer."""
 
     def make(name="model", tokens=tokens, **more):
-        model = make_tiny(**{**SMALL, "vocab_size": len(tokens), **more})
+        model = make_tiny(**{**small, "vocab_size": len(tokens), **more})
         model.save_pretrained(tmp_path / name)
         tokens.save_pretrained(tmp_path / name)
         return str(tmp_path / name)
@@ -138,7 +125,7 @@ def test_a_validation_set_without_a_label(settings, tmp_path, refused):
     assert "own.json" in refused(settings)
 
 
-def test_rows_that_hold_a_nan(settings, make_tiny, tokens, some_examples, tmp_path):
+def test_rows_that_hold_a_nan(settings, make_tiny, small, tokens, some_examples, tmp_path):
     """One row has a token whose embedding is not a number: the run goes on until the step of
     that row, names the step's rows, and leaves the checkpoint before it and no model."""
     word = "<|im_start|>"
@@ -147,7 +134,7 @@ def test_rows_that_hold_a_nan(settings, make_tiny, tokens, some_examples, tmp_pa
         settings, data_path=data_of(examples, tmp_path), examples_per_step=3, save_every=1,
         model=str(tmp_path / "poisoned"),
     )  # fmt: skip
-    model = make_tiny(tied=False, vocab_size=len(tokens), **SMALL)
+    model = make_tiny(tied=False, vocab_size=len(tokens), **small)
     model.model.embed_tokens.weight.data[tokens.convert_tokens_to_ids(word)] = float("nan")
     model.save_pretrained(settings.model)
     tokens.save_pretrained(settings.model)

@@ -11,14 +11,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import load_examples
 from alpaca_lib.training.examples import encode
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.packing import IGNORE, step_order
 from alpaca_lib.training.settings import Settings
 
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 STEPS, PER_STEP, PER_BATCH = 20, 4, 2
 LORA = {"method": "lora", "lora_rank": 8, "lora_targets": "all-linear", "lora_dropout": 0.0}
 
@@ -71,16 +69,6 @@ def distance(ours, theirs):
     """The largest over tensors of |ours - theirs| / |theirs|, as Euclidean norms."""
     assert ours and set(ours) == set(theirs)
     return max(float((ours[n] - theirs[n]).norm() / theirs[n].norm()) for n in theirs)
-
-
-@pytest.fixture(scope="module")
-def small_folder(make_tiny, tokenizer, some_examples, tmp_path_factory):
-    """The tiny model, narrower still and of 461 words, so that a run takes a fifth of a second."""
-    texts = [f"{render_prompt(e)} {e.output}" for e in some_examples]
-    words, folder = tokenizer.train_new_from_iterator(texts, 500), tmp_path_factory.mktemp("small")
-    make_tiny(vocab_size=len(words), **SMALL).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpaca_lib.prompts import render_prompt
 from alpaca_lib.training import checkpoints, launcher
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.settings import Settings
@@ -35,7 +34,6 @@ pytestmark = [
 ALONE = World(0, 1, 0)
 PRELOAD = ["alpaca_lib.training.loop", "alpaca_lib.training.checkpoints", "peft", "bitsandbytes"]
 PRELOAD += ["torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"]
-SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
 LORA = {"method": "lora", "lora_targets": "all-linear", "lora_dropout": 0.0}
 
 TRAIN = """
@@ -109,16 +107,6 @@ def processes(server, tmp_path):
         return Path(settings.output_dir)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def small_folder(make_tiny, tokenizer, some_examples, tmp_path_factory):
-    """The tiny model, narrower still and of 461 words, so that a run takes a fifth of a second."""
-    texts = [f"{render_prompt(e)} {e.output}" for e in some_examples]
-    words, folder = tokenizer.train_new_from_iterator(texts, 500), tmp_path_factory.mktemp("small")
-    make_tiny(vocab_size=len(words), **SMALL).save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -317,14 +305,14 @@ def test_two_nodes_are_one_process(settings, tmp_path):
     not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")),
     reason="torch.compile needs a C++ compiler on a CPU",
 )
-def test_compiled_is_not_compiled(settings, make_tiny, small_folder, monkeypatch, tmp_path):
+def test_compiled_is_not_compiled(settings, make_tiny, small, small_folder, monkeypatch, tmp_path):
     """compile=True: the losses and weights of a run without (one layer, and every step all
     examples in one row, so that one shape is compiled)."""
     import torch._inductor.config as inductor
 
     monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of compiling processes
     folder = shutil.copytree(small_folder, tmp_path / "layer")
-    make_tiny(vocab_size=461, num_hidden_layers=1, **SMALL).save_pretrained(folder)
+    make_tiny(vocab_size=461, num_hidden_layers=1, **small).save_pretrained(folder)
     settings = replace(settings, model=str(folder), examples_per_step=12, rows_per_micro_batch=16)
     plain = train(beside(settings, "plain"))
     assert agree(train(beside(settings, "compiled", compile=True)), plain)
@@ -367,7 +355,7 @@ def test_resumed_after_a_kill_is_unbroken(settings, wider_folder, processes, cha
     "changes", [{}, {"optimizer": "adamw8bit"}, {**LORA}], ids=["full", "adamw8bit", "lora"]
 )
 def test_two_processes_resumed_after_a_kill(
-    settings, processes, small_folder, make_tiny, tmp_path, changes
+    settings, processes, small, small_folder, make_tiny, tmp_path, changes
 ):
     """The same on two processes: to the bit; and where one goes on from the checkpoint of
     two, or two from that of one, to the rounding of float32."""
@@ -376,7 +364,7 @@ def test_two_processes_resumed_after_a_kill(
         # 4,096 values or more have averages in 8 bits: some on both ranks, and the embedding
         # on rank 0 alone, whose part has 256 rows.
         folder = shutil.copytree(small_folder, tmp_path / "odd")
-        make_tiny(vocab_size=511, **{**SMALL, "intermediate_size": 512}).save_pretrained(folder)
+        make_tiny(vocab_size=511, **{**small, "intermediate_size": 512}).save_pretrained(folder)
         changes = {**changes, "model": str(folder)}
     settings = replace(settings, save_every=2, **changes)
     whole = processes(beside(settings, "whole"), 2)
