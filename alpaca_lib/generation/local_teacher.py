@@ -1,4 +1,4 @@
-"""llama.cpp as a teacher: an OpenAI-compatible server on 127.0.0.1, in this process.
+"""llama.cpp as a teacher: what it is asked for besides the prompt.
 
 A 135M model loses the list's format after a task or two; a grammar holds it to
 the format, token by token, and leaves the words to the model.
@@ -6,43 +6,7 @@ the format, token by token, and leaves the words to the model.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-from alpaca_lib.embedded import ModelError, need
-
-
-@contextlib.contextmanager
-def serve(gguf: Path, slots: int = 4, context: int = 2048) -> Iterator[str]:
-    """The address (http://127.0.0.1:port/v1) of a server for one GGUF file.
-
-    ``slots`` requests are answered at once, each with ``context`` tokens. The
-    server lives in this process and stops when the block ends.
-    """
-    xllamacpp = need("xllamacpp")
-    if not gguf.is_file():
-        raise ModelError(f"{gguf}: no such file; a .gguf model is needed")
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(gguf)
-    parameters.hostnames = ["127.0.0.1"]
-    parameters.port = 0  # any free one
-    parameters.n_parallel = slots
-    parameters.n_ctx = slots * context
-    # llama.cpp's threads wait for each other by spinning: where another program needs a
-    # core, as many threads as cores are several times slower than one fewer.
-    parameters.cpuparams.n_threads = max((os.cpu_count() or 1) - 1, 1)
-    parameters.verbosity = 0
-    try:
-        server = xllamacpp.Server(parameters)
-    except Exception as error:
-        raise ModelError(f"{gguf}: llama.cpp cannot load it ({error})") from None
-    try:
-        yield f"{server.listening_address}/v1"
-    finally:
-        del server  # its destructor stops the threads and closes the port
 
 
 def options(first_number: int, tasks: int) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from alpaca_lib.generation.journal import Journal
 from alpaca_lib.generation.judging import Outcome, Progress, judge, write_outcome
 from alpaca_lib.generation.pace import Pace
 from alpaca_lib.generation.prompting import Prompt, Prompter
-from alpaca_lib.generation.safety import SafetyRule, load_rules
 from alpaca_lib.generation.settings import Limits, Settings
 from alpaca_lib.generation.teacher import RawReply, Request, Teacher
 from alpaca_lib.records import Example, dump_json
+from alpaca_lib.rules import SafetyRule, load_rules
 
 
 class Run:

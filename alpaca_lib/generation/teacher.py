@@ -26,6 +26,7 @@ from alpaca_lib.generation.pace import Pace
 from alpaca_lib.generation.parsing import FORMATS, reply_schema
 from alpaca_lib.generation.settings import Sampling
 from alpaca_lib.generation.threads import run_async
+from alpaca_lib.llama_server import serve
 
 __all__ = ["RawReply", "Request", "Sampling", "Teacher", "TeacherError", "open_teacher"]
 
@@ -285,7 +286,7 @@ def open_teacher(
     openai = need("openai")
     if kind == "local":
         name = model or DEFAULT_MODEL
-        with local_teacher.serve(models.gguf_file(name), slots=slots) as address:
+        with serve(models.gguf_file(name), slots=slots) as address:
             yield Teacher(kind, name, address, "no", timeout, tries=1)
     elif kind == "openai":
         key = os.environ.get("OPENAI_API_KEY", "").strip()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from alpaca_lib.records import FIELDS, DataError, Example
 
-RULES = Path(__file__).resolve().parents[2] / "data" / "safety_rules.yaml"
+RULES = Path(__file__).resolve().parents[1] / "data" / "safety_rules.yaml"
 
 
 @dataclass(frozen=True)
