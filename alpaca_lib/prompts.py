@@ -6,6 +6,7 @@ templates stand here once, and every stage takes them from here.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,6 +105,23 @@ def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = N
     text = "\n\n".join(part for part in (example.instruction, example.input) if part)
     message = [{"role": "user", "content": text}]
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+
+def chat_template(name: str) -> str:
+    """A template as Jinja, for whoever speaks to a model in messages: llama.cpp, transformers.
+
+    A user's message is the instruction; what the model answered before, and its end token,
+    stand between. A system message has no place in Alpaca's format and is left out.
+    """
+    before, after = get_template(name).without_input.split("{instruction}")
+    head = json.dumps(before, ensure_ascii=False)
+    tail = json.dumps(after, ensure_ascii=False)
+    return (
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        f"{{{{ {head} + message['content'] + {tail} }}}}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ message['content'] + eos_token + '\\n\\n' }}{% endif %}{% endfor %}"
+    )
 
 
 # What a generation prompt may say besides its header, by the language of the header.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import flags
 from flags import Flag, Given, Script
@@ -16,7 +16,9 @@ from flags import Flag, Given, Script
 from alpaca_lib.embedded import DEFAULT_MODEL, EMBEDDED, ModelError, need
 
 if TYPE_CHECKING:
-    from alpaca_lib.inference.decoding import Decoding
+    from alpaca_lib.inference.decoding import Decoding, Growing
+    from alpaca_lib.inference.safety import Policy
+    from alpaca_lib.inference.voices import Voices
 
 SCRIPT = Script(
     name="generate.py",
@@ -27,7 +29,7 @@ SCRIPT = Script(
 
         Alpaca-LoRA opened the page to the whole network (0.0.0.0); here it is 127.0.0.1 until
         --server_name says otherwise. Whoever can open the page can use the model: there is no
-        password and no filter on what it writes.
+        password, and no filter on what it writes unless --safety_rules names one.
     """,
     flags=(
         Flag("load_8bit", bool, False, "weights in 8 bits", lambda on: f"int8 weights: {on}"),
@@ -65,6 +67,10 @@ SCRIPT = Script(
         Flag("max_new_tokens", int, 128, "longest answer", "max_new_tokens {}", least=1),
         Flag("stream_output", bool, True, "show an answer as it grows", "streamed: {}"),
         Flag(
+            *("safety_rules", str, "", "what may pass: a file of rules, or default"),
+            lambda rules: f"rules {rules}" if rules else "no rules",
+        ),
+        Flag(
             *("seed", int, None, "for the same sampled answer again, with --prompt"),
             *("seed {}",),
             unset="another one each time",
@@ -78,29 +84,24 @@ SCRIPT = Script(
 )
 
 
-def load(base: str, lora: str, load_8bit: bool) -> tuple[Any, Any, str]:
-    """(model, tokenizer, name). Raises ModelError."""
+def load(base: str, lora: str, load_8bit: bool) -> Voices:
+    """The model, and beside it the one with LoRA weights, if there are any. Raises ModelError."""
     from alpaca_lib import models
+    from alpaca_lib.inference.voices import Voices
 
     quantization = "int8" if load_8bit else "none"
     if not lora:
         name = base or DEFAULT_MODEL
-        return (*models.load(name, quantization=quantization), name)
+        return Voices({name: name}, quantization=quantization)
     folder = adapter_folder(lora)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    trained_on = str(config.get("base_model_name_or_path") or "")
-    if not base and not trained_on:
-        raise ModelError(f"{lora}: does not name the model it was trained on; give --base_model")
-    base = base or trained_on
-    model = models.load_model(base, quantization=quantization)
+    under = base or models.adapter_base(folder)
     try:
-        model = need("peft").PeftModel.from_pretrained(model, str(folder)).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = f" (it was trained on {trained_on})" if trained_on != base else ""
-        raise ModelError(f"{lora} does not go with the model {base}{hint}: {first}") from None
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
-    return model, models.load_tokenizer(str(folder) if has_tokenizer else base), f"{base} + {lora}"
+        names = {under: under, f"{Path(under).name} + {folder.name}": str(folder)}
+        return Voices(names, quantization=quantization, base=under)
+    except ModelError as error:
+        trained_on = models.adapter_base(folder)
+        hint = f" (it was trained on {trained_on})" if trained_on != under else ""
+        raise ModelError(f"{lora} does not go with the model {under}{hint}: {error}") from None
 
 
 def adapter_folder(name: str) -> Path:
@@ -150,14 +151,18 @@ def decoding_of(given: Given) -> Decoding:
     )
 
 
-def answer_once(given: Given, model: Any, tokenizer: Any, template: str) -> None:
+def answer_once(given: Given, voices: Voices, template: str, policy: Policy | None) -> None:
     """Prints one answer, as it grows unless --stream_output False."""
-    from alpaca_lib.inference.decoding import stream
     from alpaca_lib.records import Example
 
     example = Example(given["prompt"], given["input"])
+
+    def growing() -> Growing:
+        return voices.stream(voices.names[-1], example, decoding_of(given), template)
+
     shown = ""
-    for text in stream(model, tokenizer, example, decoding_of(given), template):
+    guarded = policy.guarded(example.instruction, example.input, growing) if policy else growing()
+    for text in guarded:
         if given["stream_output"]:
             print(text[len(shown) :], end="", flush=True)
         shown = text
@@ -173,21 +178,43 @@ def work(given: Given) -> None:
         raise flags.FlagError("--input: goes with --prompt; the page has a field for it")
     notes = sys.stderr if once else sys.stdout  # with --prompt, stdout is the answer alone
     decoding = decoding_of(given)
+    policy = policy_of(given["safety_rules"])
     given.tell(notes)
     template, why = choose_template(
         given["prompt_template"], given["base_model"], given["lora_weights"]
     )
-    model, tokenizer, name = load(given["base_model"], given["lora_weights"], given["load_8bit"])
-    print(f"model {name} on {model.device}; template {template} ({why})", file=notes, flush=True)
+    voices = load(given["base_model"], given["lora_weights"], given["load_8bit"])
+    name = voices.names[-1]
+    print(f"model {name} on {voices.device}; template {template} ({why})", file=notes, flush=True)
     if once:
-        answer_once(given, model, tokenizer, template)
+        answer_once(given, voices, template, policy)
         return
     from alpaca_lib.inference import app
+    from alpaca_lib.prompts import render_prompt
+    from alpaca_lib.records import Example
 
-    page = app.build(model, tokenizer, name, template, decoding, given["stream_output"])
+    for voice in voices.names:  # what cannot be asked is told before anyone asks
+        render_prompt(Example("Hello"), template, voices.tokenizer(voice))
+
+    def speaker(voice: str) -> app.Speaker:
+        return lambda example, how: voices.stream(voice, example, how, template)
+
+    page = app.build(
+        {voice: speaker(voice) for voice in voices.names},
+        name, decoding, given["stream_output"], voices.room, policy,
+    )  # fmt: skip
     if given["share_gradio"]:
         print("share: anyone with the link below can use this model, for a week")
     app.serve(page, given["server_name"], given["server_port"], given["share_gradio"])
+
+
+def policy_of(rules: str) -> Policy | None:
+    """The policy that requests and answers have to pass, or None."""
+    if not rules:
+        return None
+    from alpaca_lib.inference.safety import Policy
+
+    return Policy.load(None if rules == "default" else Path(rules))
 
 
 def main(arguments: list[str]) -> int:

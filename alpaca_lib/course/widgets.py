@@ -59,7 +59,7 @@ def slider(
     import ipywidgets
 
     ipywidgets.interact(
-        draw,
+        lambda value: draw(value),  # interact goes by the parameter's name
         **{
             "value": ipywidgets.FloatSlider(
                 value=start,

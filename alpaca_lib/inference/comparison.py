@@ -1,23 +1,27 @@
-"""Models x held-out tasks -> one table of numbers that a program can decide."""
+"""Models x held-out tasks -> one table of numbers that a program can decide, and what a
+difference between two models is worth."""
 
 from __future__ import annotations
 
-import json
 import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
 from alpaca_lib.dataset.rouge import rouge_l, tokenize
-from alpaca_lib.inference.decoding import Answer
-from alpaca_lib.prompts import render_prompt
-from alpaca_lib.records import DataError, Example
+from alpaca_lib.inference.checks import meets
+from alpaca_lib.inference.decoding import Answer, Decoding, answer, prompt_ids
+from alpaca_lib.inference.intervals import Interval, interval, sign_test
+from alpaca_lib.records import Example
+
+RUN = 4  # so many words make a piece that an answer should not say twice
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One model on one set of held-out tasks."""
+    """One model on one set of held-out tasks; lists have one number a task, in order."""
 
     model: str
     loss: float  # nats a token of the reference answers and their end token
@@ -25,8 +29,14 @@ class Scores:
     ended: float  # the part of the answers that stopped by themselves
     checks_met: float | None  # the part of the checkable constraints that were met
     rouge_l: float  # mean against the references
+    repeated: float  # the part of the pieces of an answer that it had said before
     words: float  # mean length of an answer
-    losses: list[float]  # nats of each reference, for paired comparison
+    tokens_per_second: float | None  # of all answers, as they were made
+    losses: list[float] = field(repr=False)  # nats of each reference
+    reference_tokens: list[int] = field(repr=False)
+    met: list[float | None] = field(repr=False)  # 1 or 0; None where there is nothing to check
+    rouge: list[float] = field(repr=False)
+    ends: list[float] = field(repr=False)
 
 
 def score(
@@ -34,8 +44,12 @@ def score(
     examples: Sequence[Example],
     answers: Sequence[Answer],
     losses: Sequence[tuple[float, int]],
+    seconds: float | None = None,
 ) -> Scores:
-    """The Scores of one model from its answers and reference_losses()."""
+    """The Scores of one model from its answers and reference_losses().
+
+    ``seconds``: how long all answers took together.
+    """
     if not len(examples) == len(answers) == len(losses) or not examples:
         raise ValueError(
             f"{name}: {len(examples)} examples, {len(answers)} answers and {len(losses)} losses; "
@@ -43,21 +57,128 @@ def score(
         )
     nats, tokens = sum(n for n, _ in losses), sum(t for _, t in losses)
     size = sum(len(example.output.encode("utf-8")) for example in examples)
-    checked = [
-        meets(example.extra["check"], answer.text)
-        for example, answer in zip(examples, answers, strict=True)
-        if "check" in example.extra
+    met = [
+        float(meets(e.extra["check"], a.text)) if "check" in e.extra else None
+        for e, a in zip(examples, answers, strict=True)
     ]
-    pairs = list(zip(examples, answers, strict=True))
+    checked = [one for one in met if one is not None]
+    near = [
+        rouge_l(e.output, a.text, mode="unicode") for e, a in zip(examples, answers, strict=True)
+    ]
     return Scores(
         model=name,
         loss=nats / tokens,
         bits_per_byte=nats / math.log(2) / size,
-        ended=mean(answer.ended for answer in answers),
+        ended=mean(a.ended for a in answers),
         checks_met=mean(checked) if checked else None,
-        rouge_l=mean(rouge_l(e.output, a.text, mode="unicode") for e, a in pairs),
-        words=mean(len(answer.text.split()) for answer in answers),
+        rouge_l=mean(near),
+        repeated=mean(repetition(a.text) for a in answers),
+        words=mean(len(tokenize(a.text, "unicode")) for a in answers),
+        tokens_per_second=sum(a.tokens for a in answers) / seconds if seconds else None,
         losses=[n for n, _ in losses],
+        reference_tokens=[t for _, t in losses],
+        met=met,
+        rouge=near,
+        ends=[float(a.ended) for a in answers],
+    )
+
+
+def repetition(text: str) -> float:
+    """The part of a text's runs of 4 words that stood in it before; 0 for shorter ones."""
+    words = tokenize(text, "unicode")
+    runs = [tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+# What a program can tell of an answer without its task, its model or a judge.
+TEXT_MEASURES: dict[str, Callable[[str], float]] = {
+    "words": lambda text: float(len(tokenize(text, "unicode"))),
+    "lines": lambda text: float(sum(bool(line.strip()) for line in text.splitlines())),
+    "repeated": repetition,
+    "whole": lambda text: float(
+        text.rstrip("*_)\"'”’ \n").endswith((".", "!", "?", "。", "！", "？"))
+    ),
+    "empty": lambda text: float(not text.strip()),
+}
+
+
+def measured(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    decoding: Decoding | None = None,
+    template: str = "alpaca",
+    batch_size: int = 16,
+) -> tuple[Scores, list[Answer]]:
+    """(Scores, answers) of one model on the tasks."""
+    began = time.perf_counter()
+    answers = answer(model, tokenizer, examples, decoding, template, batch_size)
+    seconds = time.perf_counter() - began
+    losses = reference_losses(model, tokenizer, examples, template)
+    return score(name, examples, answers, losses, seconds), answers
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One model minus another on the same tasks, and on how many tasks each was better."""
+
+    what: str
+    of: Interval
+    better: int
+    worse: int
+    equal: int
+
+    @property
+    def p(self) -> float:
+        """How often chance alone would part the tasks as unevenly (sign test)."""
+        return sign_test(self.better, self.worse)
+
+
+def differences(one: Scores, other: Scores, seed: int = 0) -> list[Difference]:
+    """``one`` minus ``other``: loss a token, ROUGE-L, checks met, ended. Lower loss is better."""
+    found = []
+    loss = [a - b for a, b in zip(one.losses, other.losses, strict=True)]
+    found.append(_difference("loss", loss, one.reference_tokens, lower_is_better=True, seed=seed))
+    for what, mine, theirs in (
+        ("ROUGE-L", one.rouge, other.rouge),
+        ("checks met", one.met, other.met),
+        ("ended", one.ends, other.ends),
+    ):
+        pairs = [
+            a - b for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None
+        ]
+        if len(pairs) > 1:
+            found.append(_difference(what, pairs, None, lower_is_better=False, seed=seed))
+    return found
+
+
+def of_texts(one: Sequence[str], other: Sequence[str], seed: int = 0) -> list[Difference]:
+    """``one`` minus ``other`` in each of TEXT_MEASURES, for two models' answers to the same
+    tasks. More is called better, though it is only more."""
+    return [
+        _difference(
+            what,
+            [measure(a) - measure(b) for a, b in zip(one, other, strict=True)],
+            None,
+            lower_is_better=False,
+            seed=seed,
+        )
+        for what, measure in TEXT_MEASURES.items()
+    ]
+
+
+def _difference(
+    what: str,
+    pairs: Sequence[float],
+    weights: Sequence[float] | None,
+    lower_is_better: bool,
+    seed: int,
+) -> Difference:
+    below, above = sum(x < 0 for x in pairs), sum(x > 0 for x in pairs)
+    better, worse = (below, above) if lower_is_better else (above, below)
+    return Difference(
+        what, interval(pairs, weights, seed=seed), better, worse, len(pairs) - below - above
     )
 
 
@@ -70,66 +191,13 @@ def reference_losses(
 
     out = []
     for example in examples:
-        prompt = render_prompt(example, template, tokenizer)
-        start = tokenizer(prompt, add_special_tokens=template != "chat")["input_ids"]
-        answer = tokenizer(example.output, add_special_tokens=False)["input_ids"]
-        answer = [*answer, tokenizer.eos_token_id]
-        ids = torch.tensor([start + answer], device=model.device)
+        start = prompt_ids(example, tokenizer, template)
+        reference = tokenizer(example.output, add_special_tokens=False)["input_ids"]
+        reference = [*reference, tokenizer.eos_token_id]
+        ids = torch.tensor([start + reference], device=model.device)
         with torch.inference_mode():
-            logits = model(ids, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1]
-        target = torch.tensor(answer, device=model.device)
-        out.append((float(F.cross_entropy(logits.float(), target, reduction="sum")), len(answer)))
+            logits = model(ids, logits_to_keep=len(reference) + 1, use_cache=False).logits[0, :-1]
+        target = torch.tensor(reference, device=model.device)
+        nats = float(F.cross_entropy(logits.float(), target, reduction="sum"))
+        out.append((nats, len(reference)))
     return out
-
-
-CHECKS: dict[str, Callable[[str, Any], bool]] = {
-    "words_max": lambda text, n: len(text.split()) <= n,
-    "words_min": lambda text, n: len(text.split()) >= n,
-    "contains": lambda text, parts: all(part.lower() in text.lower() for part in parts),
-    "excludes": lambda text, parts: not any(part.lower() in text.lower() for part in parts),
-    "lines": lambda text, n: sum(bool(line.strip()) for line in text.splitlines()) == n,
-    "exact": lambda text, wanted: text.strip() == wanted,
-    "starts": lambda text, wanted: text.strip().startswith(wanted),
-    "ends": lambda text, wanted: text.strip().endswith(wanted),
-    "bullets": lambda text, n: sum(line.startswith("- ") for line in text.splitlines()) == n,
-    "json": lambda text, keys: _is_object(text, keys),
-    "language": lambda text, code: written_in(text) == code,
-}
-# The commonest words that tell these languages apart; of Chinese the writing does.
-COMMON_WORDS = {
-    "en": "the and of to is in it you that for was with are this have be not on",
-    "fr": "le la les et de des du est une un je vous nous pour dans que qui pas au avec ce",
-    "de": "der die das und ist ein eine ich sie wir nicht mit zu den dem auf für im es bitte",
-    "es": "el la los las y de es un una que en por para con no se su me muy al lo del",
-    "it": "il la gli e di è un una che per con non si sono del della mi al nel ci lo",
-}
-
-
-def written_in(text: str) -> str | None:
-    """The language of a text ("zh" or one of COMMON_WORDS), or None if nothing tells."""
-    tokens = tokenize(text, "unicode")
-    if sum("\u4e00" <= token[0] <= "\u9fff" for token in tokens) * 2 > len(tokens):
-        return "zh"
-    hits = {
-        code: sum(token in words.split() for token in tokens)
-        for code, words in COMMON_WORDS.items()
-    }
-    best = max(hits, key=lambda code: hits[code])
-    return best if hits[best] and list(hits.values()).count(hits[best]) == 1 else None
-
-
-def _is_object(text: str, keys: list[str]) -> bool:
-    """Whether a text is one JSON object with just these keys."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and sorted(value) == sorted(keys)
-
-
-def meets(check: dict[str, Any], text: str) -> bool:
-    """Whether an answer meets a constraint such as {"words_max": 20}; an empty one never."""
-    unknown = [name for name in check if name not in CHECKS]
-    if unknown or not check:
-        raise DataError(f"check {check}: use {', '.join(CHECKS)}")
-    return bool(text.strip()) and all(CHECKS[name](text, value) for name, value in check.items())

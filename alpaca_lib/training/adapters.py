@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -215,8 +216,9 @@ def evaluating(model: Any) -> Iterator[None]:
 def merge(adapter: str, folder: Path) -> Path:
     """Writes W + (alpha / r) B A as a plain model folder, which needs no PEFT; returns it.
 
-    Added up in float32 and saved in the base's dtype. AdapterError if ``adapter`` is none,
-    ModelError if it, or its base, cannot be loaded whole.
+    Added up in float32 and saved in the base's dtype, with the run.json of the adapter, which
+    says how it was made. AdapterError if ``adapter`` is none, ModelError if it, or its base,
+    cannot be loaded whole.
     """
     import torch
 
@@ -225,10 +227,11 @@ def merge(adapter: str, folder: Path) -> Path:
     base = _config(Path(adapter)).get("base_model_name_or_path")
     if not isinstance(base, str):
         raise AdapterError(f"{adapter}: its adapter_config.json names no base model")
-    dtype = models.saved_dtype(base)
-    model = models.load_model(adapter, models.Placement("cpu", "float32", "exact sums"))
-    merged = model.merge_and_unload().to(getattr(torch, dtype))
+    model, dtype = models.load_merged(adapter)
     with quiet():
-        merged.save_pretrained(folder)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
     models.load_tokenizer(base).save_pretrained(folder)
+    run = Path(adapter) / "run.json"
+    if run.is_file():
+        shutil.copyfile(run, folder / "run.json")
     return folder

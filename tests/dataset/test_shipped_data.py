@@ -18,7 +18,7 @@ from alpaca_lib.generation.parsing import parse_reply
 from alpaca_lib.generation.replay_teacher import load_replies
 from alpaca_lib.generation.self_instruct import Settings, generate, prompt_for
 from alpaca_lib.generation.teacher import open_teacher, reply_from
-from alpaca_lib.inference.comparison import meets
+from alpaca_lib.inference.checks import meets
 from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples, save_examples
 

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from alpaca_lib.inference.comparison import CHECKS, meets, reference_losses, score
+from alpaca_lib.inference.checks import CHECKS, meets
+from alpaca_lib.inference.comparison import reference_losses, score
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import DataError, Example, load_examples
@@ -119,7 +120,7 @@ def test_score_by_hand():
     assert row.ended == pytest.approx(2 / 3)
     assert row.checks_met == 0.5
     assert row.rouge_l == pytest.approx((2 * 1.0 * 0.5 / 1.5 + 0.0 + 1.0) / 3)
-    assert row.words == pytest.approx((2 + 1 + 1) / 3)
+    assert row.words == pytest.approx((2 + 1 + 2) / 3)
     assert row.losses == [6.0, 2.0, 4.0]
 
 

@@ -1,0 +1,150 @@
+"""The page over its API, with tiny models: two voices, two visitors, a burst, a policy."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from alpaca_lib import models
+from alpaca_lib.embedded import ModelError
+from alpaca_lib.inference import app
+from alpaca_lib.inference.decoding import Decoding, answer
+from alpaca_lib.inference.safety import Policy
+from alpaca_lib.inference.voices import Voices
+
+gradio = pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+EXACT = models.Placement("cpu", "float32", "tests")
+
+
+@pytest.fixture(scope="module")
+def voices(tiny_folder, make_tiny, tokenizer, tmp_path_factory):
+    """Two tiny models that answer differently."""
+    other = tmp_path_factory.mktemp("other")
+    make_tiny(seed=7).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    return Voices({"one": str(tiny_folder), "two": str(other)}, EXACT)
+
+
+@pytest.fixture
+def opened(voices):
+    """A function that serves a page of these voices, and gives a client of it."""
+    pages = []
+
+    def open_page(speakers=None, policy=None):
+        def speaker(name):
+            return lambda example, how: voices.stream(name, example, how)
+
+        page = app.build(
+            speakers or {name: speaker(name) for name in voices.names}, room=voices.room,
+            policy=policy,
+        )  # fmt: skip
+        address = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)[1]
+        pages.append(page)
+        return gradio_client.Client(address, verbose=False)
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+def ask(client, text, who="one", beside="(none)", tokens=8, top_p=1, start=None):
+    """The two answers."""
+    call = client.submit if start else client.predict
+    return call(text, "", who, beside, 0, top_p, 0, 1, tokens, True, api_name="/answer")
+
+
+def expected(voices, name, example, tokens=8):
+    """What a voice answers without the page."""
+    with voices.speaking(name) as model:
+        how = Decoding(max_new_tokens=tokens)
+        return answer(model, voices.tokenizer(name), [example], how)[0].text
+
+
+def test_one_or_two_answers(opened, voices, some_examples):
+    """A voice alone, and two beside one another, are what the library answers."""
+    client, example = opened(), some_examples[2]
+    assert not example.input
+    one, two = (expected(voices, name, example) for name in ("one", "two"))
+    assert one != two
+    assert ask(client, example.instruction) == (one, "")
+    assert ask(client, example.instruction, "two") == (two, "")
+    assert ask(client, example.instruction, "two", "one") == (two, one)
+    assert ask(client, example.instruction, "one", "one") == (one, "")
+
+
+def test_a_burst_of_two_visitors(opened, voices, some_examples):
+    """Twenty requests at once from two visitors: each gets its own answer."""
+    plain = [e for e in some_examples if not e.input][:5]
+    wanted = {e.instruction: expected(voices, "one", e) for e in plain}
+    assert len(set(wanted.values())) >= 3
+    client = opened()
+    clients = [client, gradio_client.Client(client.src, verbose=False)]
+    jobs = [
+        (plain[n % 5].instruction, ask(clients[n % 2], plain[n % 5].instruction, start=True))
+        for n in range(20)
+    ]
+    for text, job in jobs:
+        assert job.result(timeout=120)[0] == wanted[text]
+
+
+def test_errors_and_html_are_text(opened):
+    """An empty request, one that does not fit, a speaker that fails: each is said, as text."""
+
+    def failing(example, how):
+        yield "<b>half</b>"
+        raise RuntimeError("<script>broken</script>")
+
+    client = opened({"one": failing})
+    assert ask(client, "  ")[0] == "error: the instruction is empty; write one"
+    assert ask(client, "x")[0] == "<b>half</b>\n\nerror: <script>broken</script>"
+    assert "do not fit" in ask(opened(), "x " * 2000, tokens=2000)[0]
+
+
+def test_a_policy_stands_before_and_after(opened, tmp_path):
+    """What the rules name reaches neither the model nor the reader."""
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules:\n- {name: fruit, pattern: banana}\n")
+    asked = []
+
+    def speaker(example, how):
+        asked.append(example.instruction)
+        yield "An apple"
+        yield "An apple and a banana"
+
+    client = opened({"one": speaker}, Policy.load(rules))
+    assert "(input: fruit)" in ask(client, "a banana")[0] and not asked
+    assert "banana" not in ask(client, "fruit")[0] and asked
+
+
+def test_stopping_frees_the_model(opened):
+    """A cancelled answer is closed, and the next one comes."""
+    closed, going = threading.Event(), threading.Event()
+
+    def slow(example, how):
+        try:
+            for n in range(10_000):
+                going.set()
+                yield "word " * n if example.instruction == "long" else "done"
+                if example.instruction != "long":
+                    return
+                closed.wait(0.02)
+        finally:
+            if example.instruction == "long":
+                closed.set()
+
+    client = opened({"one": slow})
+    job = ask(client, "long", start=True)
+    assert going.wait(30)
+    while len(job.outputs()) < 3:
+        pass
+    job.cancel()
+    assert closed.wait(30)
+    assert ask(client, "short")[0] == "done"
+
+
+def test_no_speaker():
+    """A page needs someone to talk to."""
+    with pytest.raises(ModelError, match="name at least one"):
+        app.build({})
