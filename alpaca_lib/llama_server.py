@@ -71,7 +71,9 @@ def _adapter(xllamacpp: object, file: Path) -> object:
 
 def _check_port(host: str, port: int) -> None:
     """llama.cpp would only say that it could not start."""
-    with socket.socket() as probe:
+    if not 0 < port < 65536:
+        raise ModelError(f"port {port}: from 1 to 65535, or 0 for any that is free")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

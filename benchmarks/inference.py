@@ -27,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("speed", "forms", "batches", "files")
+KINDS = ["f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"]
 MODEL, TEMPLATE, BATCH = "smollm2-135m", "chat", 16
 
 
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tasks", type=int, default=16, help="of eval_60 for speeds (default 16)")
     made.add_argument("--tokens", type=int, default=64, help="longest answer (default 64)")
     made.add_argument("--runs", type=int, default=3)
+    made.add_argument("--kinds", nargs="*", default=KINDS, help="of files (all)")
     made.add_argument("--adapter", default="", help="a LoRA folder for `files`; else a random one")
     made.add_argument("--worker", help=argparse.SUPPRESS)
     made.add_argument("--form", default="bfloat16", help=argparse.SUPPRESS)
@@ -140,7 +142,6 @@ def batched(options: argparse.Namespace) -> dict[str, float]:
 def llama(options: argparse.Namespace) -> dict[str, float]:
     """llama.cpp behind its address, one stream."""
     from alpaca_lib import models
-    from alpaca_lib.inference import gguf
     from alpaca_lib.inference.agreement import post
     from alpaca_lib.inference.decoding import prompt_ids
     from alpaca_lib.llama_server import serve
@@ -150,7 +151,9 @@ def llama(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = models.gguf_file(MODEL)
         if kind != "embedded":
-            file = gguf.export(MODEL, Path(folder) / "model.gguf", kind)
+            file = Path(folder) / "model.gguf"  # made elsewhere: its memory is not llama.cpp's
+            export = [sys.executable, "-m", "alpaca_lib.inference", "export", MODEL, str(file)]
+            subprocess.run([*export, "--kind", kind], check=True, capture_output=True)
         size = file.stat().st_size
         with serve(file, slots=1, context=2048, threads=os.cpu_count() or 1) as address:
             url = address.removesuffix("/v1") + "/completion"
@@ -287,7 +290,7 @@ def files(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain = said(model, tokenizer, tasks(), TEMPLATE)
-        for kind in ("f32", "f16", "bf16", "q8_0", "q4_1", "q4_0"):
+        for kind in dict.fromkeys(["f16", *options.kinds]):
             line(kind, plain, gguf.export(MODEL, folder / f"{kind}.gguf", kind))
         adapter = options.adapter or random_adapter(model, folder / "adapter")
         adapted = said(models.load_model(str(adapter), exact), tokenizer, tasks(), TEMPLATE)

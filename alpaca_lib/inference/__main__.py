@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from alpaca_lib.embedded import DEFAULT_MODEL, ModelError
 from alpaca_lib.records import DataError, Example, dump_json, load_examples, write_text
@@ -44,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="one table of several models")
     compare.add_argument("models", nargs="+", metavar="NAME=MODEL", help="the first is the base")
     compare.add_argument("--eval", type=Path, default=EVAL, help="held-out tasks (eval_60.json)")
-    compare.add_argument("--template", default="alpaca-lora")
+    compare.add_argument("--template", help="the prompt; without it, what they were trained on")
     compare.add_argument("--max-new-tokens", type=int, default=128)
     compare.add_argument("--repetition-penalty", type=float, default=1.0)
     compare.add_argument("--batch", type=int, default=16, help="prompts at a time (default 16)")
@@ -69,14 +68,17 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("model", help="what it was made from")
     check.add_argument("file", type=Path)
     check.add_argument("--eval", type=Path, default=EVAL)
-    check.add_argument("--template", default="alpaca-lora")
+    check.add_argument("--template", help="the prompt; without it, what it was trained on")
+    check.add_argument("--most-kl", type=float, default=0.2, help="more is a failure (0.2 nats)")
     publish = commands.add_parser("publish", help="a folder that can go to a hub")
     publish.add_argument("model")
     publish.add_argument("folder", type=Path)
     publish.add_argument("--title", default="")
     publish.add_argument("--licence", default="", help="of the weights, as a hub names it")
     publish.add_argument("--data-licence", default="", help="of what it was trained on")
-    publish.add_argument("--scores", type=Path, help="a JSON file of names and numbers")
+    publish.add_argument("--scores", type=Path, help="a JSON file of names and numbers, or "
+                         "compare's scores.json")  # fmt: skip
+    publish.add_argument("--of", default="", help="which model of compare's scores.json")
     serve = commands.add_parser("serve", help="an OpenAI-compatible address")
     serve.add_argument("model", nargs="?", default=DEFAULT_MODEL)
     serve.add_argument("--kind", default="q8_0", help="what a folder is exported as (q8_0)")
@@ -110,11 +112,18 @@ def _compare(options: argparse.Namespace) -> None:
     from alpaca_lib.inference.decoding import Decoding
     from alpaca_lib.inference.voices import Voices
 
-    named = {}
+    named: dict[str, str] = {}
     for word in options.models:
         name, _, where = word.rpartition("=")
-        named[name or Path(where).name] = where
-    tasks = load_examples(options.eval)
+        name = name or Path(where).name
+        if name in named:
+            raise ModelError(f"two models are called {name}: name them, as in NAME={where}")
+        named[name] = where
+    tasks = _tasks(options.eval)
+    if options.batch < 1:
+        raise ValueError(f"--batch {options.batch}: at least 1")
+    template = options.template or _template(list(named.values()))
+    print(f"template {template}", file=sys.stderr)
     voices = Voices(named)
     how = Decoding(
         max_new_tokens=options.max_new_tokens, repetition_penalty=options.repetition_penalty
@@ -124,7 +133,7 @@ def _compare(options: argparse.Namespace) -> None:
         print(f"{name}: {len(tasks)} tasks ...", file=sys.stderr, flush=True)
         with voices.speaking(name) as model:
             scores[name], answers = measured(
-                name, model, voices.tokenizer(name), tasks, how, options.template, options.batch
+                name, model, voices.tokenizer(name), tasks, how, template, options.batch
             )
         if options.out:
             save_outputs(options.out / f"{name}.json", tasks, answers, name)
@@ -176,6 +185,32 @@ def _outputs(options: argparse.Namespace) -> None:
     print(f"  ROUGE-L of one with the other: {alike:.3f}")
 
 
+def _tasks(file: Path) -> list[Example]:
+    """Held-out tasks that can be scored; what is wrong with one is said before hours of work."""
+    from alpaca_lib.inference.checks import meets
+
+    tasks = load_examples(file)
+    for task in tasks:
+        if "check" in task.extra:
+            meets(task.extra["check"], "x")
+    if not any(task.output for task in tasks):
+        raise DataError(f"{file}: has no reference answers; a comparison needs them")
+    return tasks
+
+
+def _template(names: list[str]) -> str:
+    """What the models were trained on, by their run.json; "alpaca" if none says so."""
+    from alpaca_lib import models
+    from alpaca_lib.inference.serving import trained_template
+
+    told = {name: trained_template(Path(models.locate(name).path)) for name in names}
+    said = {name: template for name, template in told.items() if template}
+    if len(set(said.values())) > 1:
+        each = ", ".join(f"{name}: {template}" for name, template in said.items())
+        raise ModelError(f"trained on different templates ({each}); --template chooses one")
+    return next(iter(said.values()), "alpaca")
+
+
 def _judge(options: argparse.Namespace) -> None:
     from alpaca_lib.inference.intervals import sign_test
     from alpaca_lib.inference.judging import Pair, judge, open_judge
@@ -186,6 +221,7 @@ def _judge(options: argparse.Namespace) -> None:
         found = judge(
             [Pair.of(a, a.output, b.output) for a, b in both], ask, options.kept, options.at_once,
             lambda done, every: print(f"{done}/{every}", end="\r", file=sys.stderr, flush=True),
+            options.judge,
         )  # fmt: skip
     outcomes = [outcome for _, outcome in found.read]
     wins, losses = outcomes.count(1.0), outcomes.count(0.0)
@@ -223,23 +259,40 @@ def _check(options: argparse.Namespace) -> int:
 
     exact = models.Placement("cpu", "float32", "to compare")
     model, tokenizer = models.load(options.model, exact)
-    found = agreement(model, tokenizer, options.file, load_examples(options.eval), options.template)
+    template = options.template or _template([options.model])
+    found = agreement(model, tokenizer, options.file, load_examples(options.eval), template)
     print(f"tokenized alike    {found.tokenized_alike} of {found.texts} texts")
     print(f"greedy answers     {found.same:.2%} of {found.tokens} tokens")
     print(f"probabilities      KL {found.kl:.2g} nats, mean of {found.places} places")
-    return 0 if found.tokenized_alike == found.texts else 1
+    return 0 if found.tokenized_alike == found.texts and found.kl <= options.most_kl else 1
 
 
 def _publish(options: argparse.Namespace) -> None:
     from alpaca_lib.inference.publish import publish
 
-    scores: dict[str, Any] | None = None
-    if options.scores:
-        scores = json.loads(options.scores.read_text(encoding="utf-8"))
+    scores = _scores(options.scores, options.of) if options.scores else None
     folder = publish(
         options.model, options.folder, options.title, options.licence, options.data_licence, scores
     )
     print(*sorted(file.name for file in folder.iterdir()))
+
+
+def _scores(file: Path, of: str) -> dict[str, float]:
+    """The numbers of a file by name; of one model, if it is compare's."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(found, dict) and of:
+        found = found.get(of, found)
+    numbers = {
+        key: value
+        for key, value in (found.items() if isinstance(found, dict) else ())
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if not numbers:
+        raise DataError(
+            f'{file}: names and numbers are needed, as {{"loss": 2.4}}; of compare\'s scores.json '
+            "--of takes one model's"
+        )
+    return numbers
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ def said(
         contexts.append(prompt + reference[: len(reference) * (at % 3) // 3])
     return Said(
         prompts,
-        [greedy(model, prompt, tokens, tokenizer.eos_token_id) for prompt in prompts],
+        greedy(model, prompts, tokens, tokenizer.eos_token_id),
         contexts,
         [_logprobs(model, context) for context in contexts],
         tokens,
@@ -107,18 +107,25 @@ def compared(mine: Said, tokenizer: Any, file: Path, adapters: Sequence[Path] = 
     )  # fmt: skip
 
 
-def greedy(model: Any, prompt: list[int], tokens: int, end: int) -> list[int]:
-    """The likeliest next tokens, up to ``tokens`` of them or the end token, which is left out."""
+def greedy(model: Any, prompts: Sequence[list[int]], tokens: int, end: int) -> list[list[int]]:
+    """The likeliest next tokens of each prompt, up to ``tokens`` of them or the end token, which
+    is left out; 16 prompts at a time, filled up on the left."""
     import torch
 
-    ids = torch.tensor([prompt], device=model.device)
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-            max_new_tokens=tokens, pad_token_id=end,
-        )  # fmt: skip
-    new: list[int] = out[0, len(prompt) :].tolist()
-    return new[: new.index(end)] if end in new else new
+    found = []
+    for at in range(0, len(prompts), 16):
+        some = prompts[at : at + 16]
+        longest = max(map(len, some))
+        ids = torch.tensor([[end] * (longest - len(p)) + p for p in some])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in some])
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device),
+                do_sample=False, max_new_tokens=tokens, pad_token_id=end,
+                repetition_penalty=1.0, no_repeat_ngram_size=0,
+            )[:, longest:]  # fmt: skip
+        found += [row[: row.index(end)] if end in row else row for row in out.tolist()]
+    return found
 
 
 def _logprobs(model: Any, context: list[int]) -> Any:

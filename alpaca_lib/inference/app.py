@@ -136,20 +136,20 @@ def _controls(gradio: Any, start: Decoding, room: int, stream_answers: bool) -> 
     """The controls of decoding, in the order that respond() takes them."""
     return [
         gradio.Slider(
-            *(0, 2, start.temperature),
+            *(0, max(2, start.temperature), start.temperature),
             step=0.05,
             label="Temperature",
             info="0: always the likeliest token",
         ),
-        gradio.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p"),
-        gradio.Slider(0, 200, start.top_k, step=1, label="Top-k", info="0: all"),
+        gradio.Slider(min(0.05, start.top_p), 1, start.top_p, step=0.05, label="Top-p"),
+        gradio.Slider(0, max(200, start.top_k), start.top_k, step=1, label="Top-k", info="0: all"),
         gradio.Slider(
-            *(1, 8, start.beams),
+            *(1, max(8, start.beams), start.beams),
             step=1,
             label="Beams",
             info="above 1 there is no streaming, and Stop waits for the end",
         ),
-        gradio.Slider(1, room, start.max_new_tokens, step=1, label="Max tokens"),
+        gradio.Slider(1, room, min(start.max_new_tokens, room), step=1, label="Max tokens"),
         gradio.Checkbox(stream_answers, label="Show the answer as it grows"),
     ]
 

@@ -56,7 +56,10 @@ def _is_object(text: str, keys: list[str]) -> bool:
 
 def meets(check: dict[str, Any], text: str) -> bool:
     """Whether an answer meets a constraint such as {"words_max": 20}; an empty one never."""
-    unknown = [name for name in check if name not in CHECKS]
-    if unknown or not check:
+    if not isinstance(check, dict) or not check or any(name not in CHECKS for name in check):
         raise DataError(f"check {check}: use {', '.join(CHECKS)}")
-    return bool(text.strip()) and all(CHECKS[name](text, value) for name, value in check.items())
+    try:
+        met = [CHECKS[name](text, value) for name, value in check.items()]
+    except (TypeError, AttributeError) as error:
+        raise DataError(f"check {check}: a value of the wrong kind ({error})") from None
+    return bool(text.strip()) and all(met)

@@ -47,8 +47,9 @@ class Decoding:
     def arguments(self, prompt_tokens: int, tokenizer: Any) -> dict[str, Any]:
         """The same for transformers' generate(), for prompts of that many tokens.
 
-        Only what the answer itself repeats is penalised. transformers' own option
-        counts the prompt too, and with it the padding, which here is an end token.
+        Only what the answer itself repeats is penalised: transformers' own option counts the
+        prompt too. What a model's files ask for by themselves (some ask for a penalty) is off, or
+        models would be compared by their files.
         """
         sample = self.temperature > 0
         options: dict[str, Any] = {
@@ -56,6 +57,8 @@ class Decoding:
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,
             "pad_token_id": tokenizer.pad_token_id,
+            "repetition_penalty": 1.0,
+            "no_repeat_ngram_size": 0,
         }
         if self.repetition_penalty != 1:
             from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor

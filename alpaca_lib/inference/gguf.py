@@ -61,8 +61,9 @@ def export(
     config = _config(name)
     arch, turns = _family(name, config)
     names = gguf.get_tensor_name_map(_architecture(gguf, arch), config.num_hidden_layers)
-    with ExitStack() as stack, _whole(file) as part:
+    with ExitStack() as stack:
         tensors = _tensors(name, stack)
+        part = stack.enter_context(_whole(file))
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         writer = gguf.GGUFWriter(part, arch)
@@ -94,15 +95,17 @@ def export_adapter(folder: str, file: Path) -> Path:
     ModelError for what llama.cpp cannot express: DoRA, biases, trained embeddings, ranks or
     alphas that differ between matrices. Merge those.
     """
-    gguf, safetensors = need("gguf"), need("safetensors")
-    given = _adapter_config(Path(folder))
-    base = str(given["base_model_name_or_path"])
+    gguf = need("gguf")
+    path = Path(models.locate(folder).path)
+    given = _adapter_config(path)
+    base = models.adapter_base(path)
     config = _config(base)
     arch, turns = _family(base, config)
     names = gguf.get_tensor_name_map(_architecture(gguf, arch), config.num_hidden_layers)
     rank, alpha = int(given["r"]), float(given["lora_alpha"])
-    weights = Path(folder) / "adapter_model.safetensors"
-    with _whole(file) as part, safetensors.safe_open(weights, "pt") as saved:
+    with ExitStack() as stack:
+        saved = _opened(path / "adapter_model.safetensors", stack)
+        part = stack.enter_context(_whole(file))
         writer = gguf.GGUFWriter(part, arch)
         writer.add_type("adapter")
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -163,6 +166,8 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ModelError(f"{folder}: is no LoRA adapter (no adapter_config.json)")
     given: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    if given.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(given):
+        raise ModelError(f"{folder}: is an adapter of another kind; a GGUF adapter is LoRA")
     for key, what in (
         ("use_dora", "DoRA"),
         ("rank_pattern", "ranks that differ"),
@@ -199,17 +204,30 @@ def _tensors(name: str, stack: ExitStack) -> dict[str, tuple[tuple[int, ...], Ca
             key: (tuple(tensor.shape), partial(_float32, tensor)) for key, tensor in state.items()
         }
     if not folder.is_dir():
-        folder = Path(need("huggingface_hub").snapshot_download(name))
+        hub = need("huggingface_hub")
+        try:
+            wanted = ["model*.safetensors", "*.json", "*.jinja", "tokenizer*"]
+            folder = Path(hub.snapshot_download(name, allow_patterns=wanted))
+        except Exception as error:
+            raise ModelError(f"{name}: cannot be fetched ({type(error).__name__})") from None
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{folder}: no model*.safetensors in it")
     found: dict[str, tuple[tuple[int, ...], Callable[[], Any]]] = {}
     for file in files:
-        saved = stack.enter_context(need("safetensors").safe_open(file, "pt"))
+        saved = _opened(file, stack)
         for key in list(saved.keys()):
             shape = tuple(saved.get_slice(key).get_shape())
             found[key] = (shape, partial(_read, saved, key))
     return {key: one for key, one in found.items() if not key.endswith("rotary_emb.inv_freq")}
+
+
+def _opened(file: Path, stack: ExitStack) -> Any:
+    """A safetensors file, open until the stack ends."""
+    try:
+        return stack.enter_context(need("safetensors").safe_open(file, "pt"))
+    except Exception as error:  # safetensors has an exception of its own, which is no OSError
+        raise ModelError(f"{file}: cannot be read ({error})") from None
 
 
 def _read(saved: Any, key: str) -> Any:

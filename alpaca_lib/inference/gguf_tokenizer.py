@@ -66,6 +66,8 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
     writer.add_add_eos_token(False)
     chat = chat_template(template) if template and template != "chat" else None
     chat = chat or tokenizer.chat_template
+    if isinstance(chat, dict):  # several, by name
+        chat = chat.get("default")
     if chat:
         writer.add_chat_template(chat)
 

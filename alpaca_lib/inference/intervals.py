@@ -2,7 +2,7 @@
 
 The tasks are a sample of those one might have asked. The bootstrap asks it again, from the
 sample itself, a few thousand times; what comes out 95 times of 100 is the interval
-(Efron 1979; here the studentised one, which is right for small samples and near the edges).
+(Efron 1979; here the studentised one, which is wider for small samples).
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ def interval(
     """The Interval of sum(values) / sum(weights) over tasks; without weights, of the mean.
 
     Give one value a task: for a paired comparison, the difference of two models on it. With
-    values in nats and weights in tokens it is the difference in nats a token.
+    values in nats and weights in tokens it is the difference in nats a token. Differences of
+    yes and no (1, 0 and -1), of which few may be other than 0, have a formula of their own.
     """
     x = np.asarray(values, dtype=float)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     if len(x) != len(w) or len(x) < 2:
         raise ValueError(f"{len(x)} values and {len(w)} weights: as many of each, at least 2")
+    if weights is None and np.isin(x, (-1, 0, 1)).all():
+        return Interval(float(x.mean()), *_of_signs(x, level))
     value, error = _ratio(x[None], w[None])
     if error[0] == 0:
         return Interval(float(value[0]), float(value[0]), float(value[0]))
@@ -54,10 +57,25 @@ def interval(
     values_, errors = _ratio(x[drawn], w[drawn])
     # A draw without any spread says nothing of how far off it is.
     t = ((values_ - value) / np.where(errors > 0, errors, np.inf))[errors > 0]
-    low, high = np.quantile(t, [(1 + level) / 2, (1 - level) / 2])
+    high, low = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
+    # Where few values differ, the draws that would reach far are those without spread.
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    low, high = max(low, z), min(high, -z)
     return Interval(
         float(value[0]), float(value[0] - low * error[0]), float(value[0] - high * error[0])
     )
+
+
+def _of_signs(x: np.ndarray, level: float) -> tuple[float, float]:
+    """(low, high) for the mean of numbers from -1 to 1, most of them -1, 0 or 1.
+
+    Bonett and Price's adjusted Wald interval for paired proportions (2012): one more of each
+    sign is counted than was seen, so that what was never seen is not taken for impossible.
+    """
+    n = len(x) + 2
+    middle, square = float(x.sum()) / n, (float((x**2).sum()) + 2) / n
+    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((square - middle**2) / n)
+    return max(middle - reach, -1.0), min(middle + reach, 1.0)
 
 
 def _ratio(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,22 +87,12 @@ def _ratio(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def win_rate(outcomes: Sequence[float], level: float = 0.95) -> Interval:
-    """The Interval of a win rate: 1 a win, 0 a loss, 0.5 a tie, one a task.
-
-    Wilson's score interval, with the spread that ties leave; it stays within 0 and 1.
-    """
+    """The Interval of a win rate: 1 a win, 0 a loss, 0.5 a tie, one a task; within 0 and 1."""
     x = np.asarray(outcomes, dtype=float)
-    if len(x) < 2 or not np.isin(x, (0, 0.5, 1)).all():
-        raise ValueError("a win rate needs at least 2 outcomes, each 0, 0.5 or 1")
-    n, rate, ties = len(x), float(x.mean()), float((x == 0.5).mean())
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    # A task's variance is rate (1 - rate) without ties, and a quarter less for each tie:
-    # the limits are where the estimate is z standard errors away, for that spread.
-    size, quarter = z * z / n, ties / 4
-    middle = (rate + size / 2) / (1 + size)
-    reach = math.sqrt(max(rate * (1 - rate) * size + size**2 / 4 - quarter * size * (1 + size), 0))
-    low, high = middle - reach / (1 + size), middle + reach / (1 + size)
-    return Interval(rate, max(low, 0.0), min(high, 1.0))
+    if len(x) < 2 or not ((x >= 0) & (x <= 1)).all():
+        raise ValueError("a win rate needs at least 2 outcomes, each from 0 to 1")
+    low, high = _of_signs(2 * x - 1, level)
+    return Interval(float(x.mean()), (1 + low) / 2, (1 + high) / 2)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -15,6 +15,8 @@ import contextlib
 import hashlib
 import json
 import math
+import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from alpaca_lib.embedded import ModelError, need
-from alpaca_lib.inference.intervals import Interval, interval, win_rate
+from alpaca_lib.inference.intervals import Interval, win_rate
 from alpaca_lib.records import Example, dump_json
 
 PROMPT = """Two answers to the same task follow. Say which one does better what the task asks: \
@@ -106,7 +108,7 @@ class Judged:
         both = [v for v in self.verdicts if v.first is not None and v.second is not None]
         # A pair that is won once from each place has shown no bias: one number a pair.
         means = [(v.first + 1 - v.second) / 2 for v in both]  # type: ignore[operator]
-        return interval(means)
+        return win_rate(means)
 
     @property
     def length_controlled(self) -> float:
@@ -144,28 +146,35 @@ def judge(
     kept: Path | None = None,
     at_once: int = 4,
     report: Callable[[int, int], None] | None = None,
+    name: str = "",
 ) -> Judged:
     """Shows each pair to the judge twice, once in each order.
 
     ``ask``: a prompt -> the reply, as ``open_judge`` gives it; ``at_once`` of them fly at a
-    time. ``kept``: the file that replies are appended to, and read from when a run goes on.
+    time. ``kept``: the file that replies are appended to, and read from when a run goes on;
+    only replies of the judge of that ``name`` are.
     """
     prompts = [
         PROMPT.format(task=p.task, first=a, second=b)
         for p in pairs
         for a, b in ((p.one, p.two), (p.two, p.one))
     ]
-    known = _known(kept)
+    known, lock = _known(kept, name), threading.Lock()
     missing = list(dict.fromkeys(p for p in prompts if _key(p) not in known))
     done = len(set(prompts)) - len(missing)
+
+    def asked(prompt: str) -> None:
+        reply = ask(prompt)
+        with lock:  # here, so that what was under way at an error is kept as well
+            known[_key(prompt)] = reply
+            if kept:
+                _append(kept, {"judge": name, "prompt_sha256": _key(prompt), "reply": reply})
+
     with ThreadPoolExecutor(at_once) as pool:
-        flying = {pool.submit(ask, prompt): prompt for prompt in missing}
+        flying = [pool.submit(asked, prompt) for prompt in missing]
         try:
             for future in as_completed(flying):
-                key, reply = _key(flying[future]), future.result()
-                known[key] = reply
-                if kept:
-                    _append(kept, {"prompt_sha256": key, "reply": reply})
+                future.result()
                 done += 1
                 if report:
                     report(done, len(set(prompts)))
@@ -183,11 +192,15 @@ def judge(
 
 def verdict_of(reply: str) -> float | None:
     """1 if a reply is for A, 0 for B, 0.5 for a tie, None if it is neither."""
-    text = reply.strip().strip("*[](). \n\"'").upper()
-    if text.startswith("TIE"):
-        text = "T"
-    letter = text.split()[0].strip("*[]().:,\"'") if text else ""
-    return VALUES.get(letter)
+    text = reply.upper().strip(" \n\t*_[](){}\"'.:#")
+    if re.match(r"(IT'?S )?(A )?(TIE|DRAW)\b", text):
+        return VALUES["T"]
+    found = re.match(
+        r"(?:THE )?(?:ANSWER|VERDICT|BETTER ANSWER|WINNER)?[\s:=*\"'(\[]*([ABT])\b", text
+    )
+    if not found or re.match(r"\W*(AND|OR|&|/)\b", text[found.end() :]):
+        return None
+    return VALUES[found[1]]
 
 
 @contextlib.contextmanager
@@ -220,14 +233,15 @@ def _key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest()
 
 
-def _known(kept: Path | None) -> dict[str, str]:
-    """Replies of an earlier run; its last line may be cut off."""
+def _known(kept: Path | None, name: str) -> dict[str, str]:
+    """Replies of an earlier run of that judge; its last line may be cut off."""
     found: dict[str, str] = {}
     if kept and kept.is_file():
         for line in kept.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
-                found[row["prompt_sha256"]] = row["reply"]
+                if row["judge"] == name:
+                    found[row["prompt_sha256"]] = row["reply"]
     return found
 
 

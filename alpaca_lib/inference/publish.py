@@ -7,6 +7,7 @@ scores, licence. What nobody gave is said to be unknown.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from alpaca_lib import models
 from alpaca_lib.embedded import ModelError, need, quiet
 from alpaca_lib.prompts import CHAT, chat_template, render_prompt
-from alpaca_lib.records import Example, write_text
+from alpaca_lib.records import Example, dump_json, write_text
 
 UNKNOWN = "not stated by whoever made this card"
 SETTINGS = (  # what a reader needs to make it again, in this order
@@ -58,7 +59,7 @@ def publish(
             model.to(getattr(need("torch"), dtype)).save_pretrained(part)
         tokenizer.save_pretrained(part)
         if run:
-            write_text(part / "run.json", (source / "run.json").read_text(encoding="utf-8"))
+            write_text(part / "run.json", dump_json(_without_paths(run), indent=1) + "\n")
         card = model_card(title or folder.name, base, run, licence, data_licence, scores, tokenizer)
         write_text(part / "README.md", card)
         if folder.is_dir():
@@ -86,7 +87,8 @@ def model_card(
     template = str(settings.get("template") or "")
     header = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     header += [f"license: {licence}"] if licence else []
-    header += [f"base_model: {base}"] if "/" in base else []
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and Path(base).parts[0] != "runs"
+    header += [f"base_model: {base}"] if on_hub and not Path(base).exists() else []
     header += ["tags:", "- instruction-tuned", "- alpaca", "---", ""]
     lines = [
         *header,
@@ -136,6 +138,17 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _without_paths(value: Any) -> Any:
+    """The same without folders of this machine: of an absolute path only the name is left."""
+    if isinstance(value, dict):
+        return {key: _without_paths(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    if isinstance(value, str) and "\n" not in value and Path(value).is_absolute():
+        return Path(value).name
+    return value
 
 
 def _number(value: Any) -> str:

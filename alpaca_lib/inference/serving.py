@@ -47,9 +47,13 @@ def gguf_of(name: str, kind: str = "q8_0", template: str | None = None) -> Path:
     if not located.is_dir():
         raise ModelError(f"{name}: is on the hub; `export {name}` writes its GGUF file first")
     weights = [*located.glob("model*.safetensors"), *located.glob("adapter_model.safetensors")]
+    if weights and (located / "adapter_config.json").is_file():
+        base = Path(models.locate(models.adapter_base(located)).path)
+        weights += base.glob("model*.safetensors")
     if not weights:
         return models.gguf_file(name)
-    file = located / f"{located.name}-{kind}.gguf"
+    asked = f"-{template}" if template else ""
+    file = located / f"{located.name}-{kind}{asked}.gguf"
     newest = max(one.stat().st_mtime for one in weights)
     if file.is_file() and file.stat().st_mtime >= newest:
         return file

@@ -144,6 +144,16 @@ def test_stopping_frees_the_model(opened):
     assert ask(client, "short")[0] == "done"
 
 
+def test_it_accepts_what_it_starts_with(voices):
+    """Flags beyond the controls' usual ends: the page takes its own values."""
+    start = Decoding(temperature=3, top_p=0.01, top_k=500, beams=10, max_new_tokens=9999)
+    page = app.build({"one": lambda e, d: iter(())}, start=start, room=100)
+    sliders = [b for b in page.blocks.values() if isinstance(b, gradio.Slider)]
+    assert len(sliders) == 5
+    for slider in sliders:
+        assert slider.minimum <= slider.value <= slider.maximum
+
+
 def test_no_speaker():
     """A page needs someone to talk to."""
     with pytest.raises(ModelError, match="name at least one"):

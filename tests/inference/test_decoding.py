@@ -78,6 +78,15 @@ def test_repetition_penalty_sees_the_answer_only(model, tokenizer, some_examples
         )
 
 
+def test_a_models_own_penalty_is_off(model, tokenizer, some_examples):
+    """What a model's files ask for changes no answer: models are compared, not their files."""
+    plain = answer(model, tokenizer, some_examples[:4], Decoding(max_new_tokens=12))
+    biased = copy.deepcopy(model)
+    biased.generation_config.repetition_penalty = 1.7
+    biased.generation_config.no_repeat_ngram_size = 1
+    assert answer(biased, tokenizer, some_examples[:4], Decoding(max_new_tokens=12)) == plain
+
+
 def test_no_examples(model, tokenizer):
     """Nothing asked, nothing answered."""
     assert answer(model, tokenizer, []) == []

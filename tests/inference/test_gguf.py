@@ -166,6 +166,35 @@ def test_bad_input(tiny_folder, tokenizer, tmp_path):
     assert not [f for f in tmp_path.iterdir() if "x.gguf" in f.name]
 
 
+def test_damaged_and_foreign_files(tiny_folder, adapter, tmp_path):
+    """A cut-off file of weights, an adapter that is no LoRA: one line each."""
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_folder, cut)
+    weights = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match=r"cut/model\.safetensors: cannot be read"):
+        export(str(cut), tmp_path / "x.gguf")
+    other = adapter()
+    (other / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(ModelError, match="adapter of another kind"):
+        export_adapter(str(other), tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_tokenizer_with_several_chat_templates(tiny_folder, tmp_path):
+    """The one that is called default goes into the file."""
+    import gguf
+
+    folder = tmp_path / "several"
+    shutil.copytree(tiny_folder, folder)
+    loaded = models.load_tokenizer(str(folder))
+    loaded.chat_template = {"default": "DEFAULT", "tool_use": "TOOLS"}
+    loaded.save_pretrained(folder)
+    file = export(str(folder), tmp_path / "x.gguf", "f16")
+    field = gguf.GGUFReader(file).fields["tokenizer.chat_template"]
+    assert field.contents() == "DEFAULT"
+
+
 def test_larger_embedding(tokenizer, some_examples, tmp_path):
     """An embedding with rows that no token has: they are there, unused, and change nothing."""
     model = family("llama", range(len(tokenizer) + 37))
@@ -193,6 +222,7 @@ def test_serving_a_folder(tiny_folder, tokenizer, tmp_path):
         root = address.removesuffix("/v1")
         plain = post(f"{root}/completion", {"prompt": prompt, "temperature": 0, "n_predict": 8})
     assert said.choices[0].message.content == plain["content"]
+    assert gguf_of(str(folder), "f32", "short") != gguf_of(str(folder), "f32")
     file = gguf_of(str(folder), "f32")
     written = file.stat().st_mtime_ns
     assert gguf_of(str(folder), "f32").stat().st_mtime_ns == written

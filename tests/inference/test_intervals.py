@@ -43,16 +43,29 @@ def test_paired_loss_covers():
     assert 0.93 <= found <= 0.97
 
 
+@pytest.mark.parametrize("better, worse", [(0.03, 0.0), (0.05, 0.05), (0.2, 0.1)])
+def test_rare_differences_are_covered(better, worse):
+    """Yes or no on 60 tasks, few of which tell the models apart: no interval is too narrow."""
+
+    def draw(random_):
+        return random_.choice([1.0, -1.0, 0.0], size=60, p=[better, worse, 1 - better - worse])
+
+    assert covered(draw, better - worse, interval) >= 0.93
+
+
 def test_edges():
     """No spread, two tasks, nothing but wins: an interval all the same, within its bounds."""
-    assert interval([0.0] * 9) == Interval(0.0, 0.0, 0.0)
+    assert interval([0.25] * 9) == Interval(0.25, 0.25, 0.25)
+    assert -0.3 < interval([0.0] * 9).low < 0 < interval([0.0] * 9).high < 0.3
+    assert interval([0.1, 0.4]).low < 0.1
     found = win_rate([1.0] * 20)
     assert found.value == found.high == 1.0 and 0.8 < found.low < 0.9
     assert win_rate([0.0, 0.0]).low >= 0 and win_rate([0.5, 0.5]).value == 0.5
+    assert win_rate([0.5] * 12).low < 0.45
     with pytest.raises(ValueError, match="1 values"):
         interval([1.0])
-    with pytest.raises(ValueError, match=r"each 0, 0\.5 or 1"):
-        win_rate([0.2, 0.3])
+    with pytest.raises(ValueError, match="each from 0 to 1"):
+        win_rate([0.2, 1.3])
 
 
 def test_sign_test_is_the_coin():

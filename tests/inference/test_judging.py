@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import threading
+import time
 
 import pytest
 
@@ -95,7 +97,8 @@ def test_length_controlled_without_length():
 @pytest.mark.parametrize(
     ("reply", "said"),
     [("A", 1.0), (" b.", 0.0), ("**T**", 0.5), ("Tie", 0.5), ("[[A]]", 1.0), ("B\nbecause", 0.0),
-     ("", None), ("Both are good", None), ("Answer A", None), ("A and B", 1.0)],
+     ("", None), ("Both are good", None), ("Answer A", 1.0), ("Answer: B", 0.0),
+     ("A tie", 0.5), ("It's a draw.", 0.5), ("A and B are equally good", None)],
 )  # fmt: skip
 def test_replies(reply, said):
     """One letter, however it is dressed; nothing is guessed."""
@@ -123,6 +126,34 @@ def test_a_stopped_run_asks_no_reply_twice(tmp_path):
     assert len(again) == 40 - 14
     assert found == judge(pairs, honest)
     assert judge(pairs, lambda p: pytest.fail("asked again"), kept) == found
+
+
+def test_each_judge_has_its_own_replies(tmp_path):
+    """What one judge said is not another's verdict."""
+    kept, asked = tmp_path / "kept.jsonl", []
+    pairs = pairs_of(3)
+    judge(pairs, honest, kept, name="small")
+    judge(pairs, lambda p: asked.append(p) or "T", kept, name="large")
+    assert len(asked) == 6
+    assert judge(pairs, lambda p: pytest.fail("asked again"), kept, name="small") == judge(
+        pairs, honest
+    )
+
+
+def test_what_was_under_way_is_kept(tmp_path):
+    """Replies that arrive after another one failed were paid for too."""
+    kept, first = tmp_path / "kept.jsonl", threading.Event()
+
+    def ask(prompt):
+        if not first.is_set():
+            first.set()
+            raise RuntimeError("refused")
+        time.sleep(0.2)
+        return "A"
+
+    with pytest.raises(RuntimeError, match="refused"):
+        judge(pairs_of(10), ask, kept, at_once=3)
+    assert 1 <= len(kept.read_text().splitlines()) < 19
 
 
 def test_unread_replies_are_no_ties():

@@ -131,9 +131,56 @@ def test_safety_from_the_command_line(capsys):
     assert "of 100 harmful" in capsys.readouterr().out
 
 
+def test_templates_of_what_is_compared(trained, some_examples, tmp_path, capsys):
+    """They are asked as they were trained; two that were trained otherwise are not compared."""
+    import shutil
+
+    tasks = str(save_examples(some_examples[:2], tmp_path / "tasks.json"))
+    words = ["--eval", tasks, "--max-new-tokens", "2"]
+    assert main(["compare", str(trained), *words]) == 0
+    assert "template alpaca-lora" in capsys.readouterr().err
+    other = shutil.copytree(trained, tmp_path / "other")
+    (other / "run.json").write_text('{"settings": {"template": "short"}}')
+    assert main(["compare", str(trained), str(other), *words]) == 1
+    assert "different templates" in capsys.readouterr().err
+    assert main(["compare", f"a={trained}", f"a={other}", *words]) == 1
+    assert "two models are called a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"output": ""}, "has no reference answers"),
+        ({"check": {"words_max": "20"}}, "a value of the wrong kind"),
+        ({"check": None}, "check None: use"),
+    ],
+)
+def test_tasks_that_cannot_be_scored(row, message, tiny_folder, tmp_path, capsys):
+    """It is said before any model is asked."""
+    file = tmp_path / "tasks.json"
+    task = {"instruction": "Say it.", "input": "", "output": "It."}
+    file.write_text(json.dumps([task | row]))
+    assert main(["compare", str(tiny_folder), "--eval", str(file)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_scores_of_a_card(trained, tmp_path, capsys):
+    """compare's own file, one model of it; and what holds no numbers is said first."""
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps({"mine": {"model": "mine", "loss": 1.25, "losses": [1, 2]}}))
+    words = ["publish", str(trained), str(tmp_path / "hub"), "--scores", str(file)]
+    assert main(words) == 1
+    assert "names and numbers are needed" in capsys.readouterr().err
+    assert main([*words, "--of", "mine"]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "| loss | 1.250 |" in card and "losses" not in card
+    assert "/home/me" not in (tmp_path / "hub" / "run.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["serve", "smollm2-135m", "--port", "70000"], "port 70000: from 1 to 65535"),
         (["compare", "nothing-here"], "no model 'nothing-here'"),
         (["export", "nothing-here", "x.gguf"], "no model 'nothing-here'"),
         (["serve", "nothing.gguf"], "nothing.gguf"),
