@@ -7,7 +7,8 @@ On this machine's CPU, a 135M LLaMA, the tasks of eval_60.json; greedy, the same
              each in a process of its own; medians of --runs
   forms      float32, bfloat16, int8, NF4, and GGUF kinds: size, memory, speed, bytes a token
   batches    greedy answers in batches beside one by one, in float32: equal texts
-  files      GGUF files beside PyTorch: equal greedy tokens, KL; an adapter's file, too
+  files      GGUF files beside PyTorch: equal greedy tokens; KL of llama.cpp's probabilities,
+             and of the file's weights alone (read back by transformers); an adapter's file
 """
 
 from __future__ import annotations
@@ -277,13 +278,19 @@ def files(options: argparse.Namespace) -> None:
 
     exact = models.Placement("cpu", "float32", "to compare")
     model, tokenizer = models.load(MODEL, exact)
-    print(f"  {'':24}{'MB':>8}{'equal tokens':>14}{'of':>7}{'KL, nats':>12}{'tokenized alike':>17}")
+    print(
+        f"  {'':24}{'MB':>8}{'equal tokens':>14}{'of':>7}{'KL, nats':>12}{'weights alone':>15}"
+        f"{'tokenized alike':>17}"
+    )
 
     def line(name: str, of: Said, file: Path, adapters: tuple[Path, ...] = ()) -> None:
         found = compared(of, tokenizer, file, adapters)
+        alone = "" if adapters else f"{divergence(of, file):.2g}"
+        size = (adapters or (file,))[0].stat().st_size
+        alike = f"{found.tokenized_alike} of {found.texts}"
         print(
-            f"  {name:24}{(adapters or (file,))[0].stat().st_size / 1e6:8.0f}{found.same:14.2%}"
-            f"{found.tokens:7}{found.kl:12.2g}{found.tokenized_alike:11} of {found.texts}",
+            f"  {name:24}{size / 1e6:8.0f}{found.same:14.2%}{found.tokens:7}{found.kl:12.2g}"
+            f"{alone:>15}{alike:>17}",
             flush=True,
         )
 
@@ -297,6 +304,23 @@ def files(options: argparse.Namespace) -> None:
         lora = gguf.export_adapter(str(adapter), folder / "lora.gguf")
         line("f16 + adapter's file", adapted, folder / "f16.gguf", (lora,))
         line("f16, merged", adapted, gguf.export(str(adapter), folder / "m.gguf", "f16"))
+
+
+def divergence(of: Any, file: Path) -> float:
+    """KL of a file's weights in float32 PyTorch, where nothing else is rounded, in nats."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
+    found = []
+    with torch.inference_mode():
+        for context, mine in zip(of.contexts, of.logprobs, strict=True):
+            logits = model(torch.tensor([context]), logits_to_keep=1).logits[0, -1]
+            theirs = logits.double().log_softmax(-1)
+            found.append(float((mine.exp() * (mine - theirs)).sum()))
+    return statistics.fmean(found)
 
 
 def random_adapter(model: Any, folder: Path) -> str:

@@ -142,7 +142,7 @@ def without(rung: str) -> dict[str, Any]:
     """Takes from this process what comes after a rung of the ladder; returns settings."""
     import torch
 
-    from alpaca_lib.training import loop, loss, precision
+    from alpaca_lib.training import loop, loss
 
     at = RUNGS.index(rung)
     if at < RUNGS.index("label logits"):
@@ -153,7 +153,6 @@ def without(rung: str) -> dict[str, Any]:
         )
     if at < RUNGS.index("memory kept"):
         loop.keep_memory = lambda: None  # type: ignore[assignment]
-    assert precision
     return {
         "batching": {0: "pad", 1: "pad", 2: "pad", 3: "pad", 4: "bucket"}.get(at, "pack"),
         "compile": rung == "compiled",
@@ -175,29 +174,15 @@ def mean_loss(steps: list[dict[str, Any]]) -> float:
     return float(sum(line["loss"] * line["label_tokens"] for line in steps) / labels)
 
 
-def two(options: argparse.Namespace) -> dict[str, Any]:
-    """Two processes, one thread each, FSDP2."""
-    from alpaca_lib.training.launcher import launch
-
-    _, rows, _tokens = data(options)
-    settings = settings_of(options, rows, Path(tempfile.mkdtemp()))
-    steps = [line for line in launch(settings, processes=2) if "loss" in line]
-    # Here the first step is the warm-up: the second run of a process is not to be had.
-    seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps[1:])
-    return {
-        "tokens_per_second": sum(line["tokens"] for line in steps[1:]) / seconds,
-        "peak": max(line["peak_memory_bytes"] for line in steps),
-        "loss": mean_loss(steps),
-    }
-
-
-def one(options: argparse.Namespace) -> dict[str, Any]:
-    """One process, two threads, launched and counted as the two are."""
+def launched(options: argparse.Namespace) -> dict[str, Any]:
+    """One process with two threads or two with one (FSDP2), both launched and counted alike."""
     from alpaca_lib.training.launcher import launch
 
     _, rows, _ = data(options)
     settings = settings_of(options, rows, Path(tempfile.mkdtemp()))
-    steps = [line for line in launch(settings, processes=1) if "loss" in line]
+    processes = {"one": 1, "two": 2}[options.worker]
+    steps = [line for line in launch(settings, processes=processes) if "loss" in line]
+    # Here the first step is the warm-up: the second run of a process is not to be had.
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps[1:])
     return {
         "tokens_per_second": sum(line["tokens"] for line in steps[1:]) / seconds,
@@ -316,7 +301,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
     return trained_by(make, options)
 
 
-WORKERS = {"ours": ours, "two": two, "one": one, "trainer": trainer, "trl": trl}
+WORKERS = {"ours": ours, "two": launched, "one": launched, "trainer": trainer, "trl": trl}
 
 
 # --- the tables -------------------------------------------------------------------------
@@ -343,7 +328,9 @@ def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict
     command = [sys.executable, __file__, "--worker", worker, "--data", str(options.data)]
     command += ["--rows", str(options.rows), "--step", str(options.step)]
     command += [word for key, value in more.items() for word in (f"--{key}", str(value))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    with tempfile.TemporaryDirectory() as folder:  # all that the worker makes goes with it
+        environment = os.environ | {"TMPDIR": folder}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         print(f"  {worker} {more}: {last[:150]}")

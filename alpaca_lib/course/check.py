@@ -32,13 +32,13 @@ def facts() -> Iterator[tuple[str, str, str]]:
     placement = models.place()
     yield "OK", "device", f"{placement.device}, {placement.dtype}: {placement.reason}"
     memory = psutil.virtual_memory()
-    enough = "OK" if memory.available > 6 * GB else "note"
+    enough = "OK" if memory.available > 9 * GB else "note"
     yield (
         enough,
         "memory",
         (
             f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f}, "
-            f"{os.cpu_count()} cores; the course needs 6"
+            f"{os.cpu_count()} cores; the course needs 9"
         ),
     )
     for name, folder in (("runs", runs_folder()), ("cache", embedded.cache_folder())):

@@ -67,6 +67,7 @@ def slider(
                 max=high,
                 step=step,
                 description=label,
+                style={"description_width": "initial"},
                 continuous_update=False,
             )
         },

@@ -145,6 +145,7 @@ def _divergence(mine: Any, context: list[int], root: str) -> float:
     theirs = torch.full_like(mine, float("-inf"))
     for one in reply["completion_probabilities"][0]["top_logprobs"]:
         theirs[one["id"]] = one["logprob"]
+    theirs = theirs.log_softmax(-1)  # theirs were normed by a float32 sum over the vocabulary
     return float((mine.exp() * (mine - theirs)).sum())
 
 

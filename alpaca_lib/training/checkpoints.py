@@ -44,7 +44,7 @@ class Saver:
     def __init__(self, folder: Path, here: World, background: bool = False) -> None:
         self.folder, self.here, self.background = folder, here, background
         self._writing: threading.Thread | None = None
-        self._failed: list[BaseException] = []
+        self._failed: list[CheckpointError] = []
         self._group: Any = None
         if background and here.size > 1:
             import torch.distributed as dist
@@ -76,28 +76,39 @@ class Saver:
                     remove_old(self.folder, keep, step)
                 remove_worse(self.folder)
 
+        def refused(error: BaseException) -> CheckpointError:
+            why = _no_room(_bytes(state), work) or _why(error)
+            return CheckpointError(f"{final}: was not written: {why}")
+
         with _alone(self.here) as alone:
             if self.background:
                 future: Any = dcp.async_save(
                     state, checkpoint_id=work / "state", process_group=self._group, no_dist=alone
                 )
-                self._writing = threading.Thread(target=self._complete, args=(future, finish))
+                self._writing = threading.Thread(
+                    target=self._complete, args=(future, finish, refused)
+                )
                 self._writing.start()
                 return final
             try:
                 dcp.save(state, checkpoint_id=work / "state", no_dist=alone)
                 finish()
             except (CheckpointException, OSError) as error:  # the first is no Exception
-                raise CheckpointError(f"{final}: was not written: {_why(error)}") from error
+                raise refused(error) from error
         self.here.barrier()
         return final
 
-    def _complete(self, future: Any, finish: Callable[[], None]) -> None:
+    def _complete(
+        self,
+        future: Any,
+        finish: Callable[[], None],
+        refused: Callable[[BaseException], CheckpointError],
+    ) -> None:
         try:
             future.result()
             finish()
         except BaseException as error:
-            self._failed.append(error)
+            self._failed.append(refused(error))
 
     def wait(self) -> None:
         """Until what is being written has its name; CheckpointError if it could not be."""
@@ -105,8 +116,7 @@ class Saver:
             self._writing.join()
             self._writing = None
         if self._failed:
-            error = self._failed.pop()
-            raise CheckpointError(f"{self.folder}: a checkpoint was not written: {_why(error)}")
+            raise self._failed.pop()
 
 
 def _name(work: Path, final: Path, record: dict[str, Any]) -> None:
@@ -156,6 +166,26 @@ def _why(error: BaseException) -> str:
     """What went wrong; of torch's errors the first rank's cause, without its traceback."""
     causes = list(getattr(error, "failures", {}).values())
     return str(causes[0][0] if causes else error)
+
+
+def _no_room(needed: int, work: Path) -> str:
+    """What a full disk is to be called, which torch calls a wrong place in its file; or ''."""
+    begun = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+    free = shutil.disk_usage(work.parent).free + begun
+    if free >= needed:
+        return ""
+    return (
+        f"it takes {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free in {work.parent}. Make "
+        "room and start the same run again: it goes on from the checkpoint before, if there is one"
+    )
+
+
+def _bytes(state: State) -> int:
+    """Of all tensors in a state, whole ones where they are sharded."""
+    return sum(
+        _bytes(value) if isinstance(value, dict) else getattr(value, "nbytes", 0)
+        for value in state.values()
+    )
 
 
 def newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, int] | None:

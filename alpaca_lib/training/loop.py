@@ -36,7 +36,7 @@ from alpaca_lib.training.packing import (
     step_order,
 )
 from alpaca_lib.training.precision import optimizer_of
-from alpaca_lib.training.process import keep_memory, peak_memory, stop_signal
+from alpaca_lib.training.process import Heap, keep_memory, peak_memory, stop_signal
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import World
 
@@ -110,6 +110,7 @@ class _Run:
         words = self.built.causal.get_input_embeddings().num_embeddings
         pad = tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < words else 0  # it is never seen
+        self.heap = Heap()
         self.pace: float | None = None  # seconds a step, the last ones count most
 
     def to_the_end(self, told_to_stop: threading.Event) -> Path:
@@ -201,6 +202,7 @@ class _Run:
         self.optimizer.step()
         trained.publish()
         self.schedule.step()
+        self.heap.tidy()
         seconds = time.perf_counter() - start
         self.pace = seconds if self.pace is None else 0.8 * self.pace + 0.2 * seconds
         speed = tokens / seconds

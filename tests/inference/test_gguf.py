@@ -10,6 +10,7 @@ import torch
 
 from alpaca_lib import models
 from alpaca_lib.embedded import ModelError
+from alpaca_lib.inference import agreement as agreement_module
 from alpaca_lib.inference.agreement import agreement, post
 from alpaca_lib.inference.gguf import KINDS, export, export_adapter, turned
 from alpaca_lib.inference.serving import gguf_of, serving
@@ -242,3 +243,15 @@ def test_port_in_use(tiny_folder, tmp_path):
             serve(file, port=port),
         ):
             pass
+
+
+def test_divergence_of_inexactly_normed_probabilities(monkeypatch):
+    """A server sums its probabilities in float32: what that adds to all of them is no
+    difference between models, and a divergence is never below zero."""
+    mine = torch.randn(50, dtype=torch.float64).log_softmax(-1)
+    said = [{"id": at, "logprob": float(value) + 2e-4} for at, value in enumerate(mine)]
+    reply = {"completion_probabilities": [{"top_logprobs": said}]}
+    monkeypatch.setattr(agreement_module, "post", lambda url, body: reply)
+    assert agreement_module._divergence(mine, [1], "") == pytest.approx(0, abs=1e-12)
+    said[0]["logprob"] -= 1
+    assert agreement_module._divergence(mine, [1], "") > 1e-4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +186,40 @@ def test_failed_save_leaves_no_checkpoint(tmp_path):
     with pytest.raises(TypeError):
         save(tmp_path, 4, *trained(1), {"x": object()})
     assert checkpoints.newest(tmp_path) is None and not (tmp_path / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_called_that(saved, monkeypatch, background):
+    """torch speaks of a place in its file; we of what is needed, what is free, and the cure."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    def refuse(state, checkpoint_id, **_):
+        checkpoint_id.mkdir()
+        (checkpoint_id / "begun").write_bytes(bytes(1000))
+        raise CheckpointException("save", {0: (RuntimeError("unexpected pos 704"), None)})
+
+    def later(*arguments, process_group, **more):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(refuse, *arguments, **more)
+
+    monkeypatch.setattr(dcp, "save", refuse)
+    monkeypatch.setattr(dcp, "async_save", later)
+    model, optimizer = trained(1)
+    needed = 3 * 4 * sum(p.numel() for p in model.parameters()) + 4 * len(optimizer.state)
+
+    def refused(free):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: usage)
+        saver = checkpoints.Saver(saved, ALONE, background)
+        with pytest.raises(checkpoints.CheckpointError, match="checkpoint-4: was not w") as caught:
+            saver.save(4, state_of(model, optimizer), {"settings": {}})
+            saver.wait()
+        return str(caught.value)
+
+    assert "GB are free" in refused(needed - 1001) and "Make room" in refused(0)
+    assert "unexpected pos" in refused(needed - 1000)  # there was room: something else
+    assert checkpoints.newest(saved)[1] == 3
 
 
 def test_background_save_is_that_of_the_moment(tmp_path):
