@@ -163,12 +163,16 @@ class Budget:
         """Gives back what was set aside for a request that cost nothing."""
         self.reserved = max(self.reserved - dollars, 0.0)
 
-    def settle(self, dollars: float, reply: Usage) -> float:
-        """Replaces what was set aside by what the reply cost, and returns that; it is all that
-        was set aside where the server does not say how many tokens it counted."""
-        self.release(dollars)
+    def charge(self, dollars: float, reply: Usage) -> float:
+        """What the reply cost: all that was set aside for it where the server does not say how
+        many tokens it counted."""
         counted = reply.prompt_tokens > 0 and reply.completion_tokens >= 0
-        cost = self.cost(reply) if counted else dollars
+        return self.cost(reply) if counted else dollars
+
+    def settle(self, dollars: float, reply: Usage) -> float:
+        """Replaces what was set aside by what the reply cost, and returns that."""
+        self.release(dollars)
+        cost = self.charge(dollars, reply)
         self.spent += cost
         return cost
 

@@ -71,23 +71,25 @@ class Online:
             if self.poor or not run.budget.fits(*request.most_tokens):
                 return
             self.next += 1
+            # Set aside before it is noted, so that at no moment the journal passes the budget.
+            reserved = run.budget.reserve(*request.most_tokens)
             if run.budget.max_usd is not None:
-                run.journal.sent(number, run.budget.most(*request.most_tokens))
-            self.tasks[number] = asyncio.create_task(self._answer(number, request))
+                run.journal.sent(number, reserved)
+            self.tasks[number] = asyncio.create_task(self._answer(number, request, reserved))
 
-    async def _answer(self, number: int, request: Request) -> None:
+    async def _answer(self, number: int, request: Request, reserved: float) -> None:
         run, loop = self.run, asyncio.get_running_loop()
 
         def lost(failure: Failure, usd: float) -> None:
             run.journal.lost(number, failure.text, usd)
-            if run.budget.max_usd is not None:
+            if run.budget.max_usd is not None and run.budget.fits(*request.most_tokens):
                 run.journal.sent(number, usd)  # it is about to be tried again
 
-        try:
-            reply = await self.line.ask(request, lost)
-            # On disk before anything is made of it.
+        async def keep(reply: RawReply) -> None:
             await loop.run_in_executor(run.writer, run.journal.append, number, reply)
-            self.arrived[number] = reply
+
+        try:
+            self.arrived[number] = await self.line.ask(request, lost, keep, reserved)
         except BudgetSpent as error:
             self.poor = error
             run.journal.unsent(number)

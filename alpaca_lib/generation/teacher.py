@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -179,25 +179,37 @@ class Line:
         self.stopping = False  # nothing is tried again any more
 
     async def ask(
-        self, request: Request, failed: Callable[[Failure, float], None] = lambda f, usd: None
-    ) -> RawReply:
+        self, request: Request,
+        failed: Callable[[Failure, float], None] = lambda failure, usd: None,
+        keep: Callable[[RawReply], Awaitable[None]] | None = None,
+        reserved: float | None = None,
+    ) -> RawReply:  # fmt: skip
         """The reply. Raises TeacherError if it cannot be had, BudgetSpent if trying again may
         pass the budget.
 
-        failed(failure, usd) is called after an attempt that may have been paid for.
+        failed(failure, usd) is called after an attempt that may have been paid for; keep(reply)
+        puts the reply on disk before others may use what was set aside for it. reserved: the
+        dollars that the caller has set aside already.
         """
-        reserved = self.budget.reserve(*request.most_tokens)
+        if reserved is None:
+            reserved = self.budget.reserve(*request.most_tokens)
         attempt = 0
         try:
             while True:
                 reply = await self._attempt(request)
                 if isinstance(reply, RawReply):
-                    usd = self.budget.settle(reserved, reply)
+                    reply = replace(reply, usd=self.budget.charge(reserved, reply))
+                    if keep:
+                        await keep(reply)
+                    self.budget.settle(reserved, reply)
                     reserved = 0.0
-                    return replace(reply, usd=usd)
+                    return reply
                 failure = replace(reply, text=self.teacher.redact(reply.text)[:500])
                 if failure.kind == "filtered":
-                    return RawReply("", "content_filter", 0, 0, refusal=failure.text)
+                    reply = RawReply("", "content_filter", 0, 0, refusal=failure.text)
+                    if keep:
+                        await keep(reply)
+                    return reply
                 if failure.kind == "parameter" and failure.parameter in request.body:
                     self.teacher.drop(failure.parameter)
                     request = replace(request, body=self.teacher.without_refused(request.body))

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from alpaca_lib.generation.budget import load_prices
-from alpaca_lib.generation.journal import JournalError
+from alpaca_lib.generation.journal import Journal, JournalError
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
 
@@ -249,8 +249,54 @@ def test_the_budget_holds_across_kills(fake, seeds, tmp_path, prices):
         assert kills < 100 and len(fake.requests) * price <= 0.03
     assert kills >= 2 and 0.005 < len(fake.requests) * price <= 0.03
     outcome = run(tmp_path, seeds, settings, **limits)
-    assert outcome.ended == "budget" and outcome.usd + outcome.lost_usd <= 0.03
+    assert outcome.ended == "budget" and outcome.usd + outcome.lost_usd <= 0.03 + 1e-9
     assert outcome.lost_usd > 0
+
+
+def left_by_a_kill(path):
+    """Dollars that a journal says are spent, lost or on their way."""
+    dollars, sent = 0.0, {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        if "sent" in line:
+            sent[line["sent"]] = line["usd"]
+        elif "reply" in line or "lost" in line:
+            sent.pop(line["request"], None)
+            dollars += line["usd"] if "lost" in line else line["reply"]["usd"]
+        elif "unsent" in line:
+            sent.pop(line["unsent"], None)
+    return dollars + sum(sent.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_at_no_moment_does_the_journal_pass_the_budget(
+    fake, seeds, tmp_path, prices, monkeypatch, seed
+):  # fmt: skip
+    """After each line, what a kill right then would leave is within max_usd: requests that the
+    budget was about to hold back are not in it, and a reply's reserve is not spent anew before
+    the reply is on disk."""
+    draw, moments, write, append = random.Random(seed), [], Journal._write, Journal.append
+
+    def respond(body):
+        lost = draw.random() < 0.2
+        return (200, {"Content-Length": "100000"}, b"{") if lost else good_reply(body)
+
+    def watched(self, *args, **options):
+        write(self, *args, **options)
+        moments.append(left_by_a_kill(self.path))
+
+    def slow(self, *args):
+        time.sleep(0.02)
+        append(self, *args)
+
+    monkeypatch.setattr(Journal, "_write", watched)
+    monkeypatch.setattr(Journal, "append", slow)
+    fake.respond = respond
+    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50, "tasks_wanted": 600})
+    limits = {"max_usd": 0.01, "prices_path": prices, "concurrency": 8}
+    outcome = run(tmp_path, seeds, settings, **limits)
+    assert outcome.ended == "budget" and outcome.lost_usd > 0 and outcome.requests > 5
+    assert 0.008 < max(moments) <= 0.01 + 1e-9
+    assert moments[-1] == pytest.approx(outcome.usd + outcome.lost_usd)
 
 
 def test_lost_attempts_count_against_the_budget(fake, seeds, tmp_path, prices):
