@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import platform
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from alpaca_lib import models
 from alpaca_lib.embedded import ModelError, need
 from alpaca_lib.training import flops
 from alpaca_lib.training.footprint import Footprint
+from alpaca_lib.training.process import resident
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.shapes import SHAPES, Weight
 
@@ -241,15 +241,6 @@ def fits(peak: float, machine: Machine) -> bool:
 def needed(peak: float, machine: Machine) -> float:
     """The bytes a device should have for a predicted peak."""
     return peak * (1 + WASTE) + CONTEXT if machine.on_gpu else peak
-
-
-def resident() -> int:
-    """The bytes of main memory that this process has now; 0 where Linux does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def libraries(settings: Settings) -> float:

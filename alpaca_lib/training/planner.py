@@ -20,7 +20,7 @@ from alpaca_lib.training import flops, layout
 from alpaca_lib.training.footprint import Batch, footprint
 from alpaca_lib.training.layout import Machine, OnPaper, Ranks, Terms
 from alpaca_lib.training.packing import Encoded, deal, label_count, step_order
-from alpaca_lib.training.process import free_memory
+from alpaca_lib.training.process import free_memory, resident
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.shapes import config_of, empty, weights_of
 
@@ -133,7 +133,7 @@ def plan(
     whole = sum(w.numel for w in weights)
     if not machine.memory:  # this machine's main memory
         free = free_memory("cpu")
-        machine = replace(machine, memory=free and (free + layout.resident()) / machine.count)
+        machine = replace(machine, memory=free and (free + resident()) / machine.count)
     batch, micro_batches = _batch(settings, work, machine, model)
     foot = footprint(config, settings, machine.device, dtype, batch)
     shards = 4 * whole / Ranks.of(settings, machine, False).shard
@@ -299,7 +299,7 @@ def check(
             return None
         on_gpu = placement.device.startswith("cuda")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", here_size))
-        memory = free if on_gpu else free and free + layout.resident()
+        memory = free if on_gpu else free and free + resident()
         name = "cuda" if on_gpu else "cpu"
         machine = Machine(name, here_size, max(local, 1), memory, rate=1.0, link=1e10)
         work = Work.of(encoded) if encoded else None

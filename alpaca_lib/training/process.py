@@ -20,12 +20,18 @@ def keep_memory() -> None:
     By default glibc gives every large block back to the system, which hands it out again
     page by page, zeroed: a sixth of a training step on a CPU.
     """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    for option in (m_mmap_threshold, m_trim_threshold):
+        _glibc("mallopt", option, 2**31 - 1)
+
+
+def _glibc(function: str, *arguments: int) -> bool:
+    """Whether the C library has such a function, which is then called."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            libc = ctypes.CDLL("libc.so.6")
-            m_trim_threshold, m_mmap_threshold = -1, -3
-            for option in (m_mmap_threshold, m_trim_threshold):
-                libc.mallopt(option, 2**31 - 1)
+            getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
+            return True
+    return False
 
 
 class Heap:
@@ -40,24 +46,22 @@ class Heap:
 
     def tidy(self) -> bool:
         """True if memory was given back (on Linux with glibc; elsewhere nothing is kept)."""
-        held = _resident()
+        held = resident()
         if not self.most:
             self.most = held * 4 // 3
-        elif held > self.most:
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
-                self.most = 0
-                return True
+        elif held > self.most and _glibc("malloc_trim", 0):
+            self.most = 0
+            return True
         return False
 
 
-def _resident() -> int:
-    """Bytes of main memory that this process holds; 0 where the system does not say."""
+def resident() -> int:
+    """The bytes of main memory that this process has now; 0 where Linux does not tell."""
     try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    except OSError:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
         return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: str) -> int:

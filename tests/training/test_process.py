@@ -9,18 +9,18 @@ import pytest
 
 KEPT = """
 import torch
-from alpaca_lib.training.process import Heap, _resident, keep_memory
+from alpaca_lib.training.process import Heap, keep_memory, resident
 
 keep_memory()
 heap = Heap()
 assert not heap.tidy()  # the first time it only looks
-before = _resident()
+before = resident()
 blocks = [torch.ones(1_000_000) for _ in range(200)]
 del blocks
-kept = _resident()
+kept = resident()
 assert kept > before + 700e6, (before, kept)
 assert heap.tidy()
-after = _resident()
+after = resident()
 assert after < before + 100e6, (before, after)
 assert not heap.tidy() and not heap.tidy()  # measured anew, and nothing has grown
 """
