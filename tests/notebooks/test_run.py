@@ -12,7 +12,7 @@ from alpaca_lib.course import runner
 from alpaca_lib.course.notebooks import LESSONS
 from alpaca_lib.records import load_examples
 
-RUN = (LESSONS[0], LESSONS[1], LESSONS[3])
+RUN = LESSONS[:2]  # the two that follow each other without training
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,11 @@ def test_01_keeps_new_tasks(results):
     kept = load_examples(folder_of(results, 1) / "regen.json")
     assert len(kept) == values(results, 1)["kept"] >= 4
     assert all(max(e.extra["most_similar_instructions"].values()) <= 0.7 for e in kept)
+    given = results[LESSONS[0]][1]["parameters"]
+    assert given["seed"] == 5 and given["tasks_wanted"] == 4
 
 
 @pytest.mark.slow
 def test_02_reads_what_01_wrote(results):
     assert values(results, 2)["generated_rows"] == values(results, 1)["kept"]
     assert values(results, 2)["rouge_pairs_that_differ"] == 0
-
-
-@pytest.mark.slow
-def test_04_saves_an_adapter_with_something_in_it(results):
-    got = values(results, 4)
-    assert got["adapter_tensors"] == 420  # 30 layers, 7 linear ones in each, A and B
-    assert got["adapter_bytes"] > got["trained_parameters"] * 4
-    assert results[LESSONS[3]][1]["parameters"]["seed"] == 5

@@ -191,9 +191,11 @@ def test_generate_instruction_foresees_the_cost(tmp_path: Path, reply_format: st
 
 @pytest.mark.slow
 def test_train_alone_and_with_the_lessons_torchrun_command(
-    rows: dict[int, Path], tmp_path: Path
+    rows: dict[int, Path], tmp_path: Path, tiny_folder: Path
 ) -> None:
-    lesson = ["--model_name_or_path", "smollm2-135m", "--data_path", str(rows[6]), "--bf16", "True"]
+    """Two layers are enough here: notebook 03 starts two processes on the embedded model."""
+    lesson = ["--model_name_or_path", str(tiny_folder), "--data_path", str(rows[6])]
+    lesson += ["--bf16", "True"]
     lesson += ["--num_train_epochs", "3", "--per_device_train_batch_size", "4"]
     lesson += ["--per_device_eval_batch_size", "4", "--gradient_accumulation_steps", "8"]
     lesson += ["--evaluation_strategy", "no", "--save_total_limit", "1"]
