@@ -415,6 +415,29 @@ def test_place_gives_reasons():
     assert models.place("cpu", "bfloat16").torch_dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "intel", "dtype"),
+    [
+        (True, True, True, "bfloat16"),
+        (False, True, False, "bfloat16"),
+        (False, True, True, "float32"),
+        (False, False, True, "float32"),
+        (False, False, False, "float32"),
+    ],
+)
+def test_the_dtype_of_a_cpu(monkeypatch, amx, avx512_bf16, intel, dtype):
+    """bfloat16 where it is the faster one, by what the CPU says of itself."""
+    import torch
+
+    from alpaca_lib import placement
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(placement, "_made_by_intel", lambda: intel)
+    found = models.place("cpu")
+    assert found.dtype == dtype and "CPU" in found.reason
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "int8", "half", "", "torch.float32"])
 def test_place_refuses_unknown_dtypes(dtype):
     """A dtype that is not one of four names is refused with the names."""
