@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.records import FIELDS, DataError, Example, dump_json
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import dump_json
+from alpaca_lib.records import FIELDS, Example
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,19 @@ Two shapes are read: Alpaca's rows, and Self-Instruct's seed tasks (an
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import dump_json, write_text
+
 FIELDS = ("instruction", "input", "output")
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
-
-
-class DataError(ValueError):
-    """A data file that cannot be used; the text names file, row and cure."""
 
 
 @dataclass(frozen=True)
@@ -130,35 +127,6 @@ def save_examples(examples: Iterable[Example], path: str | os.PathLike[str]) -> 
     if path.suffix == ".json":
         return write_text(path, dump_json(rows, indent=4) + "\n")
     raise DataError(f"{path}: name the file .json or .jsonl, so that its format is known")
-
-
-def dump_json(value: object, indent: int | None = None) -> str:
-    """JSON with readable Unicode; lone surrogates, which UTF-8 cannot hold, are escaped."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(value, indent=indent)
-    return text
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Replaces a file's text in one step: after a crash it is the old or the new, whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    return path
 
 
 def _read(path: Path) -> str:

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.records import dump_json, write_text
+from alpaca_lib.files import dump_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 # alpha stays as it is while the rank changes, as it does for who sets --lora_r alone.

@@ -15,7 +15,8 @@ import json
 from pathlib import Path
 
 from alpaca_lib.dataset.faults import DETECTORS, KINDS, find_faults
-from alpaca_lib.records import load_examples, write_text
+from alpaca_lib.files import write_text
+from alpaca_lib.records import load_examples
 
 LABELS = Path(__file__).with_name("faults_labels.json")
 

@@ -34,12 +34,12 @@ from typing import Any
 import openai
 
 from alpaca_lib.generation.budget import Budget
-from alpaca_lib.generation.pace import Pace
+from alpaca_lib.generation.rate_limit import Pace
 from alpaca_lib.generation.self_instruct import Limits, Outcome, Settings, generate, prompt_for
 from alpaca_lib.generation.teacher import Sampling, open_teacher
+from alpaca_lib.launch.launcher import free_port
 from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples
-from alpaca_lib.training.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("rate", "throughput", "cpu", "faults", "kills")

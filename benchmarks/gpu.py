@@ -29,10 +29,10 @@ from alpaca_lib.models import Placement
 from alpaca_lib.training import adapters, attention, flops
 from alpaca_lib.training.build import causal_of
 from alpaca_lib.training.loss import LabelLoss
-from alpaca_lib.training.packing import collate, deal, join
+from alpaca_lib.training.packing import balance_micro_batches, collate, join
 from alpaca_lib.training.precision import Trained, optimizer_of
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.sharding import World, layers_of
+from alpaca_lib.training.sharding import Distributed, layers_of
 
 SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads, words
     "7b": (4096, 11008, 32, 32, 32, 32000),
@@ -197,7 +197,7 @@ def train(case: Case, device: str, steps: int) -> str:
             layer.compile()
     module = LabelLoss(model)
     model.train()
-    trained = Trained(module, World(0, 1, 0), masters=case.method == "lora")
+    trained = Trained(module, Distributed(0, 1, 0), masters=case.method == "lora")
     optimizer = optimizer_of(trained, "adamw", 1e-5, 0.0)
     batches, tokens = batches_of(case, device, causal)
     placement = Placement(device, "bfloat16", "")
@@ -207,9 +207,9 @@ def train(case: Case, device: str, steps: int) -> str:
         start = time.perf_counter()
         for batch in batches:
             (module(**batch) / tokens).backward()
-        trained.clip(trained.collect(), 1.0)
+        trained.clip(trained.reduce_gradients(), 1.0)
         optimizer.step()
-        trained.publish()
+        trained.copy_to_model()
         synchronize(device)
         if number >= 2:  # the first compile and allocate
             seconds.append(time.perf_counter() - start)
@@ -253,7 +253,7 @@ def batches_of(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any
             list(range(at, min(at + rows, len(lengths)))) for at in range(0, len(lengths), rows)
         ]
     else:
-        groups = [micro[0] for micro in deal(lengths, case.tokens, 1)]
+        groups = [micro[0] for micro in balance_micro_batches(lengths, case.tokens, 1)]
     batches = []
     for group in groups:
         joined = [join(examples, group)] if case.batching == "pack" else [

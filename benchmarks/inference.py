@@ -143,11 +143,11 @@ def batched(options: argparse.Namespace) -> dict[str, float]:
 def llama(options: argparse.Namespace) -> dict[str, float]:
     """llama.cpp behind its address, one stream."""
     from alpaca_lib import models
-    from alpaca_lib.inference.agreement import post
+    from alpaca_lib.export.parity import post
     from alpaca_lib.inference.decoding import prompt_ids
-    from alpaca_lib.llama_server import serve
+    from alpaca_lib.models.llama_server import serve
 
-    tokenizer = models.load_tokenizer(MODEL)
+    tokenizer = models.ModelSource.resolve(MODEL).load_tokenizer()
     kind = options.form
     with tempfile.TemporaryDirectory() as folder:
         file = models.gguf_file(MODEL)
@@ -273,8 +273,8 @@ def batches(options: argparse.Namespace) -> None:
 def files(options: argparse.Namespace) -> None:
     """GGUF kinds and an adapter beside PyTorch in float32, on all of eval_60."""
     from alpaca_lib import models
-    from alpaca_lib.inference import gguf
-    from alpaca_lib.inference.agreement import Said, compared, said
+    from alpaca_lib.export import gguf
+    from alpaca_lib.export.parity import Said, compared, said
 
     exact = models.Placement("cpu", "float32", "to compare")
     model, tokenizer = models.load(MODEL, exact)
@@ -300,7 +300,9 @@ def files(options: argparse.Namespace) -> None:
         for kind in dict.fromkeys(["f16", *options.kinds]):
             line(kind, plain, gguf.export(MODEL, folder / f"{kind}.gguf", kind))
         adapter = options.adapter or random_adapter(model, folder / "adapter")
-        adapted = said(models.load_model(str(adapter), exact), tokenizer, tasks(), TEMPLATE)
+        adapted = said(
+            models.ModelSource.resolve(str(adapter)).load_model(exact), tokenizer, tasks(), TEMPLATE
+        )
         lora = gguf.export_adapter(str(adapter), folder / "lora.gguf")
         line("f16 + adapter's file", adapted, folder / "f16.gguf", (lora,))
         line("f16, merged", adapted, gguf.export(str(adapter), folder / "m.gguf", "f16"))

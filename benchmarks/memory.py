@@ -89,7 +89,8 @@ def run(name: str, changes: dict[str, Any], steps: int, how: dict[str, str]) -> 
 def work(changes: dict[str, Any], steps: int) -> None:
     """Predicts a run's peak, runs it, and prints both."""
     from alpaca_lib import models
-    from alpaca_lib.training import loop, planner
+    from alpaca_lib.planning import planner
+    from alpaca_lib.training import loop
     from alpaca_lib.training.examples import load_data
     from alpaca_lib.training.settings import Settings
 
@@ -106,7 +107,7 @@ def work(changes: dict[str, Any], steps: int) -> None:
             **changes,
         )
         size = int(os.environ.get("WORLD_SIZE", "1"))
-        data = load_data(settings, models.load_tokenizer(settings.model))
+        data = load_data(settings, models.ModelSource.resolve(settings.model).load_tokenizer())
         machine = planner.Machine("cpu", size, size, rate=1.0, link=1.0)
         plan = planner.plan(settings, machine, planner.Work.of(data.rows))
         lines: list[dict[str, Any]] = []

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +82,16 @@ def data(options: argparse.Namespace) -> tuple[Path, Path, int]:
 
     folder = Path(tempfile.mkdtemp())
     examples = load_examples(options.data)[:512]
-    coded = encode_all(examples, models.load_tokenizer(MODEL), TEMPLATE, LENGTH)
+    coded = encode_all(
+        examples, models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
+    )
     usable = [e for e, c in zip(examples, coded, strict=True) if label_count(c)]
     chosen = usable[:: max(len(usable) // options.rows, 1)][: options.rows]
     tokens = sum(
         len(c["input_ids"])
-        for c in encode_all(chosen, models.load_tokenizer(MODEL), TEMPLATE, LENGTH)
+        for c in encode_all(
+            chosen, models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
+        )
     )
     warm = [e for e in usable if e not in chosen][:STEP]
     return (
@@ -121,9 +124,9 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     changes = without(options.rung)
     lines: list[dict[str, Any]] = []
     folder = Path(tempfile.mkdtemp())
-    loop.train(replace(settings_of(options, warm, folder / "warm"), **changes))
+    loop.train(settings_of(options, warm, folder / "warm").replace(**changes))
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    loop.train(replace(settings_of(options, rows, folder / "run"), **changes), lines.append)
+    loop.train(settings_of(options, rows, folder / "run").replace(**changes), lines.append)
     steps = [line for line in lines if "loss" in line]
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps)
     return {
@@ -176,7 +179,7 @@ def mean_loss(steps: list[dict[str, Any]]) -> float:
 
 def launched(options: argparse.Namespace) -> dict[str, Any]:
     """One process with two threads or two with one (FSDP2), both launched and counted alike."""
-    from alpaca_lib.training.launcher import launch
+    from alpaca_lib.launch.launcher import launch
 
     _, rows, _ = data(options)
     settings = settings_of(options, rows, Path(tempfile.mkdtemp()))
@@ -198,7 +201,7 @@ def peer_model(method: str) -> Any:
     from alpaca_lib import models
 
     placement = models.Placement("cpu", "float32" if method == "full" else "bfloat16", "")
-    model = models.load_model(MODEL, placement)
+    model = models.ModelSource.resolve(MODEL).load_model(placement)
     model.train()
     if method == "full":
         return model
@@ -214,7 +217,9 @@ def coded(path: Path) -> list[dict[str, list[int]]]:
     from alpaca_lib.records import load_examples
     from alpaca_lib.training.examples import encode_all
 
-    return encode_all(load_examples(path), models.load_tokenizer(MODEL), TEMPLATE, LENGTH)
+    return encode_all(
+        load_examples(path), models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
+    )
 
 
 def common(options: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -260,7 +265,7 @@ def trainer(options: argparse.Namespace) -> dict[str, Any]:
     from alpaca_lib import models
 
     collator = transformers.DataCollatorForSeq2Seq(
-        models.load_tokenizer(MODEL), pad_to_multiple_of=8
+        models.ModelSource.resolve(MODEL).load_tokenizer(), pad_to_multiple_of=8
     )
 
     def make(model: Any, rows: Any) -> Any:
@@ -295,7 +300,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         return SFTTrainer(
             model, args=arguments, train_dataset=Dataset.from_list(masks),
-            processing_class=models.load_tokenizer(MODEL),
+            processing_class=models.ModelSource.resolve(MODEL).load_tokenizer(),
         )  # fmt: skip
 
     return trained_by(make, options)
@@ -392,13 +397,15 @@ def predictions(
     """By rung: (times faster than the rung before, why), from counts, not from its own time."""
     from alpaca_lib import models
     from alpaca_lib.training.examples import label_count
-    from alpaca_lib.training.packing import deal_rows, step_order
+    from alpaca_lib.training.packing import group_rows, step_order
 
     _, path, tokens = data(options)
     rows = coded(path)
     lengths = [len(row["input_ids"]) for row in rows]
     labels = sum(label_count(row) for row in rows)
-    config = models.empty_model(MODEL, models.Placement("cpu", "float32", "")).config
+    config = (
+        models.ModelSource.resolve(MODEL).empty_model(models.Placement("cpu", "float32", "")).config
+    )
     head = config.vocab_size * config.hidden_size
     body = 134_515_008 - head
 
@@ -406,7 +413,7 @@ def predictions(
         total = 0
         for step in range(-(-len(rows) // STEP)):
             chosen = [lengths[i] for i in step_order(len(rows), STEP, 0, step)]
-            for micro in deal_rows(chosen, 4, 1, by_length):
+            for micro in group_rows(chosen, 4, 1, by_length):
                 longest = max(chosen[i] for i in micro[0])
                 total += len(micro[0]) * -(-longest // 8) * 8
         return total
@@ -526,7 +533,7 @@ def preprocessing(options: argparse.Namespace) -> None:
     examples = load_examples(options.data)
     while len(examples) < ALPACA:  # the shipped data are a hundredth of Alpaca
         examples = (examples * 2)[:ALPACA] if len(examples) * 2 > ALPACA else examples * 2
-    tokenizer = models.load_tokenizer(MODEL)
+    tokenizer = models.ModelSource.resolve(MODEL).load_tokenizer()
     mine, theirs, packed = [], [], []
     for _ in range(options.runs):
         start = time.perf_counter()

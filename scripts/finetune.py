@@ -5,7 +5,6 @@ python finetune.py --base_model MODEL --data_path FILE --output_dir DIR [--flag 
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING
 import flags
 from flags import Flag, Given, Script
 
-from alpaca_lib.embedded import DEFAULT_MODEL, need
-from alpaca_lib.records import DataError, example_from_row, load_examples, save_examples
-from alpaca_lib.training.adapters import AdapterError
+from alpaca_lib.errors import AdapterError, DataError
+from alpaca_lib.models.embedded import DEFAULT_MODEL
+from alpaca_lib.optional import require
+from alpaca_lib.records import example_from_row, load_examples, save_examples
 
 if TYPE_CHECKING:
     from alpaca_lib.training.settings import Settings
@@ -168,7 +168,7 @@ def data_file(name: str, folder: Path) -> str:
     is_file = Path(name).exists() or name.endswith((".json", ".jsonl"))
     if is_file or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    hub = need("huggingface_hub")
+    hub = require("huggingface_hub")
     try:  # first and fast: `datasets` itself tries an unreachable hub for half a minute
         hub.HfApi().dataset_info(name, timeout=10)
     except hub.errors.RepositoryNotFoundError:
@@ -179,7 +179,7 @@ def data_file(name: str, folder: Path) -> str:
             "check the network, set HF_ENDPOINT to a mirror, or give a .json or .jsonl file"
         ) from None
     try:
-        rows = need("datasets").load_dataset(name, split="train")
+        rows = require("datasets").load_dataset(name, split="train")
         examples = [example_from_row(row) for row in rows]
     except Exception as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -218,7 +218,7 @@ def trackers(given: Given) -> str:
 
 def to_settings(given: Given) -> Settings:
     """The run that the flags describe. Reads the data, to count its rows."""
-    from alpaca_lib.training.settings import Settings
+    from alpaca_lib.training import Settings, count_steps
 
     resume, adapter = begin(given["resume_from_checkpoint"])
     if adapter and Path(adapter).resolve() == Path(given["output_dir"]).resolve():
@@ -228,9 +228,8 @@ def to_settings(given: Given) -> Settings:
     data_path = data_file(given["data_path"], Path(given["output_dir"]))
     rows = len(load_examples(data_path))
     held_out = validation_rows(given["val_set_size"], rows, data_path)
-    per_epoch = math.ceil((rows - held_out) / given["batch_size"])
     max_steps = max(given["max_steps"], 0)
-    steps = max_steps or max(round(given["num_epochs"] * per_epoch), 1)
+    steps = count_steps(rows - held_out, given["batch_size"], given["num_epochs"], max_steps)
     warmup = min(WARMUP_STEPS, steps // 10)
     if warmup < WARMUP_STEPS:
         flags.say(f"warm-up {WARMUP_STEPS} steps -> {warmup}, a tenth of all {steps} steps")

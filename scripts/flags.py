@@ -243,7 +243,7 @@ def project(named: str) -> str:
     """The trackers' project: as named, or as WANDB_PROJECT says."""
     from alpaca_lib.training.settings import Settings
 
-    return named or os.environ.get("WANDB_PROJECT") or Settings.project
+    return named or os.environ.get("WANDB_PROJECT") or Settings.model_fields["project"].default
 
 
 def _readers(error: Exception) -> bool:

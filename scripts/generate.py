@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import flags
 from flags import Flag, Given, Script
 
-from alpaca_lib.embedded import DEFAULT_MODEL, EMBEDDED, ModelError, need
+from alpaca_lib.errors import ModelError
+from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED
+from alpaca_lib.optional import require
 
 if TYPE_CHECKING:
     from alpaca_lib.inference.decoding import Decoding, Growing
+    from alpaca_lib.inference.model_pool import Voices
     from alpaca_lib.inference.safety import Policy
-    from alpaca_lib.inference.voices import Voices
 
 SCRIPT = Script(
     name="generate.py",
@@ -87,19 +89,19 @@ SCRIPT = Script(
 def load(base: str, lora: str, load_8bit: bool) -> Voices:
     """The model, and beside it the one with LoRA weights, if there are any. Raises ModelError."""
     from alpaca_lib import models
-    from alpaca_lib.inference.voices import Voices
+    from alpaca_lib.inference.model_pool import Voices
 
     quantization = "int8" if load_8bit else "none"
     if not lora:
         name = base or DEFAULT_MODEL
         return Voices({name: name}, quantization=quantization)
     folder = adapter_folder(lora)
-    under = base or models.adapter_base(folder)
+    under = base or models.base_name(folder)
     try:
         names = {under: under, f"{Path(under).name} + {folder.name}": str(folder)}
         return Voices(names, quantization=quantization, base=under)
     except ModelError as error:
-        trained_on = models.adapter_base(folder)
+        trained_on = models.base_name(folder)
         hint = f" (it was trained on {trained_on})" if trained_on != under else ""
         raise ModelError(f"{lora} does not go with the model {under}{hint}: {error}") from None
 
@@ -110,7 +112,7 @@ def adapter_folder(name: str) -> Path:
 
     folder = Path(locate(name).path)
     if not folder.is_dir():
-        hub = need("huggingface_hub")
+        hub = require("huggingface_hub")
         try:
             folder = Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
         except Exception as error:

@@ -14,7 +14,7 @@ import flags
 from flags import Flag, Given, Script
 
 if TYPE_CHECKING:
-    from alpaca_lib.generation.judging import Progress
+    from alpaca_lib.generation.filtering import Progress
     from alpaca_lib.generation.self_instruct import Limits, Settings
 
 FUNCTION = "generate_instruction_following_data"
@@ -279,7 +279,8 @@ def work(given: Given) -> None:
 
 def foresee(settings: Settings, limits: Limits, model: str) -> str:
     """What the run will probably cost, judging by the course's own replies."""
-    from alpaca_lib.generation import budget, judging, replay_teacher
+    from alpaca_lib.generation import budget, replay_teacher
+    from alpaca_lib.generation import filtering as judging
     from alpaca_lib.generation.teacher import REPLIES, reply_from
     from alpaca_lib.records import load_examples
 

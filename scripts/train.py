@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import flags
 from flags import NEEDED, Flag, Given, Script
 
-from alpaca_lib.embedded import DEFAULT_MODEL
+from alpaca_lib.models.embedded import DEFAULT_MODEL
 from alpaca_lib.training.settings import SCHEDULES
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FSDP = {
     "hybrid_shard": ("hybrid", "auto", "within a node, with copies across nodes"),
     "hybrid_shard_zero2": ("hybrid", "step", "as hybrid_shard, but put together once a step"),
 }
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Any] = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "adamw8bit"),
 }
@@ -46,7 +46,7 @@ def _optimizer(name: str) -> str:
     return f"optimizer {OPTIMIZERS[name]}{paged}"
 
 
-def fsdp(text: str) -> tuple[str, str, str]:
+def fsdp(text: str) -> tuple[Any, Any, str]:
     """Settings.sharding, Settings.gather and their meaning, for --fsdp. Raises FlagError."""
     found = [word for word in text.replace(",", " ").split() if word != "auto_wrap"]
     for word in found:
@@ -242,12 +242,10 @@ def work(given: Given) -> None:
     if given["cache_dir"]:  # read by huggingface_hub when it is imported
         os.environ["HF_HUB_CACHE"] = given["cache_dir"]
     if given["save_strategy"] == "epoch":
-        from dataclasses import replace
-
         from alpaca_lib.records import load_examples
 
         rows = len(load_examples(settings.data_path))
-        settings = replace(settings, save_every=math.ceil(rows / settings.examples_per_step))
+        settings = settings.replace(save_every=math.ceil(rows / settings.examples_per_step))
     flags.say(
         f"examples_per_step = {given['per_device_train_batch_size']} x "
         f"{given['gradient_accumulation_steps']} x {PROCESSES} process"
@@ -261,8 +259,8 @@ def train(settings: Settings, tf32: bool = False) -> Path:
     """Runs the library's loop, printing each line of metrics; returns the output folder."""
     import torch
 
+    from alpaca_lib import launch
     from alpaca_lib.models import place
-    from alpaca_lib.training import loop
     from alpaca_lib.training.metrics import live_line
 
     if tf32 and torch.cuda.is_available():
@@ -274,7 +272,7 @@ def train(settings: Settings, tf32: bool = False) -> Path:
         run = json.loads((Path(settings.output_dir) / "run.json").read_text(encoding="utf-8"))
         print(live_line(line, run["steps"]), flush=True)
 
-    folder = loop.train(settings, report=report)
+    folder = launch.run(settings, report=report)
     flags.say(f"done: {folder}")
     return folder
 

@@ -31,7 +31,7 @@ def tokenizer():
     """The real tokenizer of the embedded model; its first use fetches the model."""
     from alpaca_lib import models
 
-    return models.load_tokenizer("smollm2-135m")
+    return models.ModelSource.resolve("smollm2-135m").load_tokenizer()
 
 
 @pytest.fixture(scope="session")

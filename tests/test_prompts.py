@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from alpaca_lib.errors import DataError
 from alpaca_lib.prompts import (
     TEMPLATES,
     generation_prompt,
@@ -11,7 +12,7 @@ from alpaca_lib.prompts import (
     load_header,
     render_prompt,
 )
-from alpaca_lib.records import DataError, Example
+from alpaca_lib.records import Example
 
 WITH = Example("Add the numbers.", "1, 2", "3")
 WITHOUT = Example("Name a colour.", "", "Blue.")

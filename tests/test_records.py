@@ -10,7 +10,9 @@ import sys
 
 import pytest
 
-from alpaca_lib.records import DataError, Example, load_examples, save_examples, write_text
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import write_text
+from alpaca_lib.records import Example, load_examples, save_examples
 
 ROW = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 TEXTS = [

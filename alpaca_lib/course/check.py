@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from alpaca_lib import embedded, models
+from alpaca_lib import models
 from alpaca_lib.course.notebooks import REPO, runs_folder
+from alpaca_lib.models import embedded
 
 GB = 1e9
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.records import dump_json, write_text
+from alpaca_lib.files import dump_json, write_text
 
 REPO = Path(__file__).resolve().parents[2]
 LESSONS = (

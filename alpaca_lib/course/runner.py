@@ -26,14 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.course.notebooks import LESSONS, REPO, runs_folder
-from alpaca_lib.records import dump_json, write_text
+from alpaca_lib.errors import RunError
+from alpaca_lib.files import dump_json, write_text
 
 PROFILES = REPO / "data" / "profiles"
 NOTEBOOKS = REPO / "notebooks"
-
-
-class RunError(ValueError):
-    """A command line or a profile that cannot be run; the text says what to change."""
 
 
 @dataclass

@@ -20,7 +20,9 @@ from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.proofs import load_proofs
 from alpaca_lib.dataset.rouge import MODES
 from alpaca_lib.dataset.statistics import markdown_table
-from alpaca_lib.records import DataError, Example, load_examples, write_text
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import write_text
+from alpaca_lib.records import Example, load_examples
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -132,7 +134,7 @@ def load_allowed(path: Path) -> list[dict[str, str]]:
 def write_page(options: argparse.Namespace) -> int:
     """The report and card commands."""
     from alpaca_lib.dataset.card import data_card
-    from alpaca_lib.dataset.report import report
+    from alpaca_lib.dataset.html_report import report
 
     examples = load_examples(options.file)
     apart = by_name(options.apart)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.records import DataError, Example
+from alpaca_lib.errors import DataError
+from alpaca_lib.records import Example
 
 
 def prove(example: Example, proof: str) -> str | None:

@@ -20,7 +20,8 @@ from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
 from alpaca_lib.dataset import pruning
-from alpaca_lib.records import DataError, dump_json, write_text
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import dump_json, write_text
 
 MODES = ("rouge", "unicode")
 SCORES_AT_ONCE = 1 << 22  # a table of so many float64 at a time

@@ -17,15 +17,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alpaca_lib.records import DataError
+from alpaca_lib.errors import BudgetSpent, DataError
 
 PRICES = Path(__file__).resolve().parents[2] / "data" / "prices.yaml"
 WAYS = ("online", "flex", "batch")
 MILLION = 1_000_000.0
-
-
-class BudgetSpent(RuntimeError):
-    """The next request could pass max_usd."""
 
 
 class Usage(Protocol):

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from alpaca_lib.records import DataError, words
+from alpaca_lib.errors import DataError
+from alpaca_lib.records import words
 
 KINDS = (".txt", ".md", ".rst")
 WORDS = 150  # in a passage, about

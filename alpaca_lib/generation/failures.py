@@ -12,20 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from alpaca_lib.errors import ReplyError
+
 # What a server may refuse without the request losing its sense.
 DROPPABLE = (
     *("reasoning_effort", "temperature", "top_p", "seed", "response_format"),
     *("service_tier", "max_completion_tokens"),
 )
 LONGEST_WAIT = 300.0  # seconds of Retry-After that are believed
-
-
-class TeacherError(RuntimeError):
-    """A teacher that cannot answer, now or ever; the text says what to do."""
-
-
-class ReplyError(ValueError):
-    """A body with status 200 that is no completion."""
 
 
 @dataclass(frozen=True)

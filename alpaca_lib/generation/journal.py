@@ -16,12 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alpaca_lib.errors import JournalError
+from alpaca_lib.files import dump_json
 from alpaca_lib.generation.teacher import RawReply
-from alpaca_lib.records import dump_json
-
-
-class JournalError(ValueError):
-    """A journal that does not belong to this run, cannot be read, or cannot be written."""
 
 
 class Journal:

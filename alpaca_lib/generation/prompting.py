@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alpaca_lib.errors import DataError
 from alpaca_lib.generation.documents import Passage
 from alpaca_lib.generation.settings import Settings
 from alpaca_lib.prompts import ADDITIONS, generation_prompt, json_generation_prompt
-from alpaca_lib.records import CJK, FIELDS, DataError, Example, words
+from alpaca_lib.records import CJK, FIELDS, Example, words
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.records import DataError
+from alpaca_lib.errors import DataError
 
 
 def load_replies(path: Path) -> list[dict[str, Any]]:

@@ -9,16 +9,16 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from alpaca_lib.generation import batch
+from alpaca_lib.errors import JournalError
+from alpaca_lib.generation import batch_api as batch
+from alpaca_lib.generation.async_runner import Stop, run_async
 from alpaca_lib.generation.documents import Passage
-from alpaca_lib.generation.journal import JournalError
-from alpaca_lib.generation.judging import Outcome, Progress
-from alpaca_lib.generation.online import Online
+from alpaca_lib.generation.filtering import Outcome, Progress
+from alpaca_lib.generation.live_requests import Online
 from alpaca_lib.generation.prompting import Prompter
-from alpaca_lib.generation.run import Run
+from alpaca_lib.generation.run_state import Run
 from alpaca_lib.generation.settings import Limits, Settings
 from alpaca_lib.generation.teacher import Teacher
-from alpaca_lib.generation.threads import Stop, run_async
 from alpaca_lib.records import Example
 
 __all__ = ["Limits", "Outcome", "Progress", "Settings", "generate", "prompt_for"]

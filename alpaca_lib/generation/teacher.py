@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib import models
-from alpaca_lib.embedded import DEFAULT_MODEL, need
+from alpaca_lib.errors import ReplyError, TeacherError
 from alpaca_lib.generation import local_teacher, replay_teacher
+from alpaca_lib.generation.async_runner import run_async
 from alpaca_lib.generation.budget import Budget
-from alpaca_lib.generation.failures import Failure, ReplyError, TeacherError, failure_of
-from alpaca_lib.generation.pace import Pace
+from alpaca_lib.generation.failures import Failure, failure_of
 from alpaca_lib.generation.parsing import FORMATS, reply_schema
+from alpaca_lib.generation.rate_limit import Pace
 from alpaca_lib.generation.settings import Sampling
-from alpaca_lib.generation.threads import run_async
-from alpaca_lib.llama_server import serve
+from alpaca_lib.models.embedded import DEFAULT_MODEL
+from alpaca_lib.models.llama_server import serve
+from alpaca_lib.optional import require
 
 __all__ = ["RawReply", "Request", "Sampling", "Teacher", "TeacherError", "open_teacher"]
 
@@ -148,7 +150,7 @@ class Teacher:
     @contextlib.asynccontextmanager
     async def connect(self, pace: Pace, budget: Budget) -> AsyncIterator[Line]:
         """A Line for many requests, in the running event loop."""
-        openai = need("openai")
+        openai = require("openai")
         transport: dict[str, Any] = {}
         with contextlib.suppress(RuntimeError, ImportError):
             # Half the processor time a request of the default transport.
@@ -231,7 +233,7 @@ class Line:
             self.budget.release(reserved)
 
     async def _attempt(self, request: Request) -> RawReply | Failure:
-        httpx = need("httpx2")
+        httpx = require("httpx2")
         estimate = len(request.prompt) / 4 + (self.mean_reply or request.most_tokens[1] / 2)
         used: float | None = None
         await self.pace.enter(estimate)
@@ -295,7 +297,7 @@ def open_teacher(
     embedded one); for "openai" the name that the server knows, needed; for "replay"
     a .jsonl file of replies (default: the course's own).
     """
-    openai = need("openai")
+    openai = require("openai")
     if kind == "local":
         name = model or DEFAULT_MODEL
         with serve(models.gguf_file(name), slots=slots) as address:

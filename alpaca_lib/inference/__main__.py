@@ -25,8 +25,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from alpaca_lib.embedded import DEFAULT_MODEL, ModelError
-from alpaca_lib.records import DataError, Example, dump_json, load_examples, write_text
+from alpaca_lib.errors import DataError, ModelError
+from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.models.embedded import DEFAULT_MODEL
+from alpaca_lib.records import Example, load_examples
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 EVAL = DATA / "eval_60.json"
@@ -107,10 +109,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from alpaca_lib.inference.alpaca_eval import save_outputs
-    from alpaca_lib.inference.comparison import Scores, differences, measured
+    from alpaca_lib.evaluation.alpaca_eval import save_outputs
+    from alpaca_lib.evaluation.comparison import Scores, differences, measured
     from alpaca_lib.inference.decoding import Decoding
-    from alpaca_lib.inference.voices import Voices
+    from alpaca_lib.inference.model_pool import Voices
 
     named: dict[str, str] = {}
     for word in options.models:
@@ -157,7 +159,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _both(options: argparse.Namespace) -> tuple[str, str, list[tuple[Example, Example]]]:
     """(a model, another, their outputs to the tasks that both files have)."""
-    from alpaca_lib.inference.alpaca_eval import load_outputs, paired
+    from alpaca_lib.evaluation.alpaca_eval import load_outputs, paired
 
     (one, first), (two, second) = load_outputs(options.one), load_outputs(options.two)
     both = paired(first, second)
@@ -168,7 +170,7 @@ def _both(options: argparse.Namespace) -> tuple[str, str, list[tuple[Example, Ex
 
 def _outputs(options: argparse.Namespace) -> None:
     from alpaca_lib.dataset.rouge import rouge_l
-    from alpaca_lib.inference.comparison import TEXT_MEASURES, of_texts
+    from alpaca_lib.evaluation.comparison import TEXT_MEASURES, of_texts
 
     one, two, both = _both(options)
     texts = [a.output for a, _ in both], [b.output for _, b in both]
@@ -187,7 +189,7 @@ def _outputs(options: argparse.Namespace) -> None:
 
 def _tasks(file: Path) -> list[Example]:
     """Held-out tasks that can be scored; what is wrong with one is said before hours of work."""
-    from alpaca_lib.inference.checks import meets
+    from alpaca_lib.evaluation.constraint_checks import meets
 
     tasks = load_examples(file)
     for task in tasks:
@@ -201,9 +203,9 @@ def _tasks(file: Path) -> list[Example]:
 def _template(names: list[str]) -> str:
     """What the models were trained on, by their run.json; "alpaca" if none says so."""
     from alpaca_lib import models
-    from alpaca_lib.inference.serving import trained_template
+    from alpaca_lib.export.serving import trained_template
 
-    told = {name: trained_template(Path(models.locate(name).path)) for name in names}
+    told = {name: trained_template(Path(models.ModelSource.resolve(name).path)) for name in names}
     said = {name: template for name, template in told.items() if template}
     if len(set(said.values())) > 1:
         each = ", ".join(f"{name}: {template}" for name, template in said.items())
@@ -212,8 +214,8 @@ def _template(names: list[str]) -> str:
 
 
 def _judge(options: argparse.Namespace) -> None:
-    from alpaca_lib.inference.intervals import sign_test
-    from alpaca_lib.inference.judging import Pair, judge, open_judge
+    from alpaca_lib.evaluation.intervals import sign_test
+    from alpaca_lib.evaluation.llm_judge import Pair, judge, open_judge
 
     one, two, both = _both(options)
     print(f"{len(both)} tasks that both have, shown twice each ...", file=sys.stderr)
@@ -236,13 +238,13 @@ def _judge(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from alpaca_lib import models
-    from alpaca_lib.inference import gguf, serving
+    from alpaca_lib.export import gguf, serving
 
     if options.adapter:
         gguf.export_adapter(options.model, options.file)
     else:
         template = options.template or serving.trained_template(
-            Path(models.locate(options.model).path)
+            Path(models.ModelSource.resolve(options.model).path)
         )
         gguf.export(options.model, options.file, options.kind, template, _count)
         print(file=sys.stderr)
@@ -255,7 +257,7 @@ def _count(done: int, every: int) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from alpaca_lib import models
-    from alpaca_lib.inference.agreement import agreement
+    from alpaca_lib.export.parity import agreement
 
     exact = models.Placement("cpu", "float32", "to compare")
     model, tokenizer = models.load(options.model, exact)
@@ -268,7 +270,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from alpaca_lib.inference.publish import publish
+    from alpaca_lib.export.hub_folder import publish
 
     scores = _scores(options.scores, options.of) if options.scores else None
     folder = publish(
@@ -296,7 +298,7 @@ def _scores(file: Path, of: str) -> dict[str, float]:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from alpaca_lib.inference.serving import serving
+    from alpaca_lib.export.serving import serving
 
     with serving(
         options.model, options.kind, options.slots, options.context, options.host, options.port,

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alpaca_lib.embedded import ModelError, need
+from alpaca_lib.errors import ModelError
 from alpaca_lib.inference.decoding import Decoding, Growing
 from alpaca_lib.inference.safety import Policy
+from alpaca_lib.optional import require
 from alpaca_lib.records import Example
 
 START = Decoding(temperature=0.1, top_p=0.75, top_k=40, max_new_tokens=128)  # Alpaca-LoRA's
@@ -41,7 +42,7 @@ def build(
     if not speakers:
         raise ModelError("no model to talk to: name at least one")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    gradio = need("gradio")
+    gradio = require("gradio")
     one_at_a_time = threading.Lock()
     names = list(speakers)
 
@@ -159,7 +160,7 @@ def serve(page: Any, host: str = "127.0.0.1", port: int = 0, share: bool = False
 
     ``host`` 0.0.0.0 opens it to the network, ``share`` to everyone with the link.
     """
-    gradio = need("gradio")
+    gradio = require("gradio")
     page.launch(
         server_name=host,
         server_port=port or None,

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.embedded import ModelError, need
+from alpaca_lib.errors import DataError, ModelError
 from alpaca_lib.inference.decoding import Growing
-from alpaca_lib.records import DataError, Example
-from alpaca_lib.rules import RULES, SafetyRule, load_rules, unsafe
+from alpaca_lib.optional import require
+from alpaca_lib.records import Example
+from alpaca_lib.safety_rules import RULES, SafetyRule, load_rules, unsafe
 
 TALK = RULES.with_name("policy_rules.yaml")
 REFUSAL = "I cannot help with that."
@@ -165,7 +166,7 @@ def open_moderation(model: str = "omni-moderation-latest") -> Iterator[Callable[
 
     If it cannot be reached that is an error: what was not looked at is not let through.
     """
-    openai = need("openai")
+    openai = require("openai")
     try:
         client = openai.OpenAI(max_retries=3)
     except openai.OpenAIError as error:

@@ -18,11 +18,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.training import cluster, launcher, plan_table
+from alpaca_lib.launch import cluster, launcher
+from alpaca_lib.options import add_flags, from_flags
+from alpaca_lib.planning import plan_table
 from alpaca_lib.training.settings import Settings
 
 
@@ -49,14 +50,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("kind", choices=list(cluster.KINDS))
     files.add_argument("settings", type=Path, help="a JSON file of Settings, seen by all nodes")
     files.add_argument("-o", "--out", type=Path, help="a file, not the screen")
-    for field in fields(cluster.Cluster):
-        flag = "--" + field.name.replace("_", "-")
-        if field.type == "bool":
-            files.add_argument(flag, action="store_true", help=field.metadata["help"])
-        else:
-            kind, default = (int if field.type == "int" else str), field.default
-            about = field.metadata["help"] + (f" (default {default})" if default else "")
-            files.add_argument(flag, type=kind, default=default, help=about)
+    add_flags(files, cluster.Cluster)
     plan_table.add_arguments(
         commands.add_parser(
             "plan",
@@ -73,17 +67,19 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; the exit code is 0 only if it did what was asked."""
-    from alpaca_lib.embedded import ModelError
-    from alpaca_lib.records import DataError
+    from alpaca_lib.errors import DataError, ModelError
 
     options = parser().parse_args(arguments)
     expected: tuple[type[Exception], ...] = (DataError, ModelError, ValueError)
     expected += (launcher.LaunchError, OSError)
     if options.command in ("run", "merge"):
-        from alpaca_lib.training.adapters import AdapterError
-        from alpaca_lib.training.checkpoints import CheckpointError
-        from alpaca_lib.training.loop import NotEnoughMemory, TrainingStopped
-        from alpaca_lib.training.trackers import TrackerError
+        from alpaca_lib.errors import (
+            AdapterError,
+            CheckpointError,
+            NotEnoughMemory,
+            TrackerError,
+            TrainingStopped,
+        )
 
         expected += (AdapterError, CheckpointError, NotEnoughMemory, TrainingStopped, TrackerError)
     try:
@@ -97,9 +93,9 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     launcher.end_with_launcher()
-    from alpaca_lib.training.loop import train
+    from alpaca_lib.launch import run
 
-    train(Settings.load(options.settings), report=lambda line: print(json.dumps(line), flush=True))
+    run(Settings.load(options.settings), report=lambda line: print(json.dumps(line), flush=True))
 
 
 def _launch(options: argparse.Namespace) -> None:
@@ -112,8 +108,7 @@ def _show(lines: Iterable[dict[str, Any]]) -> None:
 
 
 def _cluster(options: argparse.Namespace) -> None:
-    names = [field.name for field in fields(cluster.Cluster)]
-    machines = cluster.Cluster(**{name: getattr(options, name) for name in names})
+    machines = cluster.Cluster(**from_flags(options, cluster.Cluster))
     for note in cluster.notes(options.kind, Settings.load(options.settings), machines):
         print(f"note: {note}", file=sys.stderr)
     text = cluster.render(options.kind, options.settings, machines)

@@ -10,12 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.embedded import need, quiet
+from alpaca_lib.errors import AdapterError
+from alpaca_lib.optional import hide_progress_bars, require
 from alpaca_lib.training.settings import Settings
-
-
-class AdapterError(RuntimeError):
-    """An adapter that cannot be made or used, or that was saved wrongly."""
 
 
 def add_lora(model: Any, settings: Settings) -> Any:
@@ -24,7 +21,7 @@ def add_lora(model: Any, settings: Settings) -> Any:
     With settings.adapter they have that adapter's values; AdapterError if it is of
     another model, rank or set of modules.
     """
-    peft = need("peft")
+    peft = require("peft")
     targets = _targets(model, settings.lora_targets)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -103,7 +100,7 @@ def _read_into(adapted: Any, folder: Path, settings: Settings) -> None:
         raise AdapterError(f"{file}: cannot be read ({error})") from None
     expected = _tensors(adapted)
     _same_shapes(file, saved, expected)
-    need("peft").set_peft_model_state_dict(adapted, saved)
+    require("peft").set_peft_model_state_dict(adapted, saved)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def _tensors(adapted: Any, values: Mapping[str, Any] | None = None) -> dict[str,
     """The adapter's tensors under the names of its file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        state: dict[str, Any] = need("peft").get_peft_model_state_dict(
+        state: dict[str, Any] = require("peft").get_peft_model_state_dict(
             adapted, state_dict=values, save_embedding_layers=False
         )
     return state
@@ -180,7 +177,7 @@ def check_saved(
         raise AdapterError(f"{file}: every B matrix is zero, so nothing was trained")
     if whole:
         before = _some_logits(model)
-        need("peft").set_peft_model_state_dict(model, saved)
+        require("peft").set_peft_model_state_dict(model, saved)
         after = _some_logits(model)
         if not before.equal(after):
             raise AdapterError(f"{file}: read back, it gives other logits")
@@ -227,10 +224,10 @@ def merge(adapter: str, folder: Path) -> Path:
     base = _config(Path(adapter)).get("base_model_name_or_path")
     if not isinstance(base, str):
         raise AdapterError(f"{adapter}: its adapter_config.json names no base model")
-    model, dtype = models.load_merged(adapter)
-    with quiet():
+    model, dtype = models.ModelSource.resolve(adapter).load_merged()
+    with hide_progress_bars():
         model.to(getattr(torch, dtype)).save_pretrained(folder)
-    models.load_tokenizer(base).save_pretrained(folder)
+    models.ModelSource.resolve(base).load_tokenizer().save_pretrained(folder)
     run = Path(adapter) / "run.json"
     if run.is_file():
         shutil.copyfile(run, folder / "run.json")

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from alpaca_lib import models
+from alpaca_lib.errors import ModelError
+from alpaca_lib.models import ModelSource, Placement
 from alpaca_lib.training import adapters, attention, sharding
 from alpaca_lib.training.loss import LabelLoss
 from alpaca_lib.training.packing import Encoded, collate, join
 from alpaca_lib.training.precision import Trained
 from alpaca_lib.training.process import free_memory
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.sharding import World
+from alpaca_lib.training.sharding import Distributed
 
 
 @dataclass
@@ -35,20 +36,21 @@ class Built:
         return causal_of(self.model)
 
 
-def build(settings: Settings, placement: models.Placement, here: World) -> Built:
-    """The model of a run. Raises ModelError, AdapterError or ValueError before any step."""
+def build(
+    settings: Settings, placement: Placement, dist: Distributed, source: ModelSource | None = None
+) -> Built:
+    """Builds the model of a run. Raises ModelError or AdapterError before any step."""
     torch.manual_seed(settings.seed)
     quantized = settings.quantization != "none"
-    if settings.method == "full" and quantized:
-        raise ValueError("full training needs whole weights: set quantization to none")
+    source = source or ModelSource.resolve(settings.model)
     # A quantised base is small, and its weights cannot be split: every rank has it whole.
-    sharded = here.size > 1 and not quantized
-    storage = _storage(settings, placement, sharded)
+    sharded = dist.size > 1 and not quantized
+    storage = _storage(settings, placement, sharded, source)
     exact: dict[str, torch.Tensor] = {}
     if sharded:
-        module, how = _sharded(settings, placement, storage, here)
+        module, how = _sharded(settings, placement, storage, dist, source)
     else:
-        model = _load(settings, storage)
+        model = _load(settings, storage, source)
         how = attention.attach(causal_of(model), placement.device, settings.max_length)
         module = LabelLoss(model)
         exact = _copies(module, placement) if storage.dtype != placement.dtype else {}
@@ -58,28 +60,17 @@ def build(settings: Settings, placement: models.Placement, here: World) -> Built
         for layer in sharding.layers_of(module.model):
             layer.compile()
     module.model.train()
-    trained = Trained(module, here, settings.master_weights, exact)
-    once = (
-        sharded and settings.method == "full" and _gathers_once(module, settings, placement, here)
-    )
+    trained = Trained(module, dist, settings.master_weights, exact)
+    once = False
+    if sharded and settings.method == "full":
+        parameters = sum(p.numel() for p in module.parameters())
+        free = free_memory(placement.device)
+        # All ranks decide alike: one that gathered differently would wait for the rest forever.
+        once = not dist.any_rank(not sharding.gathers_once(settings.gather, parameters, free))
     return Built(module.model, module, trained, how, sharded, once)
 
 
-def _gathers_once(
-    module: Any, settings: Settings, placement: models.Placement, here: World
-) -> bool:
-    """Whether parameters stay gathered within a step: as asked, or if a quarter of the free
-    memory of every rank holds what that costs, 2 bytes a parameter and 4 for its gradient."""
-    if settings.gather != "auto":
-        return settings.gather == "step"
-    more = 6 * sum(p.numel() for p in module.parameters())
-    # Agreed upon: a rank that gathers otherwise than the rest would wait for them for ever.
-    return not here.agree(more >= free_memory(placement.device) / 4)
-
-
-def _check_loss(
-    module: Any, settings: Settings, placement: models.Placement, sharded: bool
-) -> None:
+def _check_loss(module: Any, settings: Settings, placement: Placement, sharded: bool) -> None:
     """Raises ModelError for a model that would learn from another loss than its own.
 
     Recurrent layers, and an attention that does not look at position_ids, take a packed
@@ -100,18 +91,14 @@ def _check_loss(
             module.forward = lambda batch: causal(input_ids=batch, use_cache=False).logits
             logits = module(tokens)[0, :-1].float()
         except (AttributeError, TypeError) as error:
-            raise models.ModelError(
-                f"{name}: no causal LM that can be trained ({error})"
-            ) from error
+            raise ModelError(f"{name}: no causal LM that can be trained ({error})") from error
         finally:
             vars(module).pop("forward", None)
     own = float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
     if two and abs(two / 2 - alone) > near * alone:
-        raise models.ModelError(
-            f"{name}: packed examples would see one another; set batching to bucket"
-        )
+        raise ModelError(f"{name}: packed examples would see one another; set batching to bucket")
     if abs(own - alone) > near * alone:
-        raise models.ModelError(
+        raise ModelError(
             f"{name}: it does not use its head's logits as they are (a loss of {own:.3f} "
             f"would be taken for {alone:.3f}), and cannot be trained here"
         )
@@ -133,7 +120,9 @@ def causal_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _storage(settings: Settings, placement: models.Placement, sharded: bool) -> models.Placement:
+def _storage(
+    settings: Settings, placement: Placement, sharded: bool, source: ModelSource
+) -> Placement:
     """Device and dtype that the weights are loaded in.
 
     FSDP makes the copies to compute with from float32 shards; elsewhere the model holds
@@ -142,12 +131,12 @@ def _storage(settings: Settings, placement: models.Placement, sharded: bool) -> 
     base needs no masters.
     """
     masters = settings.method == "full" and settings.master_weights
-    if masters and (sharded or models.saved_dtype(settings.model) == "float32"):
-        return models.Placement(placement.device, "float32", placement.reason)
+    if masters and (sharded or source.saved_dtype == "float32"):
+        return Placement(placement.device, "float32", placement.reason)
     return placement
 
 
-def _copies(module: LabelLoss, placement: models.Placement) -> dict[str, torch.Tensor]:
+def _copies(module: LabelLoss, placement: Placement) -> dict[str, torch.Tensor]:
     """Turns parameters into copies to compute with; returns what they were, by name."""
     exact = {}
     for name, parameter in module.named_parameters():
@@ -156,27 +145,31 @@ def _copies(module: LabelLoss, placement: models.Placement) -> dict[str, torch.T
     return exact
 
 
-def _load(settings: Settings, storage: models.Placement) -> Any:
-    model = models.load_model(settings.model, storage, settings.quantization)
+def _load(settings: Settings, storage: Placement, source: ModelSource) -> Any:
+    model = source.load_model(storage, settings.quantization)
     return adapters.add_lora(model, settings) if settings.method == "lora" else model
 
 
 def _sharded(
-    settings: Settings, placement: models.Placement, storage: models.Placement, here: World
+    settings: Settings,
+    placement: Placement,
+    storage: Placement,
+    dist: Distributed,
+    source: ModelSource,
 ) -> tuple[LabelLoss, str]:
     """The module in shards: rank 0 reads the weights, the others get their parts from it."""
-    on_cpu = models.Placement("cpu", storage.dtype, storage.reason)
-    source = LabelLoss(_load(settings, on_cpu)) if here.first else None
-    here.barrier()  # rank 0 may have been fetching the model
-    empty = models.empty_model(settings.model, storage)
+    on_cpu = Placement("cpu", storage.dtype, storage.reason)
+    loaded = LabelLoss(_load(settings, on_cpu, source)) if dist.is_rank_zero else None
+    dist.barrier()  # rank 0 may have been fetching the model
+    empty = source.empty_model(storage)
     if settings.method == "lora":
         with torch.device("meta"):
             empty = adapters.add_lora(empty, settings)
     how = attention.attach(causal_of(empty), placement.device, settings.max_length)
     module = LabelLoss(empty)
     _prepare(module, settings)
-    sharding.shard(module, module.model, placement, here, settings.sharding)
-    sharding.fill(module, source, placement.device, here)
+    sharding.shard(module, module.model, placement, dist, settings.sharding)
+    sharding.fill(module, loaded, placement.device, dist)
     return module, how
 
 

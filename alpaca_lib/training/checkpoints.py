@@ -20,18 +20,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alpaca_lib.embedded import quiet
-from alpaca_lib.records import dump_json, write_text
-from alpaca_lib.training.sharding import World
+from alpaca_lib.errors import CheckpointError
+from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.optional import hide_progress_bars
+from alpaca_lib.training.sharding import Distributed
 
 if TYPE_CHECKING:
     import torch
 
 State = dict[str, Any]  # tensors, sharded or not, in nested dictionaries
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that was asked for and cannot be used."""
 
 
 class Saver:
@@ -41,15 +38,15 @@ class Saver:
     on) a checkpoint takes its name when it is complete; wait() before the process ends.
     """
 
-    def __init__(self, folder: Path, here: World, background: bool = False) -> None:
-        self.folder, self.here, self.background = folder, here, background
+    def __init__(self, folder: Path, dist: Distributed, background: bool = False) -> None:
+        self.folder, self.dist, self.background = folder, dist, background
         self._writing: threading.Thread | None = None
         self._failed: list[CheckpointError] = []
         self._group: Any = None
-        if background and here.size > 1:
-            import torch.distributed as dist
+        if background and dist.size > 1:
+            import torch.distributed as c10d
 
-            self._group = dist.new_group(backend="gloo")
+            self._group = c10d.new_group(backend="gloo")
 
     def save(
         self, step: int, state: State, record: dict[str, Any], keep: int = 0, name: str = ""
@@ -62,15 +59,15 @@ class Saver:
         self.wait()
         final = self.folder / (name or f"checkpoint-{step}")
         work = self.folder / f".{final.name}-partial"
-        if self.here.first:
+        if self.dist.is_rank_zero:
             _put_back(self.folder)
             for left in [*self.folder.glob(".*-partial"), *_asides(self.folder)]:
                 shutil.rmtree(left)  # of a run that was killed
             work.mkdir(parents=True)
-        self.here.barrier()
+        self.dist.barrier()
 
         def finish() -> None:
-            if self.here.first:
+            if self.dist.is_rank_zero:
                 _name(work, final, {"step": step, **record})
                 if keep:
                     remove_old(self.folder, keep, step)
@@ -80,7 +77,7 @@ class Saver:
             why = _no_room(_bytes(state), work) or _why(error)
             return CheckpointError(f"{final}: was not written: {why}")
 
-        with _alone(self.here) as alone:
+        with _alone(self.dist) as alone:
             if self.background:
                 future: Any = dcp.async_save(
                     state, checkpoint_id=work / "state", process_group=self._group, no_dist=alone
@@ -95,7 +92,7 @@ class Saver:
                 finish()
             except (CheckpointException, OSError) as error:  # the first is no Exception
                 raise refused(error) from error
-        self.here.barrier()
+        self.dist.barrier()
         return final
 
     def _complete(
@@ -144,7 +141,7 @@ def _name(work: Path, final: Path, record: dict[str, Any]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def load(folder: Path, state: State, here: World) -> None:
+def load(folder: Path, state: State, dist: Distributed) -> None:
     """Puts a checkpoint's values into the tensors of ``state``, at any number of ranks."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
@@ -153,7 +150,7 @@ def load(folder: Path, state: State, here: World) -> None:
     mine = {f"model.{name}" for name in state["model"]}
     if more := [name for name in known if name.startswith("model.") and name not in mine]:
         raise CheckpointError(f"{folder}: it has {more[0]}, which this model has not")
-    with _alone(here) as alone:
+    with _alone(dist) as alone:
         try:
             dcp.load(state, checkpoint_id=folder / "state", no_dist=alone)
         except CheckpointException as error:  # of torch, and no Exception
@@ -270,11 +267,11 @@ def remove_worse(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(here: World) -> Iterator[bool]:
+def _alone(dist: Distributed) -> Iterator[bool]:
     """Whether this is the only process; torch need not warn that it is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield here.size == 1
+        yield dist.size == 1
 
 
 def _digest(file: Path) -> str:
@@ -305,7 +302,7 @@ def save_dense(model: Any, state: State, dtype: torch.dtype, folder: Path) -> No
         for name in getattr(model, "_tied_weights_keys", None) or {}:
             state.pop(name, None)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    with quiet():
+    with hide_progress_bars():
         model.save_pretrained(folder, state_dict=state)
     # save_pretrained writes the dtype of the model in memory, which may be the masters'.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alpaca_lib.errors import DataError
 from alpaca_lib.prompts import render_prompt
-from alpaca_lib.records import DataError, Example, load_examples
+from alpaca_lib.records import Example, load_examples
 from alpaca_lib.training.packing import IGNORE, Encoded, Row, label_count, pack
 from alpaca_lib.training.settings import Settings
 

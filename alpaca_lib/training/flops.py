@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from alpaca_lib.embedded import need
+from alpaca_lib.optional import require
 
 GPUS = Path(__file__).resolve().parents[2] / "data" / "gpus.yaml"
 
@@ -55,7 +55,7 @@ def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
 @cache
 def gpus() -> dict[str, dict[str, Any]]:
     """data/gpus.yaml: by name, what a GPU's maker says of it."""
-    table: dict[str, dict[str, Any]] = need("yaml").safe_load(GPUS.read_text(encoding="utf-8"))
+    table: dict[str, dict[str, Any]] = require("yaml").safe_load(GPUS.read_text(encoding="utf-8"))
     return table["gpus"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib import models
-from alpaca_lib.records import dump_json, write_text
+from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.training.settings import Settings
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -57,7 +57,7 @@ def write_run(
         except metadata.PackageNotFoundError:
             continue
     run = {
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "placement": asdict(placement),
         **facts,
         "python": platform.python_version(),

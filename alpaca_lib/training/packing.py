@@ -8,6 +8,7 @@ step sees depends on (seed, epoch) and its number, never on how it is packed.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+    from alpaca_lib.training.settings import Settings
 
 IGNORE = -100
 Encoded = dict[str, list[int]]  # input_ids and labels of one example
@@ -83,17 +86,27 @@ def join(encoded: Sequence[Encoded], members: Sequence[int]) -> Row:
     return row
 
 
+def count_steps(rows: int, examples_per_step: int, epochs: float, max_steps: int = 0) -> int:
+    """Returns the number of optimizer steps of a run: max_steps, or as many as the epochs have.
+
+    The last step of an epoch has the examples that are left over, so 52,002 rows with 128
+    examples per step are 407 steps per epoch and 1,221 in three.
+    """
+    return max_steps or max(round(epochs * math.ceil(rows / examples_per_step)), 1)
+
+
 def step_order(count: int, per_step: int, seed: int, step: int) -> list[int]:
-    """The examples of optimizer step ``step`` (from 0): epoch by epoch, shuffled by
-    (seed, epoch); the last step of an epoch has what is left over."""
-    steps_per_epoch = -(-count // per_step)
-    epoch, place = divmod(step, steps_per_epoch)
+    """Returns the examples of optimizer step ``step`` (from 0).
+
+    Epoch by epoch, shuffled by (seed, epoch); the last step of an epoch has the rest.
+    """
+    epoch, place = divmod(step, math.ceil(count / per_step))
     order = list(range(count))
     random.Random(f"{seed}:{epoch}").shuffle(order)
     return order[place * per_step : (place + 1) * per_step]
 
 
-def deal(lengths: Sequence[int], most: int, ranks: int) -> list[list[list[int]]]:
+def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> list[list[list[int]]]:
     """[micro-batch][rank] -> indices: groups of at most ``most`` tokens, as few as that
     allows and about equally long, so that no rank waits for another.
 
@@ -116,7 +129,7 @@ def deal(lengths: Sequence[int], most: int, ranks: int) -> list[list[list[int]]]
         count += 1
 
 
-def deal_rows(
+def group_rows(
     lengths: Sequence[int], rows: int, ranks: int, by_length: bool
 ) -> list[list[list[int]]]:
     """[micro-batch][rank] -> ``rows`` indices each, to be padded: as they come, or those of
@@ -127,6 +140,26 @@ def deal_rows(
     groups = [order[at : at + rows] for at in range(0, len(order), rows)]
     groups += [[] for _ in range(-len(groups) % ranks)]
     return [groups[at : at + ranks] for at in range(0, len(groups), ranks)]
+
+
+def micro_batches(
+    settings: Settings, lengths: Sequence[int], ranks: int, by_document: bool
+) -> list[list[list[int]]]:
+    """Returns [micro-batch][rank] -> the indices of a step's examples, as the settings say.
+
+    ``lengths`` are the examples' tokens. ``by_document``: attention costs the sum of the
+    documents' squares; otherwise it costs the row's square, and a micro-batch is one row.
+    """
+    if settings.batching != "pack":
+        by_length = settings.batching == "bucket"
+        return group_rows(lengths, settings.rows_per_micro_batch, ranks, by_length)
+    rows = settings.rows_per_micro_batch if by_document else 1
+    return balance_micro_batches(lengths, rows * settings.row_length, ranks)
+
+
+def padding_multiple(device: str) -> int:
+    """Returns the multiple that batches are padded to, as the device's matrix units prefer."""
+    return 128 if device.startswith("cuda") else 8
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alpaca_lib.training.sharding import World
+from alpaca_lib.training.sharding import Distributed
 
 
 class Trained:
@@ -28,11 +28,11 @@ class Trained:
     def __init__(
         self,
         module: nn.Module,
-        here: World,
+        dist: Distributed,
         masters: bool = True,
         exact: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.here = here
+        self.dist = dist
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {}
         self._copied: dict[str, tuple[nn.Parameter, Tensor]] = {}
@@ -63,7 +63,7 @@ class Trained:
 
         return add
 
-    def collect(self) -> float:
+    def reduce_gradients(self) -> float:
         """Puts the step's gradients beside the masters; returns their norm over all ranks."""
         for name, parameter in self.parameters.items():
             if name not in self._copied:
@@ -76,22 +76,22 @@ class Trained:
         if split:
             mesh: Any = self.parameters[split[0]].device_mesh  # type: ignore[attr-defined]
             copies = mesh.size(0) if mesh.ndim == 2 else 1  # hybrid: each shard is there so often
-            squares += self.here.sum(self._square(split)) / copies
+            squares += self.dist.sum(self._square(split)) / copies
         return math.sqrt(squares)
 
     def _add_up(self, masters: list[Tensor]) -> None:
         """The mean over ranks, as FSDP's, of the gradients of what every rank has whole."""
-        if self.here.size == 1 or not masters:
+        if self.dist.size == 1 or not masters:
             return
-        import torch.distributed as dist
+        import torch.distributed as c10d
 
         for master in masters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
         grads = [m.grad for m in masters if m.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
-        dist.all_reduce(flat)
-        flat /= self.here.size
+        c10d.all_reduce(flat)
+        flat /= self.dist.size
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
@@ -109,7 +109,7 @@ class Trained:
             torch._foreach_mul_(grads, most / (norm + 1e-6))
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def copy_to_model(self) -> None:
         """Gives the stepped masters back to the model, and begins new gradients."""
         for parameter, master in self._copied.values():
             parameter.copy_(master)
@@ -119,7 +119,7 @@ class Trained:
             if name not in self._copied:
                 parameter.grad = self.masters[name].grad = None
 
-    def whole(self, model: Any) -> dict[str, Tensor]:
+    def full_state_dict(self, model: Any) -> dict[str, Tensor]:
         """The trained model's tensors under their names in ``model``, gathered on rank 0 in
         main memory (all ranks must call it); of a model with adapters only these."""
         masters = {name.removeprefix("model."): m for name, m in self.masters.items()}
@@ -142,11 +142,11 @@ class Trained:
         averages: dict[str, Any] = {}
         # Blocks of 8-bit values have a scale each: they do not cut anew. And of one parameter
         # the part of one rank may be large enough for 8 bits, and that of another not.
-        by_rank = hasattr(optimizer, "init_state") and self.here.size > 1
+        by_rank = hasattr(optimizer, "init_state") and self.dist.size > 1
         for master, values in optimizer.state.items():
             name = names[id(master)]
             if by_rank:
-                averages[f"{name} of rank {self.here.rank} of {self.here.size}"] = dict(values)
+                averages[f"{name} of rank {self.dist.rank} of {self.dist.size}"] = dict(values)
                 continue
             averages[name] = {
                 key: self._of_all(name, value) if isinstance(value, Tensor) else value
@@ -174,12 +174,12 @@ class Trained:
         names = {id(master): name for name, master in self.masters.items()}
         for master, values in optimizer.state.items():
             name = names[id(master)]
-            rank = f"{name} of rank {self.here.rank} of {self.here.size}"
+            rank = f"{name} of rank {self.dist.rank} of {self.dist.size}"
             found = state["optimizer"].get(name) or state["optimizer"][rank]
             for key, value in values.items():
                 if not isinstance(value, Tensor):
                     values[key] = found[key]
-        self.publish()
+        self.copy_to_model()
 
 
 def _begin(optimizer: Any) -> None:
@@ -218,9 +218,9 @@ def optimizer_of(trained: Trained, name: str, lr: float, weight_decay: float) ->
     """AdamW over the masters: torch's fused one, or with averages in 8 bits."""
     masters = [m for m in trained.masters.values() if m.numel()]
     if name == "adamw8bit":
-        from alpaca_lib.embedded import need
+        from alpaca_lib.optional import require
 
         # Small tensors keep float32 averages, as bitsandbytes advises.
-        optimizer = need("bitsandbytes").optim.AdamW8bit
+        optimizer = require("bitsandbytes").optim.AdamW8bit
         return optimizer(masters, lr=lr, weight_decay=weight_decay)
     return torch.optim.AdamW(masters, lr=lr, weight_decay=weight_decay, fused=True)

@@ -14,15 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alpaca_lib.embedded import ModelError, need
-from alpaca_lib.records import dump_json, write_text
+from alpaca_lib.errors import MissingPackageError, TrackerError
+from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.optional import require
 from alpaca_lib.training.settings import Settings
 
 Config = dict[str, Any]
-
-
-class TrackerError(RuntimeError):
-    """A tracker that was asked for and cannot be opened; nothing is trained yet."""
 
 
 class Tracker(NamedTuple):
@@ -58,8 +55,8 @@ def check(settings: Settings) -> None:
     """Raises TrackerError, with the install line, if a tracker asked for is not installed."""
     for name in settings.tracker_names:
         try:
-            need(name)
-        except ModelError:
+            require(name)
+        except MissingPackageError:
             cure = f"run `pip install {name}`, or take it out of trackers"
             raise TrackerError(f"{name} is not installed; {cure}") from None
 
@@ -106,7 +103,7 @@ def _tensorboard(settings: Settings, folder: Path, config: Config, at: int, _: s
 
 
 def _wandb(settings: Settings, folder: Path, config: Config, at: int, run_id: str) -> Tracker:
-    wandb: Any = need("wandb")
+    wandb: Any = require("wandb")
     options = {"id": run_id, "resume": "allow", "config": config, "allow_val_change": True}
     name = settings.run_name or folder.name
     run = wandb.init(project=settings.project, name=name, dir=str(folder), **options)
@@ -125,7 +122,7 @@ def _wandb(settings: Settings, folder: Path, config: Config, at: int, run_id: st
 
 
 def _trackio(settings: Settings, folder: Path, config: Config, at: int, run_id: str) -> Tracker:
-    trackio: Any = need("trackio")
+    trackio: Any = require("trackio")
     # Trackio finds a run again by its name, and many folders have the same.
     name, again = settings.run_name or f"{folder.name}-{run_id}", "allow" if at else "never"
     # embed: in a notebook it would start a server.

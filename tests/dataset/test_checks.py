@@ -11,7 +11,8 @@ import pytest
 from alpaca_lib.dataset.__main__ import main
 from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.proofs import load_proofs, prove
-from alpaca_lib.records import DataError, Example, save_examples
+from alpaca_lib.errors import DataError
+from alpaca_lib.records import Example, save_examples
 
 CONSONANTS, VOWELS = "bdfghjklmnprstvw", "aeiou"
 

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from alpaca_lib.dataset.__main__ import main
 from alpaca_lib.dataset.card import UNKNOWN, data_card
-from alpaca_lib.dataset.report import report
+from alpaca_lib.dataset.html_report import report
 from alpaca_lib.records import Example, save_examples
 
 ROWS = [

@@ -13,7 +13,7 @@ from alpaca_lib.dataset.rouge import (
     rouge_l,
     tokenize,
 )
-from alpaca_lib.records import DataError
+from alpaca_lib.errors import DataError
 
 scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
 

@@ -13,12 +13,12 @@ from alpaca_lib.dataset.checks import check, table
 from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.dataset.statistics import markdown_table
-from alpaca_lib.generation.judging import samples_of
+from alpaca_lib.evaluation.constraint_checks import meets
+from alpaca_lib.generation.filtering import samples_of
 from alpaca_lib.generation.parsing import parse_reply
 from alpaca_lib.generation.replay_teacher import load_replies
 from alpaca_lib.generation.self_instruct import Settings, generate, prompt_for
 from alpaca_lib.generation.teacher import open_teacher, reply_from
-from alpaca_lib.inference.checks import meets
 from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples, save_examples
 

@@ -9,19 +9,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from alpaca_lib.errors import BudgetSpent, DataError
 from alpaca_lib.generation.budget import (
     FREE,
     PRICES,
     WAYS,
     Budget,
-    BudgetSpent,
     Price,
     Sampled,
     estimate,
     load_prices,
 )
 from alpaca_lib.generation.teacher import RawReply
-from alpaca_lib.records import DataError
 
 GOOD = """
 dated: 2031-02-03

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from alpaca_lib.errors import DataError, JournalError
 from alpaca_lib.generation.documents import load_passages
-from alpaca_lib.generation.journal import JournalError
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
-from alpaca_lib.records import DataError, load_examples
+from alpaca_lib.records import load_examples
 
 ENGLISH = (
     "Salt comes from the sea. It also comes from mines! Who would have thought? "

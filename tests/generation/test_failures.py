@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import openai
 import pytest
 
+from alpaca_lib.errors import BudgetSpent, TeacherError
 from alpaca_lib.generation import teacher as teachers
-from alpaca_lib.generation.budget import Budget, BudgetSpent, Price
+from alpaca_lib.generation.budget import Budget, Price
 from alpaca_lib.generation.failures import Failure, retry_after
-from alpaca_lib.generation.pace import Pace
-from alpaca_lib.generation.teacher import RawReply, Sampling, TeacherError, open_teacher
+from alpaca_lib.generation.rate_limit import Pace
+from alpaca_lib.generation.teacher import RawReply, Sampling, open_teacher
 
 KEY = "secret-123"
 FAST = {"retry-after-ms": "1"}

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from alpaca_lib.generation.journal import Journal, JournalError
+from alpaca_lib.errors import JournalError
+from alpaca_lib.generation.journal import Journal
 from alpaca_lib.generation.teacher import RawReply
 
 CONFIGURATION = {"seed": 1, "temperature": 0.7, "model": "m"}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from alpaca_lib.generation.judging import parse
+from alpaca_lib.generation.filtering import parse
 from alpaca_lib.generation.parsing import parse_json_reply, parse_reply, reply_schema
 from alpaca_lib.generation.teacher import RawReply
 from alpaca_lib.records import Example

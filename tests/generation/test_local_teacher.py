@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from alpaca_lib.embedded import ModelError
+from alpaca_lib.errors import ModelError
 from alpaca_lib.generation.local_teacher import task_grammar
 from alpaca_lib.generation.parsing import parse_reply
-from alpaca_lib.llama_server import serve
+from alpaca_lib.models.llama_server import serve
 
 FORMAT = "not one Instruction, Input and Output with one number"
 

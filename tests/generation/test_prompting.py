@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import pytest
 
+from alpaca_lib.errors import DataError, JournalError
 from alpaca_lib.generation.documents import Passage
-from alpaca_lib.generation.journal import JournalError
 from alpaca_lib.generation.prompting import Prompter
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
 from alpaca_lib.generation.teacher import open_teacher
-from alpaca_lib.records import DataError, Example, load_examples
+from alpaca_lib.records import Example, load_examples
 
 HEADER = "Write {count} tasks."
 PLAIN = Settings(seeds_per_prompt=3, tasks_per_request=4, seed=5)

@@ -7,9 +7,9 @@ import json
 import openai
 import pytest
 
+from alpaca_lib.errors import DataError, TeacherError
 from alpaca_lib.generation import replay_teacher
-from alpaca_lib.generation.teacher import TeacherError, open_teacher
-from alpaca_lib.records import DataError
+from alpaca_lib.generation.teacher import open_teacher
 
 
 def completion(text, finish_reason="stop"):

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-from alpaca_lib.generation.journal import JournalError
+from alpaca_lib.errors import DataError, JournalError, TeacherError
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
-from alpaca_lib.generation.teacher import TeacherError, open_teacher
-from alpaca_lib.records import DataError, Example, load_examples
+from alpaca_lib.generation.teacher import open_teacher
+from alpaca_lib.records import Example, load_examples
 
 SETTINGS = Settings(tasks_wanted=12, seeds_per_prompt=3, tasks_per_request=3, seed=5)
 HEADER = "Write {count} tasks."
@@ -397,7 +397,7 @@ def test_lasting_rate_limit(fake, seeds, tmp_path):
 
 def test_nobody_listens(seeds, tmp_path, monkeypatch):
     """A wrong address is named with the variable that holds it."""
-    from alpaca_lib.training.launcher import free_port
+    from alpaca_lib.launch.launcher import free_port
 
     address = f"http://127.0.0.1:{free_port()}/v1"
     monkeypatch.setenv("OPENAI_BASE_URL", address)

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
+from alpaca_lib.errors import JournalError
 from alpaca_lib.generation.budget import load_prices
-from alpaca_lib.generation.journal import Journal, JournalError
+from alpaca_lib.generation.journal import Journal
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
 

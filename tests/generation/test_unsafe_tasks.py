@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from alpaca_lib.errors import DataError
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
-from alpaca_lib.records import DataError, load_examples
+from alpaca_lib.records import load_examples
 
 SETTINGS = Settings(tasks_wanted=100, seeds_per_prompt=3, tasks_per_request=4, seed=5)
 WORDS = [f"{a}{b}" for a in ("ba", "ke", "lo", "mu", "ni") for b in ("dan", "fol", "gim", "tup")]
@@ -78,7 +79,7 @@ def test_unsafe_tasks_are_not_shown_to_the_teacher(fake, seeds, tmp_path):
 def test_bad_rules_stop_a_run_before_it_costs_anything(fake, seeds, tmp_path, monkeypatch):
     """A rule that cannot be used is an error before the first request; without safety it is
     not even read."""
-    from alpaca_lib import rules as safety
+    from alpaca_lib import safety_rules as safety
 
     fake.respond = mixed_reply
     bad = tmp_path / "rules.yaml"

@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from alpaca_lib import models
-from alpaca_lib.embedded import ModelError
+from alpaca_lib.errors import ModelError
 from alpaca_lib.inference import app
 from alpaca_lib.inference.decoding import Decoding, answer
+from alpaca_lib.inference.model_pool import Voices
 from alpaca_lib.inference.safety import Policy
-from alpaca_lib.inference.voices import Voices
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")

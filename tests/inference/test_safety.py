@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from alpaca_lib.errors import DataError
 from alpaca_lib.inference.safety import (
     EVERY,
     REFUSAL,
@@ -15,8 +16,7 @@ from alpaca_lib.inference.safety import (
     measure,
     with_moderation,
 )
-from alpaca_lib.records import DataError
-from alpaca_lib.rules import load_rules
+from alpaca_lib.safety_rules import load_rules
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from alpaca_lib.training.launcher import free_port
+from alpaca_lib.launch.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -267,7 +267,7 @@ def plain_answer(folder: Path, question: str, tokens: int) -> str:
 
     from alpaca_lib import models
 
-    base = models.locate("smollm2-135m").path
+    base = models.ModelSource.resolve("smollm2-135m").path
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=models.place().dtype)
     model = peft.PeftModel.from_pretrained(model, str(folder)).eval()

@@ -228,7 +228,7 @@ def test_values_that_finetune_refuses(finetune: Any, tmp_path: Path) -> None:
         finetune("--wandb_project", "p", "--report_to", "none")
     with pytest.raises(error, match="takes false or gradients or parameters or all"):
         finetune("--wandb_watch", "weights")
-    from alpaca_lib.training.adapters import AdapterError
+    from alpaca_lib.errors import AdapterError
 
     empty, out = tmp_path / "empty", tmp_path / "out"
     for folder in (empty, out):

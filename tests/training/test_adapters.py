@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alpaca_lib import models
+from alpaca_lib.errors import ModelError
 from alpaca_lib.training import adapters
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.loop import train
@@ -64,7 +64,7 @@ def plain(folder):
 def test_merged_model_is_the_adapters(settings, small_folder, logits, tmp_path, changes):
     """The merged folder loads without PEFT, and its logits are those of PEFT's model to 1e-5
     of the largest; the base's are other ones."""
-    folder = train(replace(settings, **changes))
+    folder = train(settings.replace(**changes))
     adapted = logits(peft.PeftModel.from_pretrained(plain(small_folder), folder))
     base = logits(plain(small_folder))
     assert adapters.merge(str(folder), tmp_path / "merged") == tmp_path / "merged"
@@ -81,7 +81,7 @@ def test_merged_in_the_dtype_of_the_base(settings, small_folder, tmp_path):
     """A base in bfloat16 stays one: the sums are float32's, rounded once."""
     shutil.copytree(small_folder, tmp_path / "base")
     plain(small_folder).bfloat16().save_pretrained(tmp_path / "base")
-    folder = train(replace(settings, model=str(tmp_path / "base"), dtype="bfloat16"))
+    folder = train(settings.replace(model=str(tmp_path / "base"), dtype="bfloat16"))
     adapters.merge(str(folder), tmp_path / "merged")
     saved = load_file(tmp_path / "merged" / "model.safetensors")
     assert {t.dtype for t in saved.values()} == {torch.bfloat16}
@@ -160,8 +160,8 @@ def test_a_broken_adapter_is_not_used(trained_adapter, tmp_path, monkeypatch, ho
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = shutil.copytree(trained_adapter, tmp_path / "broken")
     spoil(folder, how)
-    with pytest.raises(models.ModelError, match="broken"):
-        models.load_model(str(folder), models.place("cpu", "float32"))
+    with pytest.raises(ModelError, match="broken"):
+        models.ModelSource.resolve(str(folder)).load_model(models.place("cpu", "float32"))
 
 
 # --- a run that begins with an adapter --------------------------------------------------
@@ -179,10 +179,10 @@ def test_a_run_begins_with_a_saved_adapter(
         "new": {},
     }.items():
         lines = seen[name] = []
-        settings = replace(
-            settings, output_dir=str(tmp_path / name), examples_per_step=12, seed=3, adapter=""
+        settings = settings.replace(
+            output_dir=str(tmp_path / name), examples_per_step=12, seed=3, adapter=""
         )
-        train(replace(settings, **changes), report=lines.append)
+        train(settings.replace(**changes), report=lines.append)
     saved, still, begun = (
         logits(peft.PeftModel.from_pretrained(plain(small_folder), folder))
         for folder in (trained_adapter, tmp_path / "still", tmp_path / "begun")
@@ -196,7 +196,7 @@ def test_a_broken_adapter_is_not_begun_with(settings, trained_adapter, tmp_path,
     """One error line that names the adapter, before any output is written."""
     folder = shutil.copytree(trained_adapter, tmp_path / "broken")
     spoil(folder, how)
-    file = replace(settings, adapter=str(folder)).save(tmp_path / "settings.json")
+    file = settings.replace(adapter=str(folder)).save(tmp_path / "settings.json")
     assert main(["run", str(file)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "broken" in error and "Traceback" not in error
@@ -217,7 +217,7 @@ def test_a_broken_adapter_is_not_begun_with(settings, trained_adapter, tmp_path,
 )
 def test_settings_that_are_not_the_adapters(settings, trained_adapter, capsys, changes, words):
     """Another rank, scale, method or set of modules than the run's: which, and both values."""
-    settings = replace(settings, adapter=str(trained_adapter), **changes)
+    settings = settings.replace(adapter=str(trained_adapter), **changes)
     with pytest.raises(adapters.AdapterError, match=words) as caught:
         train(settings)
     assert str(trained_adapter) in str(caught.value)
@@ -229,7 +229,7 @@ def test_an_adapter_of_another_model(settings, trained_adapter, small_folder, ma
     shutil.copytree(small_folder, tmp_path / "wider")
     make_tiny(vocab_size=461, hidden_size=32).save_pretrained(tmp_path / "wider")
     with pytest.raises(adapters.AdapterError, match=r"\(4, 16\).*needs \(4, 32\).*another model"):
-        train(replace(settings, model=str(tmp_path / "wider"), adapter=str(trained_adapter)))
+        train(settings.replace(model=str(tmp_path / "wider"), adapter=str(trained_adapter)))
     with pytest.raises(adapters.AdapterError, match="no-such"):
-        train(replace(settings, adapter=str(tmp_path / "no-such")))
+        train(settings.replace(adapter=str(tmp_path / "no-such")))
     assert not Path(settings.output_dir).exists()

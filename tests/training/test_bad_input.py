@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from alpaca_lib import models
+from alpaca_lib.errors import NotEnoughMemory, TrainingStopped
+from alpaca_lib.launch import run as train
+from alpaca_lib.planning import planner
 from alpaca_lib.records import Example, load_examples, save_examples
-from alpaca_lib.training import checkpoints, planner
+from alpaca_lib.training import checkpoints
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.examples import encode, label_count, load_data
-from alpaca_lib.training.loop import NotEnoughMemory, TrainingStopped, train
 from alpaca_lib.training.settings import Settings
 
 
@@ -32,10 +33,17 @@ def tokens(small_folder):
 def settings(small_folder, data_file, tmp_path):
     """Four steps of six examples on the CPU in float32."""
     return Settings(
-        data_path=str(data_file), output_dir=str(tmp_path / "run"), model=str(small_folder),
-        max_steps=4, examples_per_step=6, max_length=96, row_length=192, learning_rate=1e-2,
-        device="cpu", dtype="float32",
-    )  # fmt: skip
+        data_path=str(data_file),
+        output_dir=str(tmp_path / "run"),
+        model=str(small_folder),
+        max_steps=4,
+        examples_per_step=6,
+        max_length=96,
+        row_length=192,
+        learning_rate=1e-2,
+        device="cpu",
+        dtype="float32",
+    )
 
 
 @pytest.fixture
@@ -95,8 +103,8 @@ def test_rows_longer_than_the_limit(settings, some_examples, tokens, tmp_path):
         Example("Count as far as you can.", "", "one two three four " * 2000),
         Example("Sum up. " + "a word " * 2000, "", "Words."),
     ]
-    settings = replace(
-        settings, data_path=data_of([*some_examples, *long], tmp_path), max_length=128
+    settings = settings.replace(
+        data_path=data_of([*some_examples, *long], tmp_path), max_length=128
     )
     data = load_data(settings, tokens)
     assert (len(data.rows), data.dropped, data.cut) == (13, 1, 1)
@@ -111,17 +119,17 @@ def test_rows_longer_than_the_limit(settings, some_examples, tokens, tmp_path):
 def test_empty_answers(settings, some_examples, tmp_path, refused):
     """They teach the end token alone; without an end token none has anything to teach."""
     rows = [Example(e.instruction, e.input, "") for e in some_examples]
-    settings = replace(settings, data_path=data_of(rows, tmp_path))
+    settings = settings.replace(data_path=data_of(rows, tmp_path))
     folder = train(settings)
     assert [line["label_tokens"] for line in metrics(folder)] == [6] * 4
     shutil.rmtree(folder)
-    assert "own.json: no row has an answer" in refused(replace(settings, add_eos=False))
+    assert "own.json: no row has an answer" in refused(settings.replace(add_eos=False))
 
 
 def test_a_validation_set_without_a_label(settings, tmp_path, refused):
     """It would validate nothing, and keep_best would keep any model: refused."""
     rows = [Example("Sum up. " + "a word " * 2000, "", "Words.")]
-    settings = replace(settings, validation_path=data_of(rows, tmp_path), keep_best=True)
+    settings = settings.replace(validation_path=data_of(rows, tmp_path), keep_best=True)
     assert "own.json" in refused(settings)
 
 
@@ -130,10 +138,12 @@ def test_rows_that_hold_a_nan(settings, make_tiny, small, tokens, some_examples,
     that row, names the step's rows, and leaves the checkpoint before it and no model."""
     word = "<|im_start|>"
     examples = [*some_examples[:11], Example("Say it.", "", f"It is {word} indeed.")]
-    settings = replace(
-        settings, data_path=data_of(examples, tmp_path), examples_per_step=3, save_every=1,
+    settings = settings.replace(
+        data_path=data_of(examples, tmp_path),
+        examples_per_step=3,
+        save_every=1,
         model=str(tmp_path / "poisoned"),
-    )  # fmt: skip
+    )
     model = make_tiny(tied=False, vocab_size=len(tokens), **small)
     model.model.embed_tokens.weight.data[tokens.convert_tokens_to_ids(word)] = float("nan")
     model.save_pretrained(settings.model)
@@ -165,44 +175,46 @@ def test_padding_tokens(settings, model_with, tokens, batching, pad):
     if pad == "far":
         tokens.add_special_tokens({"pad_token": "[PAD]"})
         assert tokens.pad_token_id == words
-    settings = replace(settings, batching=batching, max_steps=2, rows_per_micro_batch=3)
+    settings = settings.replace(batching=batching, max_steps=2, rows_per_micro_batch=3)
     expected = metrics(train(settings))
-    settings = replace(
-        settings, model=model_with(vocab_size=words), output_dir=settings.output_dir + "2"
+    settings = settings.replace(
+        model=model_with(vocab_size=words), output_dir=settings.output_dir + "2"
     )
     lines = metrics(train(settings))
     for name in ("loss", "label_tokens", "tokens"):
         assert [x[name] for x in lines] == pytest.approx([x[name] for x in expected], rel=1e-5)
-    row = encode(Example("Say nothing at all."), models.load_tokenizer(settings.model))
+    row = encode(
+        Example("Say nothing at all."), models.ModelSource.resolve(settings.model).load_tokenizer()
+    )
     assert row["labels"][-1] == tokens.eos_token_id and label_count(row) == 1
 
 
 def test_a_tokenizer_without_an_end(settings, model_with, tokens, refused):
     """No answer would learn to end: refused with the cure, and the cure works."""
     tokens.eos_token = None
-    settings = replace(settings, model=model_with(), max_steps=2)
+    settings = settings.replace(model=model_with(), max_steps=2)
     error = refused(settings)
     assert settings.model in error and "add_eos" in error
-    assert len(metrics(train(replace(settings, add_eos=False)))) == 2
+    assert len(metrics(train(settings.replace(add_eos=False)))) == 2
 
 
 def test_a_tokenizer_without_a_chat_template(settings, model_with, tokens, refused):
     """template "chat" without one: refused in words."""
     tokens.chat_template = None
-    assert "chat" in refused(replace(settings, model=model_with(), template="chat"))
+    assert "chat" in refused(settings.replace(model=model_with(), template="chat"))
 
 
 def test_vocabulary_and_embedding(settings, model_with, tokens, refused):
     """More rows in the embedding than tokens (as Qwen has) is fine, and they stay as they
     were but for weight decay; fewer is refused, with the token and the number of rows."""
     large = model_with("large", vocab_size=len(tokens) + 100, tied=False)
-    folder = train(replace(settings, model=large, batching="bucket"))
+    folder = train(settings.replace(model=large, batching="bucket"))
     name = "model.embed_tokens.weight"
     before, after = weights(large)[name], weights(folder)[name]
     assert before[len(tokens) :].equal(after[len(tokens) :]) and not before.equal(after)
     assert len(before) == len(tokens) + 100
     shutil.rmtree(folder)
-    error = refused(replace(settings, model=model_with("less", vocab_size=300)))
+    error = refused(settings.replace(model=model_with("less", vocab_size=300)))
     most = max(
         max(encode(e, tokens, max_length=96)["input_ids"])
         for e in load_examples(settings.data_path)
@@ -220,7 +232,7 @@ def test_models_that_are_none(settings, small_folder, tmp_path, refused):
     }.items():
         folder = shutil.copytree(small_folder, tmp_path / name)
         spoil(folder)
-        assert name in refused(replace(settings, model=str(folder)))
+        assert name in refused(settings.replace(model=str(folder)))
 
 
 # --- checkpoints ----------------------------------------------------------------------
@@ -230,10 +242,19 @@ def test_models_that_are_none(settings, small_folder, tmp_path, refused):
 def finished(small_folder, data_file, tmp_path_factory):
     """(settings, folder) of a run with all its checkpoints."""
     settings = Settings(
-        data_path=str(data_file), output_dir=str(tmp_path_factory.mktemp("finished") / "run"),
-        model=str(small_folder), max_steps=3, examples_per_step=6, max_length=96, row_length=192,
-        learning_rate=1e-2, device="cpu", dtype="float32", save_every=1, keep_checkpoints=9,
-    )  # fmt: skip
+        data_path=str(data_file),
+        output_dir=str(tmp_path_factory.mktemp("finished") / "run"),
+        model=str(small_folder),
+        max_steps=3,
+        examples_per_step=6,
+        max_length=96,
+        row_length=192,
+        learning_rate=1e-2,
+        device="cpu",
+        dtype="float32",
+        save_every=1,
+        keep_checkpoints=9,
+    )
     return settings, train(settings)
 
 
@@ -260,7 +281,7 @@ def test_a_damaged_checkpoint_that_was_asked_for(
     """Named, with what is wrong; nothing is written."""
     copy = shutil.copytree(finished[1] / "checkpoint-2", tmp_path / "mine" / "checkpoint-2")
     spoil(copy)
-    error = refused(replace(settings, resume=str(copy)))
+    error = refused(settings.replace(resume=str(copy)))
     assert str(copy) in error and words in error
 
 
@@ -286,8 +307,8 @@ def test_a_checkpoint_of_another_run(
         rows = [*some_examples[1:], some_examples[0]]
         changes = {"data_path": data_of(rows, tmp_path)}
     settings, folder = finished
-    asked = replace(settings, output_dir=str(tmp_path / "run"), **changes)
-    error = refused(replace(asked, resume=str(folder / "checkpoint-2")))
+    asked = settings.replace(output_dir=str(tmp_path / "run"), **changes)
+    error = refused(asked.replace(resume=str(folder / "checkpoint-2")))
     assert "checkpoint-2 is of another run" in error and words in error
     shutil.copytree(folder / "checkpoint-2", tmp_path / "run" / "checkpoint-2")
     assert words in refused(asked)
@@ -299,12 +320,12 @@ def test_a_checkpoint_of_another_run(
 )  # fmt: skip
 def test_a_checkpoint_of_a_model_that_was_exchanged(settings, model_with, tmp_path, refused, more):
     """The model's folder has another model now: the checkpoint does not fit, in words."""
-    settings = replace(settings, model=model_with("mine"), save_every=2, max_steps=2)
+    settings = settings.replace(model=model_with("mine"), save_every=2, max_steps=2)
     folder = train(settings)
     (folder / "metrics.jsonl").unlink()
     shutil.rmtree(tmp_path / "mine")
     model_with("mine", **more)
-    assert "checkpoint-2" in refused(replace(settings, max_steps=3))
+    assert "checkpoint-2" in refused(settings.replace(max_steps=3))
 
 
 def test_a_checkpoint_under_a_wrong_name_is_passed_over(finished, settings, tmp_path, capsys):
@@ -312,7 +333,7 @@ def test_a_checkpoint_under_a_wrong_name_is_passed_over(finished, settings, tmp_
     copy = tmp_path / "run"
     for name, number in (("checkpoint-2", 2), ("checkpoint-1", 9)):
         shutil.copytree(finished[1] / name, copy / f"checkpoint-{number}")
-    train(replace(finished[0], output_dir=str(copy)))
+    train(finished[0].replace(output_dir=str(copy)))
     said = capsys.readouterr().out
     assert "checkpoint-9 is passed over: it is of step 1" in said
     assert "resuming from checkpoint-2" in said
@@ -332,21 +353,28 @@ def test_an_output_folder_that_cannot_be_one(settings, tmp_path):
 def test_keep_best_keeps_the_lowest(settings, some_examples, tmp_path):
     """Validation falls, then rises: the weights at the end are those of the lowest, as an
     unbroken run that ends there has them; through a stop and a resume just the same."""
-    settings = replace(
-        settings, validation_path=data_of(some_examples[:2], tmp_path), keep_best=True,
-        schedule="constant", warmup=0, learning_rate=0.1, eval_every=1, save_every=1,
-        max_steps=8, output_dir=str(tmp_path / "whole"), examples_per_step=3,
+    settings = settings.replace(
+        validation_path=data_of(some_examples[:2], tmp_path),
+        keep_best=True,
+        schedule="constant",
+        warmup=0,
+        learning_rate=0.1,
+        eval_every=1,
+        save_every=1,
+        max_steps=8,
+        output_dir=str(tmp_path / "whole"),
+        examples_per_step=3,
         data_path=str(save_examples(some_examples[2:], tmp_path / "rest.json")),
-    )  # fmt: skip
+    )
     folder = train(settings)
     found = {m["step"]: m["validation_loss"] for m in metrics(folder) if "validation_loss" in m}
     assert list(found) == list(range(9))
     best = min(list(found)[1:], key=found.__getitem__)
     assert 1 < best < 6 and found[8] > found[best] + 0.01, found
     kept = weights(folder)
-    until = train(replace(settings, max_steps=best, output_dir=str(tmp_path / "until")))
+    until = train(settings.replace(max_steps=best, output_dir=str(tmp_path / "until")))
     assert all(kept[n].equal(t) for n, t in weights(until).items())
-    last = train(replace(settings, keep_best=False, output_dir=str(tmp_path / "last")))
+    last = train(settings.replace(keep_best=False, output_dir=str(tmp_path / "last")))
     assert not all(kept[n].equal(t) for n, t in weights(last).items())
     # No more than one best on either side of the newest checkpoint.
     assert [p.name for p in folder.glob("best-*")] == [f"best-{best}"]
@@ -355,7 +383,7 @@ def test_keep_best_keeps_the_lowest(settings, some_examples, tmp_path):
         pass
 
     for at in (best, best + 2):
-        broken = replace(settings, output_dir=str(tmp_path / f"broken-{at}"))
+        broken = settings.replace(output_dir=str(tmp_path / f"broken-{at}"))
 
         def kill(line, at=at):
             if line["step"] == at and "loss" in line:
@@ -372,17 +400,22 @@ def test_the_best_is_read_when_it_is_written(settings, monkeypatch):
     """Saved in the background, as on a GPU, and slowly: the run waits for it at its end."""
 
     class Slow(checkpoints.Saver):
-        def __init__(self, folder, here, background=False):
-            super().__init__(folder, here, background=True)
+        def __init__(self, folder, dist, background=False):
+            super().__init__(folder, dist, background=True)
 
         def _complete(self, *arguments):
             time.sleep(1.0)
             super()._complete(*arguments)
 
-    settings = replace(
-        settings, validation_rows=3, keep_best=True, eval_every=1, max_steps=2, warmup=0,
-        schedule="constant", learning_rate=1.0,
-    )  # fmt: skip
+    settings = settings.replace(
+        validation_rows=3,
+        keep_best=True,
+        eval_every=1,
+        max_steps=2,
+        warmup=0,
+        schedule="constant",
+        learning_rate=1.0,
+    )
     monkeypatch.setattr(checkpoints, "Saver", Slow)
     folder = train(settings)
     found = [m["validation_loss"] for m in metrics(folder) if "validation_loss" in m]
@@ -391,10 +424,10 @@ def test_the_best_is_read_when_it_is_written(settings, monkeypatch):
 
 def test_keep_best_where_the_last_is_best(settings, tmp_path):
     """Nothing is loaded back, and nothing but the last model is kept."""
-    settings = replace(settings, validation_rows=3, keep_best=True, eval_every=1, max_steps=3)
-    kept = train(replace(settings, learning_rate=1e-4))
+    settings = settings.replace(validation_rows=3, keep_best=True, eval_every=1, max_steps=3)
+    kept = train(settings.replace(learning_rate=1e-4))
     plain = train(
-        replace(settings, learning_rate=1e-4, keep_best=False, output_dir=str(tmp_path / "p"))
+        settings.replace(learning_rate=1e-4, keep_best=False, output_dir=str(tmp_path / "p"))
     )
     losses = [m["validation_loss"] for m in metrics(kept) if "validation_loss" in m]
     assert losses[-1] == min(losses)
@@ -408,4 +441,4 @@ def test_too_little_memory(settings, tiny_folder, monkeypatch):
     with pytest.raises(NotEnoughMemory, match=r"GB are needed.*\n.*activation_checkpointing"):
         train(settings)
     assert not Path(settings.output_dir).exists()
-    assert train(replace(settings, memory_check=False, max_steps=1)).is_dir()
+    assert train(settings.replace(memory_check=False, max_steps=1)).is_dir()

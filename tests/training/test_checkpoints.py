@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from alpaca_lib.training import checkpoints
-from alpaca_lib.training.sharding import World
+from alpaca_lib.training.sharding import Distributed
 
-ALONE = World(0, 1, 0)
+ALONE = Distributed(0, 1, 0)
 
 
 def state_of(model, optimizer):

@@ -120,7 +120,7 @@ def test_training_prompt_is_the_inference_prompt(tiny_folder, tmp_path):
         "special_tokens": {mark: {"id": mark, "ids": [1], "tokens": [mark]}},
     }  # fmt: skip
     file.write_text(json.dumps(description), encoding="utf-8")
-    tokenizer = models.load_tokenizer(str(folder))
+    tokenizer = models.ModelSource.resolve(str(folder)).load_tokenizer()
     prompt = tokenizer(render_prompt(EXAMPLE))["input_ids"]
     assert prompt[0] == 1  # the tokenizer does add it
     assert encode(EXAMPLE, tokenizer)["input_ids"][: len(prompt)] == prompt

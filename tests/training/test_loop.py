@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 from alpaca_lib import models
-from alpaca_lib.records import DataError, Example, load_examples, save_examples
-from alpaca_lib.training import checkpoints, launcher
+from alpaca_lib.errors import DataError, TrainingStopped
+from alpaca_lib.launch import launcher
+from alpaca_lib.records import Example, load_examples, save_examples
+from alpaca_lib.training import checkpoints
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import encode, label_count
-from alpaca_lib.training.loop import TrainingStopped, train
+from alpaca_lib.training.loop import train
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.sharding import World
+from alpaca_lib.training.sharding import Distributed
 
 FIELDS = ["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu"]
 FIELDS += ["peak_memory_bytes"]
@@ -63,7 +64,7 @@ def settings(small_folder, data_file, tmp_path):
 
 def in_folder(settings, name, **changes):
     """The same run in a folder beside."""
-    return replace(settings, output_dir=str(Path(settings.output_dir).parent / name), **changes)
+    return settings.replace(output_dir=str(Path(settings.output_dir).parent / name), **changes)
 
 
 def metrics(folder):
@@ -134,7 +135,7 @@ def plain_training(settings):
 @pytest.mark.parametrize("rows", [1, 8])
 def test_training_is_plain_torch(settings, rows):
     """Losses, rates, norms and final weights are those of a plain loop without packing."""
-    settings = replace(settings, rows_per_micro_batch=rows)
+    settings = settings.replace(rows_per_micro_batch=rows)
     state, lines = plain_training(settings)
     folder = train(settings)
     for ours, theirs in zip(metrics(folder), lines, strict=True):
@@ -150,7 +151,7 @@ def test_training_is_plain_torch(settings, rows):
 def test_output_folder(settings, small_folder, data_file):
     """What a run leaves: a model that loads, metrics with all fields, run.json."""
     seen = []
-    folder = train(replace(settings, validation_rows=2), report=seen.append)
+    folder = train(settings.replace(validation_rows=2), report=seen.append)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert same(
         {n: t for n, t in model.state_dict().items() if n in weights(folder)}, weights(folder)
@@ -167,7 +168,7 @@ def test_output_folder(settings, small_folder, data_file):
         assert line["tokens_per_second"] > 0 and line["peak_memory_bytes"] > 10**7
     assert [line["step"] for line in lines if "validation_loss" in line] == [0, 4]
     run = json.loads((folder / "run.json").read_text())
-    assert run["settings"] == asdict(replace(settings, validation_rows=2))
+    assert run["settings"] == settings.replace(validation_rows=2).to_dict()
     assert run["settings"]["seed"] == 0 and run["versions"]["torch"] == torch.__version__
     assert run["placement"]["dtype"] == "float32" and run["processes"] == 1
     assert (run["steps"], run["training_rows"], run["validation_rows"]) == (4, 10, 2)
@@ -176,7 +177,7 @@ def test_output_folder(settings, small_folder, data_file):
 
 def test_tokens_are_counted(settings, tokenizer):
     """tokens is the number of tokens of the step's examples, padding left out."""
-    settings = replace(settings, examples_per_step=100, max_steps=1)
+    settings = settings.replace(examples_per_step=100, max_steps=1)
     rows = [encode(e, tokenizer, max_length=128) for e in load_examples(settings.data_path)]
     (line,) = metrics(train(settings))
     assert line["tokens"] == sum(len(row["input_ids"]) for row in rows)
@@ -185,7 +186,7 @@ def test_tokens_are_counted(settings, tokenizer):
 
 def test_validation_loss_is_transformers(settings, tokenizer):
     """The first validation loss is that of the untrained model, as transformers sees it."""
-    settings = replace(settings, validation_rows=4, max_steps=1)
+    settings = settings.replace(validation_rows=4, max_steps=1)
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     total = count = 0
     for example in load_examples(settings.data_path)[:4]:
@@ -213,15 +214,15 @@ def test_activation_checkpointing_changes_nothing(settings):
 def test_masters_begin_as_exact_as_the_files(settings):
     """The float32 of the files, not what is left of it in the bfloat16 copies: rounded masters
     would hold back every copy's first step, and let them all go at once."""
-    here = World(0, 1, 0)
-    chosen = replace(settings, dtype="bfloat16")
-    built = build(chosen, models.place("cpu", "bfloat16"), here)
+    dist = Distributed(0, 1, 0)
+    chosen = settings.replace(dtype="bfloat16")
+    built = build(chosen, models.place("cpu", "bfloat16"), dist)
     files = load_file(Path(settings.model) / "model.safetensors")
     for name, parameter in built.model.named_parameters():
         assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, files[name].bfloat16())
         assert torch.equal(built.trained.masters[f"model.{name}"], files[name])
-    alone = build(replace(chosen, master_weights=False), models.place("cpu", "bfloat16"), here)
+    alone = build(chosen.replace(master_weights=False), models.place("cpu", "bfloat16"), dist)
     assert {m.dtype for m in alone.trained.masters.values()} == {torch.bfloat16}
 
 
@@ -237,7 +238,7 @@ def test_bfloat16_is_saved_as_such(settings):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "constant_with_warmup"])
 def test_learning_rates(settings, schedule):
     """The rates in the log are those of transformers' scheduler."""
-    settings = replace(settings, schedule=schedule, warmup=2, max_steps=5)
+    settings = settings.replace(schedule=schedule, warmup=2, max_steps=5)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
     reference = get_scheduler(schedule, optimizer, 2, 5)
     rates = []
@@ -250,7 +251,7 @@ def test_learning_rates(settings, schedule):
 
 def test_epochs_and_log_every(settings):
     """Two epochs of twelve in steps of five are six; each second one is logged."""
-    folder = train(replace(settings, max_steps=0, epochs=2.0, log_every=4))
+    folder = train(settings.replace(max_steps=0, epochs=2.0, log_every=4))
     assert [line["step"] for line in metrics(folder)] == [4, 6]
 
 
@@ -260,14 +261,18 @@ def test_epochs_and_log_every(settings):
 def test_lora_folder_loads_with_peft(settings):
     """An adapter folder names its base, loads on it, and changed what it gives."""
     peft = pytest.importorskip("peft")
-    folder = train(replace(settings, method="lora"))
+    folder = train(settings.replace(method="lora"))
     base = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     ids = torch.arange(50, 90)[None]
     with torch.no_grad():
         before = base(ids).logits
         model = peft.PeftModel.from_pretrained(base, folder).eval()
         after = model(ids).logits
-        ours = models.load_model(str(folder), models.place("cpu", "float32"))(ids).logits
+        ours = (
+            models.ModelSource.resolve(str(folder))
+            .load_model(models.place("cpu", "float32"))(ids)
+            .logits
+        )
     assert not torch.allclose(before, after, atol=1e-4) and torch.equal(after, ours)
     assert (
         json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -281,8 +286,7 @@ def test_validation_leaves_a_quantized_base_trainable(settings, tiny_folder, qua
     """Gradients after a validation are those without one (bitsandbytes packs 4-bit weights
     anew in eval mode on some CPUs, and no gradient flows through those)."""
     pytest.importorskip("bitsandbytes")
-    settings = replace(
-        settings, model=str(tiny_folder), method="lora", quantization=quantization,
+    settings = settings.replace(model=str(tiny_folder), method="lora", quantization=quantization,
         lora_targets="all-linear", dtype="bfloat16",
     )  # fmt: skip
     plain = train(in_folder(settings, "plain"))
@@ -297,8 +301,7 @@ def test_validation_leaves_a_quantized_base_trainable(settings, tiny_folder, qua
 def test_lora_on_a_quantized_base(settings, tiny_folder, quantization):
     """QLoRA on the CPU: the loss falls, and the adapter is saved."""
     pytest.importorskip("bitsandbytes")
-    settings = replace(
-        settings, model=str(tiny_folder), method="lora", quantization=quantization,
+    settings = settings.replace(model=str(tiny_folder), method="lora", quantization=quantization,
         lora_targets="all-linear", examples_per_step=12, max_steps=3,
     )  # fmt: skip
     folder = train(settings)
@@ -310,14 +313,14 @@ def test_lora_on_a_quantized_base(settings, tiny_folder, quantization):
 def test_full_training_of_quantized_weights_is_refused(settings):
     """Full training needs whole weights, and says so."""
     with pytest.raises(ValueError, match="quantization"):
-        train(replace(settings, quantization="nf4"))
+        train(settings.replace(quantization="nf4"))
 
 
 def test_full_run_after_a_lora_run_in_the_same_folder(settings):
     """resume="never": what the folder then holds is the new model, not the old adapter."""
-    train(replace(settings, method="lora"))
-    folder = train(replace(settings, method="full", resume="never"))
-    model = models.load_model(str(folder), models.place("cpu", "float32"))
+    train(settings.replace(method="lora"))
+    folder = train(settings.replace(method="full", resume="never"))
+    model = models.ModelSource.resolve(str(folder)).load_model(models.place("cpu", "float32"))
     assert type(model).__name__ == "LlamaForCausalLM"
     state = model.state_dict()
     from safetensors.torch import load_file
@@ -340,7 +343,7 @@ def test_full_run_after_a_lora_run_in_the_same_folder(settings):
 )
 def test_resumed_is_unbroken(settings, changes):
     """Go on from a checkpoint: weights to the bit, and the same lines of metrics."""
-    settings = replace(settings, save_every=1, keep_checkpoints=10, **changes)
+    settings = settings.replace(save_every=1, keep_checkpoints=10, **changes)
     whole = train(in_folder(settings, "whole"))
     lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
 
@@ -362,7 +365,7 @@ def test_resumed_is_unbroken(settings, changes):
 
 def test_resume_passes_over_a_damaged_checkpoint(settings, capsys):
     """The newest is damaged: the one before is taken, said, and the end is the same."""
-    settings = replace(settings, save_every=1, keep_checkpoints=10)
+    settings = settings.replace(save_every=1, keep_checkpoints=10)
     whole = train(in_folder(settings, "whole"))
     broken = Path(in_folder(settings, "broken").output_dir)
     for step in (2, 3):
@@ -380,15 +383,15 @@ def test_resume_passes_over_a_damaged_checkpoint(settings, capsys):
 
 def test_resume_never_begins_anew(settings, capsys):
     """resume="never" looks at no checkpoint and writes new metrics."""
-    folder = train(replace(settings, save_every=2))
-    train(replace(settings, save_every=2, resume="never"))
+    folder = train(settings.replace(save_every=2))
+    train(settings.replace(save_every=2, resume="never"))
     assert "resuming" not in capsys.readouterr().out
     assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
 
 
 def test_finished_run_started_again(settings):
     """A finished run that is started again changes neither weights nor metrics."""
-    settings = replace(settings, save_every=2, validation_rows=2)
+    settings = settings.replace(save_every=2, validation_rows=2)
     folder = train(settings)
     before, state = metrics(folder), weights(folder)
     train(settings)
@@ -398,7 +401,7 @@ def test_finished_run_started_again(settings):
 
 def test_longer_run_goes_on(settings):
     """With a constant rate, two steps and then two more are four steps at once."""
-    settings = replace(settings, save_every=1, schedule="constant")
+    settings = settings.replace(save_every=1, schedule="constant")
     whole = train(in_folder(settings, "whole"))
     train(in_folder(settings, "parts", max_steps=2))
     parts = train(in_folder(settings, "parts"))
@@ -407,16 +410,16 @@ def test_longer_run_goes_on(settings):
 
 def test_resume_with_other_settings_is_refused(settings):
     """Another learning rate is another run: named with both values."""
-    settings = replace(settings, save_every=2)
+    settings = settings.replace(save_every=2)
     train(settings)
     with pytest.raises(checkpoints.CheckpointError, match=r"learning_rate was 0\.01, is 0\.02"):
-        train(replace(settings, learning_rate=0.02))
+        train(settings.replace(learning_rate=0.02))
 
 
 def test_resume_with_other_data_is_refused(settings, tmp_path, some_examples):
     """The data file has changed since the checkpoint: its steps would be other ones."""
     file = save_examples(some_examples, tmp_path / "mine.json")
-    settings = replace(settings, data_path=str(file), save_every=1, keep_checkpoints=10)
+    settings = settings.replace(data_path=str(file), save_every=1, keep_checkpoints=10)
     folder = train(settings)
     for step in (3, 4):
         shutil.rmtree(folder / f"checkpoint-{step}")
@@ -427,7 +430,7 @@ def test_resume_with_other_data_is_refused(settings, tmp_path, some_examples):
 
 def test_named_checkpoint(settings):
     """resume=FOLDER takes that one; a damaged or missing one is refused."""
-    settings = replace(settings, save_every=1, keep_checkpoints=10)
+    settings = settings.replace(save_every=1, keep_checkpoints=10)
     whole = train(in_folder(settings, "whole"))
     other = train(in_folder(settings, "other", resume=str(whole / "checkpoint-2")))
     assert same(weights(whole), weights(other))
@@ -437,7 +440,7 @@ def test_named_checkpoint(settings):
 
 def test_keep_checkpoints(settings):
     """Only the newest so many stay."""
-    folder = train(replace(settings, save_every=1, keep_checkpoints=2))
+    folder = train(settings.replace(save_every=1, keep_checkpoints=2))
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
@@ -452,7 +455,7 @@ def test_nan_stops_with_the_rows(settings, small_folder, tmp_path):
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     model.save_pretrained(bad)
     with pytest.raises(TrainingStopped) as caught:
-        train(replace(settings, model=str(bad)))
+        train(settings.replace(model=str(bad)))
     order = list(range(12))
     random.Random("0:0").shuffle(order)
     assert "step 1:" in str(caught.value) and str(order[:5]) in str(caught.value)
@@ -463,27 +466,25 @@ def test_nan_stops_with_the_rows(settings, small_folder, tmp_path):
 def test_exploding_rate_stops(settings):
     """A rate that makes weights infinite stops the run; no broken model is left."""
     with pytest.raises(TrainingStopped, match="learning_rate"):
-        train(
-            replace(settings, learning_rate=1e38, warmup=0, schedule="constant", weight_decay=0.0)
-        )
+        train(settings.replace(learning_rate=1e38, warmup=0, schedule="constant", weight_decay=0.0))
     assert not list(Path(settings.output_dir).glob("*.safetensors"))
 
 
 def test_data_errors_come_before_work(settings, tmp_path):
     """Missing data, no rows left, answers out of reach: DataErrors, no output."""
     with pytest.raises(DataError, match=r"none\.json"):
-        train(replace(settings, data_path=str(tmp_path / "none.json")))
+        train(settings.replace(data_path=str(tmp_path / "none.json")))
     with pytest.raises(DataError, match="validation_rows"):
-        train(replace(settings, validation_rows=12))
+        train(settings.replace(validation_rows=12))
     with pytest.raises(DataError, match="max_length 4"):
-        train(replace(settings, max_length=4))
+        train(settings.replace(max_length=4))
     assert not Path(settings.output_dir).exists()
 
 
 @pytest.mark.slow
 def test_sigterm_saves_and_a_new_start_goes_on(settings, tmp_path):
     """SIGTERM: the step is finished and saved; the next start ends as an unbroken run."""
-    settings = replace(settings, max_steps=400, validation_rows=0)
+    settings = settings.replace(max_steps=400, validation_rows=0)
     file = settings.save(tmp_path / "settings.json")
     process = subprocess.Popen(
         [sys.executable, "-m", "alpaca_lib.training", "run", str(file)],
@@ -509,8 +510,8 @@ def test_sigterm_saves_and_a_new_start_goes_on(settings, tmp_path):
 def test_two_processes_are_one(settings):
     """Two ranks with FSDP2: losses, norms and weights of one process, and a checkpoint
     of two that one process goes on from."""
-    settings = replace(
-        settings, save_every=2, keep_checkpoints=10, validation_rows=2, examples_per_step=6
+    settings = settings.replace(
+        save_every=2, keep_checkpoints=10, validation_rows=2, examples_per_step=6
     )
     one = train(in_folder(settings, "one"))
     two = in_folder(settings, "two")
@@ -530,7 +531,7 @@ def test_two_processes_are_one(settings):
 @pytest.mark.slow
 def test_closing_the_launch_saves_and_stops(settings):
     """Closing the iterator early leaves a whole checkpoint and no process."""
-    settings = replace(settings, max_steps=2000)
+    settings = settings.replace(max_steps=2000)
     lines = launcher.launch(settings, processes=1)
     assert next(lines)["step"] == 1
     lines.close()
@@ -542,7 +543,7 @@ def test_closing_the_launch_saves_and_stops(settings):
 @pytest.mark.slow
 def test_launch_error_is_the_runs_own(settings, tmp_path):
     """A missing data file: the launched run's own words, with the file and the log."""
-    settings = replace(settings, data_path=str(tmp_path / "no-such.json"))
+    settings = settings.replace(data_path=str(tmp_path / "no-such.json"))
     save_examples([Example("a b c d")], tmp_path / "here.json")
     with pytest.raises(launcher.LaunchError) as caught:
         list(launcher.launch(settings, processes=1))

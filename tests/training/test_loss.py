@@ -204,6 +204,6 @@ def test_quantized_weights_count_whole(tiny_folder, quantization):
     from alpaca_lib import models
 
     place = models.Placement("cpu", "float32", "")
-    whole = models.load_model(str(tiny_folder), place)
-    small = models.load_model(str(tiny_folder), place, quantization)
+    whole = models.ModelSource.resolve(str(tiny_folder)).load_model(place)
+    small = models.ModelSource.resolve(str(tiny_folder)).load_model(place, quantization)
     assert matmul_parameters(small) == matmul_parameters(whole)

@@ -8,9 +8,9 @@ import pytest
 
 from alpaca_lib.training.packing import (
     IGNORE,
+    balance_micro_batches,
     collate,
-    deal,
-    deal_rows,
+    group_rows,
     pack,
     step_order,
 )
@@ -94,7 +94,7 @@ def test_deal(ranks, seed):
     about equally long; and no more micro-batches than the tokens need."""
     draw = random.Random(seed)
     lengths = [draw.randint(1, 60) for _ in range(draw.randint(1, 80))]
-    dealt = deal(lengths, 100, ranks)
+    dealt = balance_micro_batches(lengths, 100, ranks)
     assert all(len(micro) == ranks for micro in dealt)
     groups = [group for micro in dealt for group in micro]
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
@@ -108,7 +108,7 @@ def test_deal(ranks, seed):
 def test_deal_of_an_example_above_the_limit():
     """It is named with both numbers."""
     with pytest.raises(ValueError, match="101 tokens, a micro-batch only 100"):
-        deal([3, 101], 100, 2)
+        balance_micro_batches([3, 101], 100, 2)
 
 
 @pytest.mark.parametrize("by_length", [True, False])
@@ -116,7 +116,7 @@ def test_deal_of_an_example_above_the_limit():
 def test_deal_rows(by_length, ranks):
     """So many rows a group, every row once; bucketing puts like lengths together."""
     lengths = [5, 50, 6, 49, 7, 48, 8]
-    dealt = deal_rows(lengths, 2, ranks, by_length)
+    dealt = group_rows(lengths, 2, ranks, by_length)
     groups = [group for micro in dealt for group in micro]
     assert all(len(micro) == ranks for micro in dealt) and max(map(len, groups)) == 2
     assert sorted(i for group in groups for i in group) == list(range(7))

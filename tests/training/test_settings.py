@@ -35,7 +35,7 @@ def test_impossible_values_are_named(name, value):
 def test_unknown_setting_has_a_suggestion(name, near):
     """A misspelt name is answered with the nearest one."""
     with pytest.raises(ValueError, match=rf"'{name}'.*{near}"):
-        Settings.of({**GOOD, name: 1}, "file.json")
+        Settings.from_dict({**GOOD, name: 1}, "file.json")
 
 
 @pytest.mark.parametrize("missing", ["data_path", "output_dir"])
@@ -43,7 +43,7 @@ def test_needed_settings(missing):
     """Without data or output folder the error names which."""
     values = {k: v for k, v in GOOD.items() if k != missing}
     with pytest.raises(ValueError, match=f"file.json: {missing}"):
-        Settings.of(values, "file.json")
+        Settings.from_dict(values, "file.json")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_needed_settings(missing):
 def test_wrong_types_are_value_errors(values):
     """A text where a number belongs (in a hand-written file) is named, no TypeError."""
     with pytest.raises(ValueError, match=next(iter(values))):
-        Settings.of({**GOOD, **values}, "file.json")
+        Settings.from_dict({**GOOD, **values}, "file.json")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "5", '"x"'])

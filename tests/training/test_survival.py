@@ -15,23 +15,23 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from alpaca_lib.training import checkpoints, launcher
+from alpaca_lib.launch import launcher
+from alpaca_lib.training import checkpoints
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.sharding import World
+from alpaca_lib.training.sharding import Distributed
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL and no fork"),
 ]
-ALONE = World(0, 1, 0)
+ALONE = Distributed(0, 1, 0)
 PRELOAD = ["alpaca_lib.training.loop", "alpaca_lib.training.checkpoints", "peft", "bitsandbytes"]
 PRELOAD += ["torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"]
 LORA = {"method": "lora", "lora_targets": "all-linear", "lora_dropout": 0.0}
@@ -54,10 +54,10 @@ if background:  # as on a GPU
     from alpaca_lib.training import checkpoints
 
     begin = checkpoints.Saver.__init__
-    checkpoints.Saver.__init__ = lambda self, folder, here, background: begin(
-        self, folder, here, True
+    checkpoints.Saver.__init__ = lambda self, folder, dist, background: begin(
+        self, folder, dist, True
     )
-loop.train(settings.Settings.of(values), report=report)
+loop.train(settings.Settings.from_dict(values), report=report)
 """
 
 
@@ -84,7 +84,7 @@ def processes(server, tmp_path):
                 "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
             }  # fmt: skip
             values = {
-                "environment": environment, "values": asdict(settings), "kill_at": kill_at,
+                "environment": environment, "values": settings.to_dict(), "kill_at": kill_at,
                 "log": str(log), "background": background,
             }  # fmt: skip
             children.append(server.Process(target=exec, args=(TRAIN, values), daemon=True))
@@ -130,7 +130,7 @@ def settings(small_folder, data_file, tmp_path):
 
 def beside(settings, name, **changes):
     """The same run in a folder of its own."""
-    return replace(settings, output_dir=str(Path(settings.output_dir).parent / name), **changes)
+    return settings.replace(output_dir=str(Path(settings.output_dir).parent / name), **changes)
 
 
 def numbers(folder, names=("loss", "validation_loss", "grad_norm")):
@@ -228,7 +228,7 @@ def test_a_parameter_that_one_rank_has_nothing_of(settings, small_folder, proces
         num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, initializer_range=0.1,
     )  # fmt: skip
     Qwen2MoeForCausalLM(config).save_pretrained(folder)
-    settings = replace(settings, model=str(folder), save_every=2)
+    settings = settings.replace(model=str(folder), save_every=2)
     one, two = train(beside(settings, "one")), processes(beside(settings, "two"), 2)
     shares = json.loads((two / "shards" / "rank1.json").read_text())
     assert [0, 16] in [share["mine"] for share in shares] and agree(two, one)
@@ -313,7 +313,7 @@ def test_compiled_is_not_compiled(settings, make_tiny, small, small_folder, monk
     monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of compiling processes
     folder = shutil.copytree(small_folder, tmp_path / "layer")
     make_tiny(vocab_size=461, num_hidden_layers=1, **small).save_pretrained(folder)
-    settings = replace(settings, model=str(folder), examples_per_step=12, rows_per_micro_batch=16)
+    settings = settings.replace(model=str(folder), examples_per_step=12, rows_per_micro_batch=16)
     plain = train(beside(settings, "plain"))
     assert agree(train(beside(settings, "compiled", compile=True)), plain)
 
@@ -342,7 +342,7 @@ def test_resumed_after_a_kill_is_unbroken(settings, wider_folder, processes, cha
         pytest.importorskip("bitsandbytes")
     if "quantization" in changes:
         changes = {**changes, "model": str(wider_folder)}
-    settings = replace(settings, save_every=2, **changes)
+    settings = settings.replace(save_every=2, **changes)
     whole = train(beside(settings, "whole"))
     killed = processes(beside(settings, "killed"), kill_at=3)
     assert [p.name for p in killed.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -366,7 +366,7 @@ def test_two_processes_resumed_after_a_kill(
         folder = shutil.copytree(small_folder, tmp_path / "odd")
         make_tiny(vocab_size=511, **{**small, "intermediate_size": 512}).save_pretrained(folder)
         changes = {**changes, "model": str(folder)}
-    settings = replace(settings, save_every=2, **changes)
+    settings = settings.replace(save_every=2, **changes)
     whole = processes(beside(settings, "whole"), 2)
     killed = processes(beside(settings, "killed"), 2, kill_at=3)
     shutil.copytree(killed, killed.with_name("other"))
@@ -385,8 +385,8 @@ def test_two_processes_resumed_after_a_kill(
 def test_two_processes_that_save_in_the_background(settings, processes):
     """As on GPUs: killed with a checkpoint on its way, two processes go on from the newest
     that is whole, and end as those that save before they go on; the best model with them."""
-    settings = replace(
-        settings, save_every=1, validation_rows=3, eval_every=1, keep_best=True, learning_rate=0.3
+    settings = settings.replace(
+        save_every=1, validation_rows=3, eval_every=1, keep_best=True, learning_rate=0.3
     )
     whole = processes(beside(settings, "whole"), 2)
     killed = processes(beside(settings, "killed"), 2, kill_at=3, background=True)
@@ -403,16 +403,16 @@ import os, pathlib, torch
 torch.set_num_threads(1)
 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 from alpaca_lib.training import checkpoints
-from alpaca_lib.training.sharding import World
+from alpaca_lib.training.sharding import Distributed
 
-here, folder = World(0, 1, 0), pathlib.Path(folder)
+dist, folder = Distributed(0, 1, 0), pathlib.Path(folder)
 found = checkpoints.newest(folder, say=lambda text: None)
 step, state = 1, eval(state)
 if found:
-    checkpoints.load(found[0], state, here)
+    checkpoints.load(found[0], state, dist)
     step = found[1]  # which is saved anew, as by a run that was killed after its last step
     assert all((t == step).all() for t in (state["model"]["w"], *state["optimizer"]["w"].values()))
-saver = checkpoints.Saver(folder, here, background=background)
+saver = checkpoints.Saver(folder, dist, background=background)
 while True:
     for tensor in (state["model"]["w"], *state["optimizer"]["w"].values()):
         tensor.fill_(step)
@@ -565,10 +565,10 @@ def test_folders_are_synced_before_old_checkpoints_go(tmp_path, monkeypatch):
 def test_a_new_run_in_the_folder_of_a_longer_one(settings, processes):
     """resume "never" over a run with later checkpoints, killed: what it goes on from is its
     own, and the old run's are gone."""
-    train(replace(settings, save_every=1, seed=1))
+    train(settings.replace(save_every=1, seed=1))
     folder = Path(settings.output_dir)
     assert checkpoints.newest(folder)[1] == 4
-    again = replace(settings, save_every=2)
-    processes(replace(again, resume="never"), kill_at=3)
+    again = settings.replace(save_every=2)
+    processes(again.replace(resume="never"), kill_at=3)
     assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-2"]
     assert same(train(again), train(beside(again, "alone")))

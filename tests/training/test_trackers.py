@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from alpaca_lib.errors import TrackerError
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.trackers import TrackerError, check, open_trackers
+from alpaca_lib.training.trackers import check, open_trackers
 
 LINES = [
     {"step": 0, "validation_loss": 2.5},

@@ -1,0 +1,233 @@
+"""Files that survive a crash: atomic writes, append-only JSON lines, locks, checksums.
+
+Every file of the project is written here, so that one place decides what happens when the
+process is killed, the disk is full or two processes write to the same folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alpaca_lib.errors import FileError
+
+
+def dump_json(value: object, indent: int | None = None) -> str:
+    """Encodes a value as JSON with readable Unicode.
+
+    Lone surrogates, which UTF-8 cannot encode, are escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Replaces a file's text atomically and returns its path.
+
+    After a crash the file holds the old text or the new one. Folders are created. Raises
+    FileError if the file cannot be written.
+    """
+    with atomic_path(path) as work, open(work, "w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path in the same folder, which replaces ``path`` if the block succeeds.
+
+    The file is synced to the disk before the rename, and removed if the block fails. Raises
+    FileError, naming ``path``, for errors of the file system.
+    """
+    path = Path(path)
+    work: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        work = Path(name)
+        yield work
+        sync(work)
+        os.chmod(work, 0o644)
+        os.replace(work, path)
+    except OSError as error:
+        if isinstance(error, FileError):
+            raise
+        failure = FileError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "
+            "a folder that can be written"
+        )
+        failure.errno = error.errno
+        raise failure from error
+    finally:
+        if work is not None:
+            with contextlib.suppress(OSError):
+                work.unlink()
+
+
+def sync(path: Path) -> None:
+    """Blocks until a file's bytes, or the names in a folder, are on the disk.
+
+    Without it a rename may survive a power cut that the file's bytes do not.
+    """
+    folder = path.is_dir()
+    if folder and os.name != "posix":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not folder:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 checksum of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Returns the SHA-256 checksum of a text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+class JsonLine(NamedTuple):
+    """One line of a JSON-lines file. ``row`` is None if the line is not a JSON object."""
+
+    number: int  # 1 for the first line
+    offset: int  # bytes before the line
+    row: dict[str, Any] | None
+
+
+class JsonLines:
+    """An append-only file of JSON objects, one per line, safe to reopen after a crash.
+
+    Opening the file cuts off a last line without its newline, which a crash left behind. Texts
+    stay on the disk; ``read_at`` returns a row by the offset that ``append`` returned.
+
+    >>> with JsonLines(folder / "log.jsonl") as log:
+    ...     offset = log.append({"step": 1})
+    ...     assert log.read_at(offset) == {"step": 1}
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        self._size = _whole_bytes(self._stream)
+        os.ftruncate(self._stream.fileno(), self._size)
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, row: dict[str, Any], sync: bool = True) -> int:
+        """Appends one row and returns its offset in bytes; ``sync`` waits for the disk.
+
+        A write that fails leaves no part of the line behind and raises OSError.
+        """
+        data = (dump_json(row) + "\n").encode("utf-8")
+        with self._lock:
+            try:
+                written = 0
+                while written < len(data):
+                    written += os.write(self._stream.fileno(), data[written:])
+                if sync:
+                    os.fsync(self._stream.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._stream.fileno(), self._size)
+                raise
+            offset, self._size = self._size, self._size + len(data)
+        return offset
+
+    def read_at(self, offset: int) -> dict[str, Any]:
+        """Returns the row that begins at an offset in bytes."""
+        with open(self.path, "rb") as stream:
+            stream.seek(offset)
+            row: dict[str, Any] = json.loads(stream.readline())
+        return row
+
+    def close(self) -> None:
+        """Closes the file; every appended row is already in it."""
+        self._stream.close()
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> Iterator[JsonLine]:
+    """Yields the lines of a JSON-lines file; none if the file does not exist.
+
+    A last line without its newline is not complete and is left out.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    offset = 0
+    with open(path, "rb") as stream:
+        for number, data in enumerate(stream, 1):
+            if not data.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(data)
+            except ValueError:
+                row = None
+            yield JsonLine(number, offset, row if isinstance(row, dict) else None)
+            offset += len(data)
+
+
+def _whole_bytes(stream: Any) -> int:
+    """Returns the size of a file without a last line that lacks its newline."""
+    end = int(stream.seek(0, os.SEEK_END))
+    block = 1 << 16
+    while end:
+        start = max(end - block, 0)
+        stream.seek(start)
+        data = stream.read(end - start)
+        if (at := data.rfind(b"\n")) >= 0:
+            return start + at + 1
+        end = start
+    return 0
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], wait: bool = True, busy: str = "") -> Iterator[None]:
+    """Holds a lock file while the block runs; the system frees it however the process ends.
+
+    ``wait`` false: raises FileError with the text ``busy`` if another process holds it.
+    """
+    lock = acquire_lock(path, wait, busy)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def acquire_lock(path: str | os.PathLike[str], wait: bool = True, busy: str = "") -> Any:
+    """Acquires a lock file and returns the lock, which the caller releases.
+
+    ``wait`` false: raises FileError with the text ``busy`` if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileError(busy or f"{path}: another process holds this lock") from None
+    return lock

@@ -1,0 +1,286 @@
+"""One description of a run and of its machines -> the file that a scheduler starts it from.
+
+    render("slurm", Path("settings.json"), Cluster(nodes=2, gpus_per_node=8, minutes=600))
+
+Whatever the kind, every node ends in the same torchrun line. The rendezvous is static:
+each node is told the address of the first one, a port there, and its own number.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from shlex import quote
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from alpaca_lib.errors import SettingsError
+from alpaca_lib.options import Options, option
+from alpaca_lib.training.settings import Settings
+
+
+class Cluster(Options):
+    """The machines of a run, and what their scheduler needs to know."""
+
+    nodes: int = option(1, "machines", least=1)
+    gpus_per_node: int = option(8, "GPUs per machine; 0: one process on its CPU", least=0)
+    gpu: str = option("H100", "SkyPilot's name of the GPU")
+    cpus_per_node: int = option(0, "CPU cores requested; 0: 8 per process", least=0)
+    minutes: int = option(0, "time limit in minutes; 0: none", least=0)
+    grace: int = option(120, "seconds to finish a step and save it after SIGTERM", least=30)
+    name: str = option("alpaca", "the job's name")
+    partition: str = option("", "Slurm's partition")
+    account: str = option("", "Slurm's account")
+    options: str = option("", "more options of sbatch, separated by spaces: --mem=0 --qos=low")
+    spot: bool = option(False, "SkyPilot: cheaper machines that may be taken away at any time")
+    image: str = option("", "SkyPilot, Kubernetes: the container image")
+    volume: str = option("", "SkyPilot, Kubernetes: storage mounted at output_dir's parent folder")
+    setup: str = option("", "shell commands before the run: pip install -r requirements.txt")
+    workdir: str = option(".", "working directory; SkyPilot copies it to the machines")
+    python: str = option("python", "the machines' Python")
+    head: str = option("", "torchrun: the address of node 0")
+    port: int = option(
+        0, "port on node 0; 0: 29500, with Slurm one by the job's number", least=0, most=65535
+    )
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        for name, value in self:
+            if isinstance(value, str) and name != "setup" and not value.isprintable():
+                raise ValueError(f"{name} {value!r}: one line of text is needed")
+        if 0 < 60 * self.minutes <= self.grace:
+            raise ValueError(f"minutes {self.minutes}: more than grace, {self.grace} s, is needed")
+        if not re.fullmatch("[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
+            raise ValueError(f"name {self.name!r}: use a letter, then up to 62 of a-z, 0-9 and -")
+        for text in self.options.split():
+            if not re.fullmatch(r"--[a-z-]+(=\S+)?", text):
+                raise ValueError(f"options {text!r}: write each of them as --name=value")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """How many processes a node runs."""
+        return max(self.gpus_per_node, 1)
+
+    @property
+    def cpus(self) -> int:
+        """How many CPU cores of a node are asked for."""
+        return self.cpus_per_node or 8 * self.processes
+
+
+def render(kind: str, settings_file: Path, cluster: Cluster) -> str:
+    """The text of the file: bash for torchrun and slurm, YAML for skypilot and kubernetes.
+
+    Raises SettingsError, which names the value that does not fit and the fix.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"kind {kind!r}: use one of {', '.join(KINDS)}")
+    settings = Settings.load(settings_file)
+    start, write = KINDS[kind]
+    comments = [start, *notes(kind, settings, cluster)]
+    shell = "" if kind in ("skypilot", "kubernetes") else "#!/bin/bash\n"
+    text = write(settings_file, settings, cluster)
+    return shell + "".join(f"# {comment}\n" for comment in comments) + text
+
+
+def notes(kind: str, settings: Settings, cluster: Cluster) -> list[str]:
+    """What to know before the start; the file has the same as comments."""
+    out, cloud = f"output_dir {settings.output_dir!r}", kind in ("skypilot", "kubernetes")
+    known = {
+        f"{out} is within workdir: all {cluster.nodes} nodes must see that one folder": (
+            cluster.nodes > 1 and not os.path.isabs(settings.output_dir)
+        ),
+        f"{out} goes with the machine: name storage for it, volume": cloud and not cluster.volume,
+        f"spot is for skypilot: {kind} has its own ways": cluster.spot and kind != "skypilot",
+        f"NUMBER is 0 on {cluster.head}": kind == "torchrun" and cluster.nodes > 1,
+        "needs Kubeflow Trainer 2.2; an evicted pod has 30 s to save in": kind == "kubernetes",
+    }
+    return [note for note, holds in known.items() if holds]
+
+
+def torchrun(file: Path, settings: Settings, cluster: Cluster) -> str:
+    """A bash script; of several nodes each runs it with its own number."""
+    if cluster.nodes > 1 and not cluster.head:
+        raise SettingsError(f"head '': {cluster.nodes} nodes need the address of node 0")
+    number = '"${1:?the number of this node is missing}"' if cluster.nodes > 1 else "0"
+    line = _line(cluster, quote(str(file.absolute())), number, quote(cluster.head or "127.0.0.1"))
+    return f"{_before(cluster, os.path.abspath(cluster.workdir), cluster.setup)}\nexec {line}\n"
+
+
+def slurm(file: Path, settings: Settings, cluster: Cluster) -> str:
+    """An sbatch script that saves before its time is over, and then queues again."""
+    if cluster.image:
+        raise SettingsError(f"image {cluster.image!r}: Slurm has no option for it; use setup")
+    options = {
+        **{"job-name": cluster.name, "nodes": cluster.nodes, "ntasks-per-node": 1},
+        **{"cpus-per-task": cluster.cpus, "gpus-per-node": cluster.gpus_per_node},
+        **{"time": cluster.minutes, "partition": cluster.partition, "account": cluster.account},
+        **{"output": "%x-%j.log", "open-mode": "append", "signal": f"B:TERM@{cluster.grace}"},
+    }
+    directives = [f"--{name}={value}" for name, value in options.items() if value]
+    directives += ["--requeue", *cluster.options.split()]
+    # A job that comes to its limit without a checkpoint would do so again and again.
+    enough = max(60 * cluster.minutes - cluster.grace - 120, 0) if cluster.minutes else 10**9
+    line = _line(cluster, '"$SETTINGS"', '"$SLURM_NODEID"', '"$HEAD"', port='"$PORT"')
+    return f"""{"".join(f"#SBATCH {directive}{chr(10)}" for directive in directives)}
+{_before(cluster, os.path.abspath(cluster.workdir), cluster.setup)}
+SETTINGS={quote(str(file.absolute()))}
+PORT={cluster.port or "$((20000 + SLURM_JOB_ID % 10000))"}
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+export SETTINGS PORT HEAD
+newest() {{
+    ls -d {quote(settings.output_dir)}/checkpoint-* 2>/dev/null | sort -V | tail -n 1 || true
+}}
+before=$(newest) told= code=0
+# The steps get the signal from scancel; srun would take it as an order to kill them.
+trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus} bash -c {quote("exec " + line)} &
+step=$!
+wait "$step" || code=$?
+# A signal ends the wait, not the step.
+while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do
+    code=0; wait "$step" || code=$?
+done
+if [ -n "$told" ] && [ "$code" -ne 0 ]; then
+    trap '' TERM
+    case $(scontrol show job "$SLURM_JOB_ID") in
+    *JobState=RUNNING*)
+        if [ "$SECONDS" -ge {enough} ] && [ "$(newest)" = "$before" ]; then
+            echo "not queued again: no checkpoint in {cluster.minutes} minutes; raise that or grace"
+        elif scontrol requeue "$SLURM_JOB_ID"; then
+            echo "queued again, to go on from $(newest)"
+        fi;;
+    *) echo "not queued again here: cancelled, or Slurm itself does it";;
+    esac
+fi
+exit "$code"
+"""
+
+
+def skypilot(file: Path, settings: Settings, cluster: Cluster) -> str:
+    """A task for `sky jobs launch`, which replaces spot machines that go."""
+    inside, bucket = os.path.relpath(file, cluster.workdir), "://" in cluster.volume
+    if inside.startswith(".."):
+        raise SettingsError(f"{file}: only workdir {cluster.workdir!r} is copied; put it in there")
+    if cluster.spot and not settings.save_every:
+        raise SettingsError("save_every 0: a spot machine goes without warning; set it above 0")
+    if not cluster.volume and (cluster.spot or cluster.nodes > 1):
+        raise SettingsError("volume '': spot machines and several nodes need storage that stays")
+    if bucket and cluster.nodes > 1:
+        # They would see each other's files too late to make one checkpoint of them.
+        raise SettingsError(f"volume {cluster.volume!r}: several nodes need a volume, not a bucket")
+    # Mode MOUNT cannot append to a file, as metrics.jsonl needs.
+    source = {"source": cluster.volume, "mode": "MOUNT_CACHED"} if bucket else cluster.volume
+    gpus = cluster.gpus_per_node
+    node, head = '"$SKYPILOT_NODE_RANK"', '"$(sed -n 1p <<< "$SKYPILOT_NODE_IPS")"'
+    processes = '"$SKYPILOT_NUM_GPUS_PER_NODE"' if gpus else "1"
+    line = _line(cluster, quote(inside), node, head, gpus=processes)
+    task = {
+        "name": cluster.name,
+        "num_nodes": cluster.nodes,
+        "resources": {
+            "accelerators": f"{cluster.gpu}:{gpus}" if gpus else "",
+            "cpus": f"{cluster.cpus}+",
+            "use_spot": cluster.spot,
+            "image_id": f"docker:{cluster.image}" if cluster.image else "",
+        },
+        "workdir": cluster.workdir,
+        "file_mounts" if bucket else "volumes": {_mount(settings): source} if source else "",
+        "setup": cluster.setup and cluster.setup.strip() + "\n",
+        "run": f"{_before(cluster)}\n{line}\n",
+    }
+    return _yaml(task)
+
+
+def kubernetes(file: Path, settings: Settings, cluster: Cluster) -> str:
+    """A TrainJob of Kubeflow Trainer 2, whose runtime sets the PET_ variables."""
+    names = ('"$PET_NODE_RANK"', '"$PET_MASTER_ADDR"', '"$PET_MASTER_PORT"')
+    line = _line(cluster, quote(str(file)), *names)
+    script = f"{_before(cluster, cluster.workdir, cluster.setup)}\nexec {line}\n"
+    # NCCL passes data between the GPUs of a node in shared memory; a pod has 64 MB of it.
+    volumes: list[Any] = [{"name": "memory", "emptyDir": {"medium": "Memory"}}]
+    mounts = [{"name": "memory", "mountPath": "/dev/shm"}]
+    if cluster.volume:
+        claim = {"claimName": cluster.volume}
+        volumes.append({"name": "runs", "persistentVolumeClaim": claim})
+        mounts.append({"name": "runs", "mountPath": _mount(settings)})
+    pod = {"volumes": volumes, "containers": [{"name": "node", "volumeMounts": mounts}]}
+    job = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    patch = {"template": {"spec": {"replicatedJobs": [job]}}}
+    gpus = {"nvidia.com/gpu": cluster.gpus_per_node} if cluster.gpus_per_node else ""
+    document = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": cluster.name},
+        "spec": {
+            "runtimeRef": {"name": "torch-distributed"},
+            "trainer": {
+                "image": cluster.image,
+                "command": ["bash", "-c", script],
+                "numNodes": cluster.nodes,
+                "numProcPerNode": cluster.processes,
+                "resourcesPerNode": {"requests": {"cpu": str(cluster.cpus)}, "limits": gpus},
+            },
+            "runtimePatches": [{"manager": "alpaca-lib", "trainingRuntimeSpec": patch}],
+        },
+    }
+    return _yaml(document)
+
+
+KINDS = {
+    "torchrun": ("bash FILE [NUMBER]", torchrun),
+    "slurm": ("sbatch FILE", slurm),
+    "skypilot": ("sky jobs launch FILE", skypilot),
+    "kubernetes": ("kubectl apply -f FILE", kubernetes),
+}
+
+
+def _line(cluster: Cluster, file: str, node: str, head: str, port: str = "", gpus: str = "") -> str:
+    """The torchrun line of the node with this number; all but cluster are words of the shell."""
+    limit = f"timeout {cluster.minutes}m " if cluster.minutes and file != '"$SETTINGS"' else ""
+    return (
+        f"{limit}{quote(cluster.python)} -m torch.distributed.run --nnodes={cluster.nodes} "
+        f"--nproc_per_node={gpus or cluster.processes} --node_rank={node} "
+        f"--master_addr={head} --master_port={port or cluster.port or 29500} "
+        f"-m alpaca_lib.training run {file}"
+    )
+
+
+def _before(cluster: Cluster, workdir: str = ".", setup: str = "") -> str:
+    """The shell's lines before the torchrun line."""
+    place = f"cd {quote(workdir)}\n" if workdir != "." else ""
+    setup = setup.strip() and setup.strip() + "\n"
+    threads = cluster.cpus // cluster.processes or 1
+    return f"""set -e -o pipefail
+{place}{setup}export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"
+# torchrun kills its ranks so many seconds after it told them to stop.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={cluster.grace - 10}"""
+
+
+def _mount(settings: Settings) -> str:
+    """Where the storage is mounted: the folder around output_dir."""
+    out = PurePosixPath(settings.output_dir)
+    if len(out.parts) < 3 or not out.is_absolute():
+        raise SettingsError(f"output_dir {str(out)!r}: volume needs one like /where/this_run")
+    return str(out.parent)
+
+
+def _yaml(document: dict[str, Any]) -> str:
+    """The document as YAML without empty entries; scripts are blocks of lines."""
+    import yaml
+
+    def text(dumper: Any, value: str) -> Any:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    def full(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {name: full(value) for name, value in part.items() if value != ""}
+
+    dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
+    dumper.add_representer(str, text)
+    options: Any = {"sort_keys": False, "width": 1000, "allow_unicode": True}
+    return str(yaml.dump(full(document), Dumper=dumper, **options))

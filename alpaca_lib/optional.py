@@ -1,0 +1,46 @@
+"""Imports of packages that may be missing: one error, with the line that installs them.
+
+Training and inference need torch, transformers, peft, safetensors, numpy and pydantic only;
+everything else is imported where it is used, through ``require``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from alpaca_lib.errors import MissingPackageError
+
+
+def require(package: str) -> Any:
+    """Imports a module by name and returns it.
+
+    Raises MissingPackageError, with the line that installs the package, if it is missing; an
+    import that fails inside the package keeps its own error.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        if error.name and error.name.split(".")[0] != package:
+            raise
+        raise MissingPackageError(
+            f"{package} is not installed; run `pip install {package}` "
+            "(or `pip install -r requirements.txt` for everything)"
+        ) from None
+
+
+@contextlib.contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """Hides the progress bars of transformers while the output is not a terminal."""
+    logging = importlib.import_module("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

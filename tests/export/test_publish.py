@@ -1,0 +1,195 @@
+"""Publishing, AlpacaEval's format, the command line."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean
+
+import pytest
+import yaml
+
+from alpaca_lib.errors import DataError, ModelError
+from alpaca_lib.evaluation.alpaca_eval import load_outputs, paired, save_outputs
+from alpaca_lib.export.hub_folder import model_card, publish
+from alpaca_lib.inference.__main__ import main
+from alpaca_lib.inference.decoding import Answer
+from alpaca_lib.prompts import render_prompt
+from alpaca_lib.records import Example, save_examples
+
+
+@pytest.fixture
+def trained(tiny_folder, tmp_path):
+    """A model folder with the run.json of a training run."""
+    import shutil
+
+    folder = tmp_path / "trained"
+    shutil.copytree(tiny_folder, folder)
+    run = {
+        "settings": {"model": "me/base", "template": "alpaca-lora", "method": "full",
+                     "data_path": "/home/me/secret/alpaca.json", "learning_rate": 2e-5},
+        "versions": {"torch": "2.13.0"},
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_a_published_folder(trained, tokenizer, tmp_path):
+    """It loads with transformers alone, speaks its prompt from messages, and has a card."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = publish(str(trained), tmp_path / "hub", licence="apache-2.0", scores={"loss": 1.5})
+    AutoModelForCausalLM.from_pretrained(folder)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    message = [{"role": "user", "content": "Say {x}."}]
+    text = loaded.apply_chat_template(message, tokenize=False)
+    assert text == render_prompt(Example("Say {x}."), "alpaca-lora")
+    card = (folder / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "apache-2.0" and header["base_model"] == "me/base"
+    assert "| `learning_rate` | 2e-05 |" in card and "| loss | 1.500 |" in card
+    assert "alpaca.json" in card and "/home/me" not in card
+    with pytest.raises(ModelError, match="is not empty"):
+        publish(str(trained), folder)
+
+
+def test_a_card_says_what_it_does_not_know():
+    """No run, no licence, no scores: each is said."""
+    card = model_card("mine", "", {})
+    assert card.count("not stated by whoever made this card") == 6
+
+
+def test_outputs_and_back(tmp_path):
+    """What is written is AlpacaEval's format, and reads back; pairs are by task."""
+    examples = [Example("a", "", "ref"), Example("b", "in", "ref"), Example("c")]
+    answers = [Answer("x", True, 1), Answer("y", True, 1), Answer("", False, 0)]
+    file = save_outputs(tmp_path / "o.json", examples, answers, "mine")
+    assert json.loads(file.read_text())[1] == {
+        "instruction": "b\n\nin", "output": "y", "generator": "mine",
+    }  # fmt: skip
+    name, rows = load_outputs(file)
+    assert name == "mine" and [row.output for row in rows] == ["x", "y", ""]
+    other = [Example("c", "", "z"), Example("a", "", "w")]
+    assert [(one.output, two.output) for one, two in paired(rows, other)] == [
+        ("x", "w"), ("", "z"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "at least one"),
+        ('[{"instruction": "a", "output": 3, "generator": "m"}]', "row 0 needs"),
+        (
+            '[{"instruction": "a", "output": "", "generator": "m"},'
+            ' {"instruction": "b", "output": "", "generator": "n"}]',
+            "several models: m, n",
+        ),
+    ],
+)
+def test_bad_outputs(text, message, tmp_path):
+    """Each fault is one line that names the file."""
+    file = tmp_path / "outputs.json"
+    file.write_text(text)
+    with pytest.raises(DataError, match=f"outputs.json.*{message}"):
+        load_outputs(file)
+
+
+def test_published_outputs(stanford_data, capsys):
+    """text-davinci-003's and alpaca-7b's outputs of AlpacaEval, through what needs no judge."""
+    folder = stanford_data / "alpaca_eval"
+    if not folder.is_dir():
+        pytest.skip("no outputs of AlpacaEval there")
+    one, davinci = load_outputs(folder / "text_davinci_003.json")
+    other, alpaca = load_outputs(folder / "alpaca-7b.json")
+    assert (one, other) == ("text_davinci_003", "alpaca-7b")
+    both = paired(davinci, alpaca)
+    assert len(both) == 805
+    files = [str(folder / name) for name in ("text_davinci_003.json", "alpaca-7b.json")]
+    assert main(["outputs", *files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("805 tasks; text_davinci_003 minus alpaca-7b")
+    words = next(line.split() for line in lines if line.split()[0] == "words")
+    assert float(words[1]) == pytest.approx(mean(len(a.output.split()) for a, _ in both), rel=0.03)
+
+
+def test_compare_from_the_command_line(tiny_folder, some_examples, tmp_path, capsys):
+    """Two models: a table, intervals, outputs that AlpacaEval can score."""
+    tasks = save_examples(some_examples[:4], tmp_path / "tasks.json")
+    words = ["compare", f"one={tiny_folder}", f"two={tiny_folder}", "--eval", str(tasks)]
+    words += ["--max-new-tokens", "6", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "two minus one" in out and "0.000 [0.000, 0.000]" in out
+    assert load_outputs(tmp_path / "out" / "two.json")[0] == "two"
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["one"]["loss"] > 0
+
+
+def test_safety_from_the_command_line(capsys):
+    """The counts of the shipped set."""
+    assert main(["safety"]) == 0
+    assert "of 100 harmful" in capsys.readouterr().out
+
+
+def test_templates_of_what_is_compared(trained, some_examples, tmp_path, capsys):
+    """They are asked as they were trained; two that were trained otherwise are not compared."""
+    import shutil
+
+    tasks = str(save_examples(some_examples[:2], tmp_path / "tasks.json"))
+    words = ["--eval", tasks, "--max-new-tokens", "2"]
+    assert main(["compare", str(trained), *words]) == 0
+    assert "template alpaca-lora" in capsys.readouterr().err
+    other = shutil.copytree(trained, tmp_path / "other")
+    (other / "run.json").write_text('{"settings": {"template": "short"}}')
+    assert main(["compare", str(trained), str(other), *words]) == 1
+    assert "different templates" in capsys.readouterr().err
+    assert main(["compare", f"a={trained}", f"a={other}", *words]) == 1
+    assert "two models are called a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"output": ""}, "has no reference answers"),
+        ({"check": {"words_max": "20"}}, "a value of the wrong kind"),
+        ({"check": None}, "check None: use"),
+    ],
+)
+def test_tasks_that_cannot_be_scored(row, message, tiny_folder, tmp_path, capsys):
+    """It is said before any model is asked."""
+    file = tmp_path / "tasks.json"
+    task = {"instruction": "Say it.", "input": "", "output": "It."}
+    file.write_text(json.dumps([task | row]))
+    assert main(["compare", str(tiny_folder), "--eval", str(file)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_scores_of_a_card(trained, tmp_path, capsys):
+    """compare's own file, one model of it; and what holds no numbers is said first."""
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps({"mine": {"model": "mine", "loss": 1.25, "losses": [1, 2]}}))
+    words = ["publish", str(trained), str(tmp_path / "hub"), "--scores", str(file)]
+    assert main(words) == 1
+    assert "names and numbers are needed" in capsys.readouterr().err
+    assert main([*words, "--of", "mine"]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "| loss | 1.250 |" in card and "losses" not in card
+    assert "/home/me" not in (tmp_path / "hub" / "run.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["serve", "smollm2-135m", "--port", "70000"], "port 70000: from 1 to 65535"),
+        (["compare", "nothing-here"], "no model 'nothing-here'"),
+        (["export", "nothing-here", "x.gguf"], "no model 'nothing-here'"),
+        (["serve", "nothing.gguf"], "nothing.gguf"),
+        (["safety", "--set", "nothing.jsonl"], "nothing.jsonl"),
+        (["judge", "a.json", "b.json", "--judge", "m"], "a.json"),
+    ],
+)
+def test_errors_are_one_line(words, message, capsys):
+    """What, where, and no traceback."""
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
