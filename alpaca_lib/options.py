@@ -43,16 +43,14 @@ def option(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
-    **extra: Any,
+    strict: bool | None = None,
 ) -> Any:
     """Declares one option: its default (``...``: required), description and range.
 
-    ``least`` and ``most`` are inclusive bounds, ``above`` is an exclusive one; ``extra`` is
-    kept in ``json_schema_extra`` (``unset``: what a default of None or "" means).
+    ``least`` and ``most`` are inclusive bounds, ``above`` is an exclusive one. ``strict`` false
+    converts values, as paths and tuples need that come from JSON.
     """
-    return Field(
-        default, description=description, ge=least, le=most, gt=above, json_schema_extra=extra
-    )
+    return Field(default, description=description, ge=least, le=most, gt=above, strict=strict)
 
 
 class Options(BaseModel):

