@@ -48,14 +48,22 @@ def build(
     source = source or ModelSource.resolve(settings.model)
     # A quantised base is small, and its packed weights cannot be split: every rank has all.
     sharded = dist.size > 1 and settings.quantization == "none"
-    storage = _storage(settings, placement, sharded, source)
-    exact: dict[str, torch.Tensor] = {}
+    # Weights are loaded in float32 where masters are kept and FSDP makes the copies to compute
+    # with from its shards, or the files are float32: masters that began as rounded values
+    # would lose their first updates in the copies' rounding. A frozen base needs no masters.
+    storage, exact = placement, {}
+    masters = settings.method == "full" and settings.master_weights
+    if masters and (sharded or source.saved_dtype == "float32"):
+        storage = replace(placement, dtype="float32")
     if sharded:
         module, how = _build_sharded(settings, placement, storage, dist, source)
     else:
         module = LabelLoss(_load(settings, storage, source))
         how = attention.attach(unwrap_peft(module.model), placement.device, settings.max_length)
-        exact = _round_parameters(module, placement) if storage.dtype != placement.dtype else {}
+        if storage.dtype != placement.dtype:
+            exact = {name: parameter.data for name, parameter in module.named_parameters()}
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(placement.torch_dtype)
         prepare(module, settings)
     _check_loss(module, settings, placement, sharded)
     if settings.compile:
@@ -92,33 +100,9 @@ def prepare(module: LabelLoss, settings: Settings) -> None:
             causal.gradient_checkpointing_enable(options)
 
 
-def _storage(
-    settings: Settings, placement: Placement, sharded: bool, source: ModelSource
-) -> Placement:
-    """Returns the placement that the weights are loaded in, of the same device.
-
-    In float32 where masters are kept and either FSDP makes the copies to compute with from its
-    shards, or the files are float32: masters that began as rounded values would lose their
-    first updates in the copies' rounding. A frozen base needs no masters.
-    """
-    masters = settings.method == "full" and settings.master_weights
-    if masters and (sharded or source.saved_dtype == "float32"):
-        return replace(placement, dtype="float32")
-    return placement
-
-
 def _load(settings: Settings, storage: Placement, source: ModelSource) -> Any:
     model = source.load_model(storage, settings.quantization)
     return adapters.add_lora(model, settings) if settings.method == "lora" else model
-
-
-def _round_parameters(module: LabelLoss, placement: Placement) -> dict[str, torch.Tensor]:
-    """Converts parameters to the dtype to compute in; returns their exact values by name."""
-    exact = {}
-    for name, parameter in module.named_parameters():
-        exact[name] = parameter.data
-        parameter.data = parameter.data.to(placement.torch_dtype)
-    return exact
 
 
 def _build_sharded(

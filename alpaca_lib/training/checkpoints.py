@@ -9,23 +9,22 @@ processes loads on one, and the other way round.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.distributed as c10d
 
 from alpaca_lib.errors import CheckpointError
 from alpaca_lib.files import dump_json, sha256_file, sync, write_text
 from alpaca_lib.optional import hide_progress_bars
 from alpaca_lib.training.sharding import Distributed
-
-if TYPE_CHECKING:
-    import torch
 
 State = dict[str, Any]  # tensors, sharded or not, in nested dictionaries
 
@@ -33,9 +32,8 @@ State = dict[str, Any]  # tensors, sharded or not, in nested dictionaries
 class Saver:
     """Writes the checkpoints of one run; every rank has one and makes the same calls.
 
-    ``folder``: where checkpoint-N/ folders go. ``background`` (for a GPU): save() copies the
-    state to main memory and returns; the checkpoint gets its name when it is complete. Call
-    wait() before the process ends.
+    ``folder`` is where checkpoint-N/ go. ``background`` (for a GPU): save() copies the state to
+    main memory and returns; the checkpoint gets its name when it is complete. Call wait() last.
 
     >>> saver = Saver(folder, dist)
     >>> path = saver.save(40, state, record={"settings": settings.to_dict()}, keep=2)
@@ -43,12 +41,10 @@ class Saver:
 
     def __init__(self, folder: Path, dist: Distributed, background: bool = False) -> None:
         self.folder, self.dist, self.background = folder, dist, background
-        self._writing: threading.Thread | None = None
-        self._failed: list[CheckpointError] = []
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
         self._group: Any = None
         if background and dist.size > 1:
-            import torch.distributed as c10d
-
             self._group = c10d.new_group(backend="gloo")
 
     def save(
@@ -56,8 +52,8 @@ class Saver:
     ) -> Path:
         """Writes folder/checkpoint-{step}, or folder/{name}, and returns its path.
 
-        ``record`` goes into the manifest. ``keep`` above 0: then deletes all but the newest
-        ``keep`` checkpoints. Raises CheckpointError if it cannot be written.
+        ``record`` goes into the manifest. With ``keep`` above 0 only the newest ``keep``
+        checkpoints stay. Raises CheckpointError if this one or the one before failed.
         """
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException
@@ -72,54 +68,35 @@ class Saver:
             work.mkdir(parents=True)
         self.dist.barrier()
 
-        def finish() -> None:
-            if self.dist.is_rank_zero:
-                _commit(work, final, {"step": step, **record})
-                if keep:
-                    remove_old(self.folder, keep, step)
-                remove_superseded(self.folder)
-
-        def failure(error: BaseException) -> CheckpointError:
-            why = _explain_full_disk(_count_bytes(state), work) or _first_cause(error)
-            return CheckpointError(f"{final}: was not written: {why}")
-
-        with _no_dist(self.dist) as no_dist:
-            if self.background:
-                future: Any = dcp.async_save(
-                    state, checkpoint_id=work / "state", process_group=self._group, no_dist=no_dist
-                )
-                self._writing = threading.Thread(
-                    target=self._complete, args=(future, finish, failure)
-                )
-                self._writing.start()
-                return final
+        def complete(write: Callable[[], object]) -> None:
             try:
-                dcp.save(state, checkpoint_id=work / "state", no_dist=no_dist)
-                finish()
-            except (CheckpointException, OSError) as error:  # the first is no Exception
-                raise failure(error) from error
-        self.dist.barrier()
+                write()
+                if self.dist.is_rank_zero:
+                    _commit(work, final, {"step": step, **record})
+                    if keep:
+                        remove_old(self.folder, keep, step)
+                    remove_superseded(self.folder)
+            except (CheckpointException, OSError, RuntimeError) as error:
+                why = _explain_full_disk(_count_bytes(state), work) or _first_cause(error)
+                raise CheckpointError(f"{final}: was not written: {why}") from error
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            options: dict[str, Any] = {"checkpoint_id": work / "state"}
+            options["no_dist"] = self.dist.size == 1
+            if self.background:
+                future: Any = dcp.async_save(state, process_group=self._group, **options)
+                self._writing = self._thread.submit(complete, future.result)
+            else:
+                complete(lambda: dcp.save(state, **options))
+                self.dist.barrier()
         return final
 
-    def _complete(
-        self,
-        future: Any,
-        finish: Callable[[], None],
-        failure: Callable[[BaseException], CheckpointError],
-    ) -> None:
-        try:
-            future.result()
-            finish()
-        except BaseException as error:
-            self._failed.append(failure(error))
-
     def wait(self) -> None:
-        """Blocks until the checkpoint in progress is complete. Raises CheckpointError if it failed."""
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
-        if self._failed:
-            raise self._failed.pop()
+        """Blocks until the last checkpoint is complete. Raises CheckpointError if it failed."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
 
 def _commit(work: Path, final: Path, record: dict[str, Any]) -> None:
@@ -127,14 +104,11 @@ def _commit(work: Path, final: Path, record: dict[str, Any]) -> None:
     files = sorted(p for p in work.rglob("*") if p.is_file())
     for file in files:
         sync(file)
-    sizes = {
-        file.relative_to(work).as_posix(): {
-            "bytes": file.stat().st_size,
-            "sha256": sha256_file(file),
-        }
-        for file in files
+    listed = {
+        p.relative_to(work).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+        for p in files
     }
-    write_text(work / "manifest.json", dump_json({**record, "files": sizes}, indent=1))
+    write_text(work / "manifest.json", dump_json({**record, "files": listed}, indent=1))
     for folder in [*(p for p in work.rglob("*") if p.is_dir()), work]:
         sync(folder)
     # If this step was saved before, the old folder stays until the new one has its name.
@@ -159,9 +133,10 @@ def load(folder: Path, state: State, dist: Distributed) -> None:
     expected = {f"model.{name}" for name in state["model"]}
     if more := [name for name in saved if name.startswith("model.") and name not in expected]:
         raise CheckpointError(f"{folder}: it has {more[0]}, which this model has not")
-    with _no_dist(dist) as no_dist:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            dcp.load(state, checkpoint_id=folder / "state", no_dist=no_dist)
+            dcp.load(state, checkpoint_id=folder / "state", no_dist=dist.size == 1)
         except CheckpointException as error:  # of torch, and no Exception
             raise CheckpointError(
                 f"{folder}: its state is not this model's ({_first_cause(error)})"
@@ -234,10 +209,8 @@ def find_damage(path: Path) -> str | None:
     try:
         manifest = read_record(path)
         files = [(n, int(f["bytes"]), str(f["sha256"])) for n, f in manifest["files"].items()]
-        if not files:
-            return "its manifest.json names no file"
-        if not isinstance(manifest["step"], int):
-            return "its manifest.json names no step"
+        if not files or not isinstance(manifest["step"], int):
+            return "its manifest.json names no file, or no step"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it has no readable manifest.json"
     for name, size, checksum in files:
@@ -281,14 +254,6 @@ def remove_superseded(folder: Path) -> None:
     for _, path in best:
         if path not in needed.values():
             shutil.rmtree(path)
-
-
-@contextlib.contextmanager
-def _no_dist(dist: Distributed) -> Iterator[bool]:
-    """Yields DCP's ``no_dist``: whether this is the only process, about which torch warns."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield dist.size == 1
 
 
 def save_dense(model: Any, state: State, dtype: torch.dtype, folder: Path) -> None:

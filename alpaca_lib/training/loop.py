@@ -100,7 +100,12 @@ class _Run:
         )
         self.built = build(settings, placement, dist, source)
         vocab_size = self.built.causal.get_input_embeddings().num_embeddings
-        _check_tokens([*data.rows, *data.held_out], vocab_size, settings.model)
+        largest = max(max(row["input_ids"]) for row in [*data.rows, *data.held_out])
+        if largest >= vocab_size:
+            raise ModelError(
+                f"{settings.model}: the tokenizer gives token {largest}, the model's embedding "
+                f"has only {vocab_size}; they do not belong together"
+            )
         self.within_documents = is_attached(self.built.causal)
         pad = tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < vocab_size else 0  # masked in any case
@@ -128,7 +133,11 @@ class _Run:
 
         Starts after the newest intact checkpoint. Returns the output folder.
         """
-        first = self._resume()
+        first = self.run_state.resume(self.steps)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
+            for _ in range(first):
+                self.schedule.step()
         self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
         self.peak = peak_rate(self.placement.device) or self.gemm
         if self.dist.is_rank_zero:
@@ -152,15 +161,6 @@ class _Run:
             self.run_state.saver.wait()
             self.trackers.close(failed)
         return self.folder
-
-    def _resume(self) -> int:
-        """Loads the checkpoint to resume from; returns its step, 0 for a new run."""
-        step = self.run_state.resume(self.steps)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
-            for _ in range(step):
-                self.schedule.step()
-        return step
 
     def _step(self, step: int) -> dict[str, Any]:
         """Takes optimizer step ``step`` (from 0); returns its line of metrics."""
@@ -304,13 +304,3 @@ class _Run:
             "gemm_flops_per_second": self.gemm * self.dist.size,
         }
         return metrics.write_run(self.folder, self.settings, self.placement, facts)
-
-
-def _check_tokens(rows: list[Encoded], vocab_size: int, name: str) -> None:
-    """Raises ModelError if a token has no row in the embedding (extra rows do no harm)."""
-    largest = max(max(row["input_ids"]) for row in rows)
-    if largest >= vocab_size:
-        raise ModelError(
-            f"{name}: the tokenizer gives token {largest}, the model's embedding has only "
-            f"{vocab_size}; they do not belong together"
-        )

@@ -39,11 +39,6 @@ class Distributed:
         """Whether this process is rank 0."""
         return self.rank == 0
 
-    @property
-    def nodes(self) -> int:
-        """The number of nodes, if all have as many processes as this one."""
-        return max(self.size // max(self.local_size, 1), 1)
-
     def any_rank(self, flag: bool) -> bool:
         """Returns True on every rank if the flag is true on at least one."""
         return self.sum(float(flag)) > 0

@@ -399,13 +399,15 @@ def test_keep_best_keeps_the_lowest(settings, some_examples, tmp_path):
 def test_the_best_is_read_when_it_is_written(settings, monkeypatch):
     """Saved in the background, as on a GPU, and slowly: the run waits for it at its end."""
 
-    class Slow(checkpoints.Saver):
+    class InBackground(checkpoints.Saver):
         def __init__(self, folder, dist, background=False):
             super().__init__(folder, dist, background=True)
 
-        def _complete(self, *arguments):
-            time.sleep(1.0)
-            super()._complete(*arguments)
+    commit = checkpoints._commit
+
+    def commit_slowly(*arguments):
+        time.sleep(1.0)
+        commit(*arguments)
 
     settings = settings.replace(
         validation_rows=3,
@@ -416,7 +418,8 @@ def test_the_best_is_read_when_it_is_written(settings, monkeypatch):
         schedule="constant",
         learning_rate=1.0,
     )
-    monkeypatch.setattr(checkpoints, "Saver", Slow)
+    monkeypatch.setattr(checkpoints, "Saver", InBackground)
+    monkeypatch.setattr(checkpoints, "_commit", commit_slowly)
     folder = train(settings)
     found = [m["validation_loss"] for m in metrics(folder) if "validation_loss" in m]
     assert found[1] < found[2] and (folder / "best-1").is_dir()
