@@ -46,7 +46,7 @@ def add_lora(model: Any, settings: Settings) -> Any:
         if "lora_" in name:  # where the base is quantised PEFT makes them float32
             parameter.data = parameter.data.to(dtype)
     if settings.adapter:
-        _load_values(adapted, Path(settings.adapter), settings)
+        _load_values(adapted, Path(settings.adapter))
     return adapted
 
 
@@ -73,26 +73,19 @@ def _targets(model: Any, wanted: str) -> str | list[str]:
     return targets
 
 
-def _load_values(adapted: Any, folder: Path, settings: Settings) -> None:
+def _load_values(adapted: Any, folder: Path) -> None:
     """Loads a saved adapter's values into new adapters. Raises AdapterError if they differ."""
     config = _read_config(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         old = (folder / "adapter_model.bin").is_file()
-        raise AdapterError(
-            f"{folder}: no adapter_model.safetensors"
-            + ("; adapter_model.bin may run code when it is read: convert it first" if old else "")
-        )
-    expected = {
-        "r": settings.lora_rank,
-        "lora_alpha": settings.lora_alpha,
-        "use_rslora": settings.lora_rs,
-        "use_dora": settings.lora_dora,
-    }
+        fix = "; adapter_model.bin may run code when it is read: convert it first" if old else ""
+        raise AdapterError(f"{folder}: no adapter_model.safetensors{fix}")
+    ours = adapted.peft_config["default"]
     differ = [
-        f"{key} is {config.get(key, False)!r} there, {value!r} here"
-        for key, value in expected.items()
-        if config.get(key, False) != value
+        f"{key} is {config.get(key, False)!r} there, {getattr(ours, key)!r} here"
+        for key in ("r", "lora_alpha", "use_rslora", "use_dora")
+        if config.get(key, False) != getattr(ours, key)
     ]
     # Scales per module, and initialisations that change the base, are not in our LoraConfig.
     differ += [f"it has a {key}" for key in ("alpha_pattern", "rank_pattern") if config.get(key)]
@@ -150,10 +143,7 @@ def trainable(model: Any) -> tuple[int, int]:
 
 
 def save_adapter(model: Any, values: Mapping[str, Any], base: str, folder: Path) -> None:
-    """Writes an adapter folder with the float32 tensors ``values``, by parameter name.
-
-    ``base`` is the name of the base model that its config records.
-    """
+    """Writes an adapter folder: tensors ``values`` by parameter name, the name of its base."""
     model.peft_config["default"].base_model_name_or_path = base
     with _no_future_warnings():
         model.save_pretrained(folder, state_dict=dict(values), save_embedding_layers=False)
@@ -165,9 +155,8 @@ def check_saved(
     """Compares a saved adapter with the trained one and returns its number of tensors.
 
     ``values`` are the float32 tensors that were saved, by default the model's. Raises
-    AdapterError if names or values differ, if every B is zero, or, where the model is
-    ``unsharded``, if the file read back gives other logits. (Alpaca-LoRA's users got adapter
-    files of 443 bytes; this finds them.)
+    AdapterError if names or values differ, if every B is zero (as in Alpaca-LoRA's files of 443
+    bytes), or, where the model is ``unsharded``, if the file read back gives other logits.
     """
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
@@ -214,9 +203,8 @@ def evaluating(model: Any) -> Iterator[None]:
 def merge(adapter: str, folder: Path) -> Path:
     """Writes W + (alpha / r) B A as a plain model folder, which needs no PEFT; returns it.
 
-    The sum is computed in float32 and saved in the base's dtype; the adapter's run.json, which
-    says how it was made, is copied. Raises AdapterError if ``adapter`` is not an adapter,
-    ModelError if it or its base cannot be loaded.
+    The sum is computed in float32 and saved in the base's dtype, with the adapter's run.json.
+    Raises AdapterError if ``adapter`` is none, ModelError if it or its base cannot be loaded.
     """
     source = ModelSource.resolve(adapter)
     _read_config(source.folder)

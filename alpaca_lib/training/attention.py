@@ -101,21 +101,16 @@ def documents_attention(
         return _causal(query, key, value, scale, dropout).transpose(1, 2), None
     if documents.cu_seqlens is not None:
         return _varlen_attention(query, key, value, scale, documents), None
-    return _by_document(query, key, value, scale, dropout, documents.boundaries), None
+    return _by_document(query, key, value, scale, dropout, documents), None
 
 
 # A compiled layer would be compiled again for every list of boundaries.
 @torch.compiler.disable
 def _by_document(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    dropout: float,
-    boundaries: tuple[int, ...],
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, documents: Documents
 ) -> Tensor:
     parts = []
-    for start, end in pairwise(boundaries):
+    for start, end in pairwise(documents.boundaries):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))
         if end - start <= MATMUL_LENGTH and not dropout and query.dtype == torch.bfloat16:
             part = _matmul_attention(q, k, v, scale)
@@ -128,8 +123,7 @@ def _by_document(
 def _matmul_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Returns softmax(Q K' + mask) V of one document.
 
-    Queries that share a key head (GQA) are stacked: (key heads, groups * length, size), so no
-    key or value is repeated.
+    Queries that share a key head (GQA) are stacked: (key heads, groups * length, size).
     """
     _, heads, length, size = query.shape
     groups = heads // key.shape[1]

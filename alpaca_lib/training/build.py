@@ -112,10 +112,7 @@ def _build_sharded(
     dist: Distributed,
     source: ModelSource,
 ) -> tuple[LabelLoss, str]:
-    """Returns the sharded module and how it attends.
-
-    Rank 0 reads the weights; the others build the model without any and receive their shards.
-    """
+    """Returns the sharded module and how it attends; rank 0 reads the weights and sends shards."""
     loaded = None
     if dist.is_rank_zero:
         loaded = LabelLoss(_load(settings, replace(storage, device="cpu"), source))
@@ -135,10 +132,9 @@ def _build_sharded(
 def _check_loss(module: Any, settings: Settings, placement: Placement, sharded: bool) -> None:
     """Raises ModelError for a model whose loss LabelLoss would get wrong.
 
-    Recurrent layers, and attention that ignores position_ids, treat a packed row as one text:
-    an example's loss then depends on the example before it. Some models scale their logits.
-    So two equal examples in a row must have twice the loss of one, and that must be the
-    cross-entropy of the model's own logits.
+    Two equal examples in a row must have twice the loss of one (recurrent layers, and attention
+    that ignores position_ids, treat the row as one text), and that must be the cross-entropy of
+    the model's own logits (some models scale those of their head).
     """
     name, device, causal = settings.model, placement.device, unwrap_peft(module.model)
     vocab_size = causal.get_input_embeddings().num_embeddings

@@ -3,8 +3,7 @@
     checkpoint-40/  manifest.json   the step, and size and SHA-256 of every file
                     state/          model and optimizer, in shards (torch DCP)
 
-A run resumes from the newest checkpoint whose files match its manifest. A checkpoint of two
-processes loads on one, and the other way round.
+A run resumes, with any number of processes, from the newest whose files match its manifest.
 """
 
 from __future__ import annotations
@@ -122,17 +121,14 @@ def _commit(work: Path, final: Path, record: dict[str, Any]) -> None:
 
 
 def load(folder: Path, state: State, dist: Distributed) -> None:
-    """Loads a checkpoint into the tensors of ``state``, in place, at any number of ranks.
-
-    Raises CheckpointError if it is not of this model.
-    """
+    """Loads a checkpoint into the tensors of ``state``. CheckpointError if of another model."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     saved = dcp.FileSystemReader(folder / "state").read_metadata().state_dict_metadata
     expected = {f"model.{name}" for name in state["model"]}
     if more := [name for name in saved if name.startswith("model.") and name not in expected]:
-        raise CheckpointError(f"{folder}: it has {more[0]}, which this model has not")
+        raise CheckpointError(f"{folder}: it has {more[0]}, which this model does not have")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
@@ -150,10 +146,8 @@ def _first_cause(error: BaseException) -> str:
 
 
 def _explain_full_disk(needed: int, work: Path) -> str:
-    """Returns what to do if the disk has no room for ``needed`` bytes, else an empty text.
-
-    torch reports a full disk as an unexpected position in its file.
-    """
+    """Returns what to do if the disk has no room for ``needed`` bytes, else an empty text."""
+    # torch reports a full disk as an unexpected position in its file.
     written = sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
     free = shutil.disk_usage(work.parent).free + written
     if free >= needed:
@@ -231,10 +225,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def remove_old(folder: Path, keep: int, newest: int | None = None) -> None:
-    """Deletes all but the newest ``keep`` checkpoints.
-
-    Those above step ``newest``, of an earlier run in the same folder, count as old.
-    """
+    """Deletes all but the newest ``keep`` checkpoints, and an earlier run's above ``newest``."""
     found = list_checkpoints(folder)
     current = [path for step, path in found if newest is None or step <= newest]
     for _, path in found:
@@ -243,11 +234,9 @@ def remove_old(folder: Path, keep: int, newest: int | None = None) -> None:
 
 
 def remove_superseded(folder: Path) -> None:
-    """Deletes every best-N that no resumed run can need.
-
-    Each best-N has a lower loss than those before it, so a run resumed from checkpoint C needs
-    the newest best-N with N <= C, and a run that continues the newest of all.
-    """
+    """Deletes every best-N that no resumed run can need."""
+    # Each has a lower loss than those before it, so a run resumed from checkpoint C needs the
+    # newest with N <= C, and the run itself the newest of all.
     steps = [step for step, _ in list_checkpoints(folder)]
     best = list_checkpoints(folder, "best")
     needed = {sum(step < at for step in steps): path for at, path in best}

@@ -1,7 +1,6 @@
-"""Examples -> token ids and labels, one by one or a whole file at once.
+"""Examples -> token ids and labels, one by one or a file at once.
 
-A label is the token's own id where the loss counts and IGNORE (-100) where it does not. Packing
-the encoded examples into rows is in alpaca_lib.training.packing.
+A label is the token's own id where the loss counts and IGNORE (-100) where it does not.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Data:
     """The encoded examples of a run.
 
     >>> data = load_data(settings, tokenizer)
-    >>> print(len(data.rows), "to train on,", data.cut, "of them with a cut answer")
+    >>> share_cut = data.cut / len(data.rows)
     """
 
     rows: list[Encoded]  # to train on
@@ -41,18 +40,15 @@ def encode(
     mask_prompt: bool = True,
     add_eos: bool = True,
 ) -> Encoded:
-    """Returns {"input_ids", "labels"} of prompt + answer + end-of-sequence token, equally long.
-
-    Prompt of 3 tokens, answer of 2:
+    """Returns {"input_ids", "labels"} of prompt, answer and end-of-sequence token, equally long:
 
         input_ids  [  p0,   p1,   p2, a0, a1, eos]
         labels     [-100, -100, -100, a0, a1, eos]   with mask_prompt
         labels     [-100,   p1,   p2, a0, a1, eos]   without: nothing predicts the first token
 
-    Prompt and answer are tokenised separately and joined as ids, so no token spans both. An
-    answer that is too long loses its last tokens, but keeps the end-of-sequence token; a prompt
-    that fills max_length by itself leaves no label at all. Raises SettingsError if max_length
-    is below 2.
+    Prompt and answer are tokenised separately, so no token spans both. An answer that is too
+    long is cut, but keeps the end-of-sequence token; a prompt that fills max_length leaves no
+    label. Raises SettingsError if max_length is below 2.
     """
     return encode_all([example], tokenizer, template, max_length, mask_prompt, add_eos)[0]
 
@@ -97,10 +93,9 @@ def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _prefix_tokens(tokenizer: Any, template: str) -> list[int]:
-    """Returns the special tokens that a tokenizer puts before a text (as Llama 3's does).
+    """Returns the special tokens that a tokenizer puts before a text, as Llama 3's does.
 
-    Not those that it puts after the text (as T5's does); none with "chat", whose template
-    writes its own.
+    None with "chat", whose template writes its own.
     """
     if template == "chat":
         return []

@@ -16,10 +16,9 @@ GPUS = Path(__file__).resolve().parents[2] / "data" / "gpus.yaml"
 
 
 def matmul_parameters(model: Any) -> int:
-    """Returns the number of parameters that a token is multiplied with.
+    """Returns the number of parameters that a token is multiplied with, without adapters.
 
-    The input embedding is only looked up, so it does not count, unless it is tied to the output
-    head. Adapters are left out.
+    An input embedding is only looked up: it counts if it is also the output head (tied).
     """
     # A 4-bit weight is stored packed; its quant_state knows the original shape.
     total = sum(
@@ -35,10 +34,9 @@ def matmul_parameters(model: Any) -> int:
 def flops_per_token(model: Any, method: str, context: float) -> float:
     """Returns the FLOPs of training per token, for examples of ``context`` tokens.
 
-    Per parameter 2 in the forward pass and 4 in the backward pass, 2 for the gradient of the
-    input and 2 for that of the weight, which a frozen weight does not need: 6 N, or 4 N with
-    LoRA. Causal attention adds 6 * layers * hidden_size * context (PaLM, arXiv:2204.02311,
-    appendix B, halved for the causal mask).
+    Per parameter 2 in the forward pass, 2 for the gradient of the input and 2 for that of the
+    weight, which a frozen one does not need. Causal attention adds 6 * layers * hidden_size *
+    context: PaLM's formula (arXiv:2204.02311, appendix B), halved for the mask.
     """
     config = model.config
     attention = 6 * config.num_hidden_layers * config.hidden_size * context

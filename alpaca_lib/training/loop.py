@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,12 @@ import transformers
 from alpaca_lib.errors import ModelError, NotEnoughMemory, TrainingStopped
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.models import ModelSource, Placement, place
-from alpaca_lib.training import adapters, metrics, sharding, trackers
+from alpaca_lib.training import adapters, metrics, packing, sharding, trackers
 from alpaca_lib.training.attention import Documents, is_attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
 from alpaca_lib.training.flops import flops_per_token, gemm_rate, peak_rate
-from alpaca_lib.training.packing import (
-    Encoded,
-    MicroBatches,
-    collate,
-    count_labels,
-    count_steps,
-    join,
-    micro_batches,
-    padding_multiple,
-    step_order,
-)
+from alpaca_lib.training.packing import Encoded, MicroBatches, count_labels
 from alpaca_lib.training.precision import create_optimizer
 from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
 from alpaca_lib.training.run_state import RunState
@@ -49,9 +40,7 @@ CheckMemory = Callable[[Settings, Placement, int, list[Encoded], ModelSource], s
 
 
 def train(
-    settings: Settings,
-    report: Report = lambda line: None,
-    check_memory: CheckMemory | None = None,
+    settings: Settings, report: Report = lambda line: None, check_memory: CheckMemory | None = None
 ) -> Path:
     """Trains as the settings say; returns the output folder, which from_pretrained loads.
 
@@ -78,27 +67,26 @@ def train(
         return run.fit(stop_requested)
 
 
+@dataclass
 class _Run:
     """The model, optimizer, schedule and data of one run; ``fit`` takes its steps."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        placement: Placement,
-        tokenizer: Any,
-        data: Data,
-        dist: Distributed,
-        report: Report,
-        source: ModelSource,
-    ) -> None:
-        self.settings, self.placement, self.tokenizer = settings, placement, tokenizer
-        self.data, self.dist, self.report = data, dist, report
+    settings: Settings
+    placement: Placement
+    tokenizer: Any
+    data: Data
+    dist: Distributed
+    report: Report
+    source: ModelSource
+
+    def __post_init__(self) -> None:
+        settings, data = self.settings, self.data
         self.rows = data.rows
         self.folder = Path(settings.output_dir)
-        self.steps = count_steps(
+        self.steps = packing.count_steps(
             len(self.rows), settings.examples_per_step, settings.epochs, settings.max_steps
         )
-        self.built = build(settings, placement, dist, source)
+        self.built = build(settings, self.placement, self.dist, self.source)
         vocab_size = self.built.causal.get_input_embeddings().num_embeddings
         largest = max(max(row["input_ids"]) for row in [*data.rows, *data.held_out])
         if largest >= vocab_size:
@@ -107,7 +95,7 @@ class _Run:
                 f"has only {vocab_size}; they do not belong together"
             )
         self.within_documents = is_attached(self.built.causal)
-        pad = tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < vocab_size else 0  # masked in any case
         # The mean over tokens of their example's length: sum n * n / sum n.
         lengths = [len(row["input_ids"]) for row in self.rows]
@@ -123,16 +111,13 @@ class _Run:
             num_warmup_steps=math.ceil(warmup * self.steps) if warmup < 1 else int(warmup),
             num_training_steps=self.steps,
         )
-        self.run_state = RunState(settings, dist, self.built, self.optimizer, self.rows)
+        self.run_state = RunState(settings, self.dist, self.built, self.optimizer, self.rows)
         self.trackers = trackers.Trackers()
         self.heap = Heap()
         self.step_seconds: float | None = None  # moving average, for the time left
 
     def fit(self, stop_requested: threading.Event) -> Path:
-        """Takes the steps that are left, then saves and checks the model.
-
-        Starts after the newest intact checkpoint. Returns the output folder.
-        """
+        """Takes the steps after the newest intact checkpoint, then saves and checks the model."""
         first = self.run_state.resume(self.steps)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
@@ -152,8 +137,7 @@ class _Run:
             if first == 0:
                 self._validate(0)
             for step in range(first, self.steps):
-                line = self._step(step)
-                self._after_step(line, stop_requested)
+                self._after_step(self._step(step), stop_requested)
             self._validate(self.steps)
             self.run_state.save_model(self.steps, self.tokenizer, self.placement.torch_dtype)
             failed = False
@@ -170,7 +154,7 @@ class _Run:
 
         # 1. The step's examples, split into micro-batches with one group per rank. Every rank
         #    computes the same plan, so each knows the label tokens of all.
-        chosen = step_order(len(self.rows), settings.examples_per_step, settings.seed, step)
+        chosen = packing.step_order(len(self.rows), settings.examples_per_step, settings.seed, step)
         examples = [self.rows[i] for i in chosen]
         tokens = sum(len(row["input_ids"]) for row in examples)
         label_tokens = sum(count_labels(row) for row in examples)
@@ -246,16 +230,16 @@ class _Run:
 
     def _micro_batches(self, examples: list[Encoded]) -> MicroBatches:
         lengths = [len(row["input_ids"]) for row in examples]
-        return micro_batches(self.settings, lengths, self.dist.size, self.within_documents)
+        return packing.micro_batches(self.settings, lengths, self.dist.size, self.within_documents)
 
     def _forward(self, examples: list[Encoded], members: list[int]) -> torch.Tensor:
         """Returns the summed loss of some examples, packed into one row or padded to several."""
         device, documents = self.placement.device, None
         if self.settings.batching == "pack":
-            rows = [join(examples, members)] if members else []
+            rows = [packing.join(examples, members)] if members else []
         else:
-            rows = [join(examples, [i]) for i in members]
-        batch = collate(rows, self.pad, padding_multiple(device))
+            rows = [packing.join(examples, [i]) for i in members]
+        batch = packing.collate(rows, self.pad, packing.padding_multiple(device))
         shape = batch["input_ids"].shape  # (rows, tokens)
         if self.settings.batching != "pack":
             # Padding comes last, and causal attention does not look ahead: no mask needed.
@@ -268,10 +252,7 @@ class _Run:
         return loss
 
     def _validate(self, step: int) -> None:
-        """Logs the mean loss over the validation set's label tokens, if there is a set.
-
-        Keeps the weights of the lowest, if the settings say so.
-        """
+        """Logs the mean loss per label token of the validation set; keeps the best weights."""
         held = self.data.held_out
         if not held:
             return

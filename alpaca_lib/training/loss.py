@@ -45,9 +45,8 @@ class LabelLoss(nn.Module):
         """Returns the sum of the cross-entropies of all labels in nats, a float32 scalar.
 
         The tensors have the shape (rows, tokens); ``documents`` is for a model that attends
-        within documents (attention.attach). There is no attention mask and no cache: with
-        either, transformers ignores the restarts of position_ids, and packed examples would
-        see one another.
+        within documents. With an attention mask or a cache transformers would ignore that
+        position_ids restart, and packed examples would see one another.
         """
         causal = unwrap_peft(self.model)
         more = {"documents": documents} if documents else {}

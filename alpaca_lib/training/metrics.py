@@ -7,6 +7,7 @@ tokens_per_second, mfu, gemm_share, peak_memory_bytes, seconds_left) and a line 
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from dataclasses import asdict
 from importlib import metadata
@@ -23,10 +24,7 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def append(folder: Path, line: dict[str, Any]) -> None:
-    """Appends a line to metrics.jsonl; a torn last line of a killed run is cut off first.
-
-    Raises FileError if it cannot be written.
-    """
+    """Appends a line to metrics.jsonl, after cutting off a killed run's torn last line."""
     try:
         with JsonLines(folder / FILE) as log:
             log.append(line, sync=False)
@@ -40,10 +38,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def drop_later(folder: Path, step: int, steps: int) -> None:
-    """Drops the lines that a run resumed after ``step`` of ``steps`` will write again.
-
-    They are those of later steps, and of the validation after the last step.
-    """
+    """Drops the lines that a run resumed after ``step`` of ``steps`` will write again."""
     kept = [
         line
         for line in read_metrics(folder)
@@ -58,16 +53,11 @@ def drop_later(folder: Path, step: int, steps: int) -> None:
 def write_run(
     folder: Path, settings: Settings, placement: Placement, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes run.json, with all that decides the result, so that a run can be repeated.
-
-    Returns what it wrote: settings, placement, ``facts`` and the packages' versions.
-    """
+    """Writes run.json: settings, placement, ``facts`` and versions; returns its content."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     run = {
         "settings": settings.to_dict(),
         "placement": asdict(placement),
@@ -79,7 +69,7 @@ def write_run(
     return run
 
 
-def format_line(line: dict[str, Any], steps: int) -> str:
+def format_metrics(line: dict[str, Any], steps: int) -> str:
     """Returns a line of metrics as text: step, loss, speed, MFU, memory, time left."""
     head = f"step {line['step']}/{steps}"
     if "validation_loss" in line:

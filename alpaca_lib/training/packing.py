@@ -1,8 +1,7 @@
-"""Packing and batching: examples -> rows -> optimizer steps and micro-batches.
+"""Packing and batching: examples -> rows, optimizer steps and micro-batches.
 
-Packing puts several examples end to end in one row: position_ids restart at each example, and
-attention stays within it. Which examples an optimizer step sees depends on the seed, the epoch
-and the step's number alone, never on how they are packed.
+Which examples an optimizer step sees depends on the seed, the epoch and the step's number alone,
+never on how they are packed.
 """
 
 from __future__ import annotations
@@ -28,18 +27,15 @@ MicroBatches = list[list[list[int]]]  # [micro-batch][rank] -> indices of exampl
 
 @dataclass(frozen=True)
 class Row:
-    """Several encoded examples end to end.
-
-    Example 4 has three tokens and example 7 has two, so the row has five:
+    """Several encoded examples end to end; here example 4 of 3 tokens and example 7 of 2:
 
         input_ids     [ a0,  a1,  a2,   b0,  b1]
         labels        [-100, a1,  a2, -100,  b1]   no label on an example's first token
         position_ids  [  0,   1,   2,    0,   1]   restart at each example
-        members       [  4,   7]                   indices of the examples
-        boundaries    [  0,   3,   5]              cumulative lengths (cu_seqlens)
+        members       [4, 7]                       indices of the examples
 
-    >>> row = join(encoded, [4, 7])
-    >>> assert row.boundaries == [0, 3, 5]
+    >>> join(encoded, [4, 7]).boundaries
+    [0, 3, 5]
     """
 
     input_ids: list[int]
@@ -49,7 +45,7 @@ class Row:
 
     @property
     def boundaries(self) -> list[int]:
-        """The token index at which each example begins, and the row's length at the end."""
+        """Where each example begins and the last one ends: cumulative lengths (cu_seqlens)."""
         starts = [i for i, position in enumerate(self.position_ids) if position == 0]
         return [*starts, len(self.position_ids)]
 
@@ -67,9 +63,8 @@ def pack(encoded: Sequence[Encoded], row_length: int) -> list[Row]:
         row 0  [0 0 0 0 0 2 2 2]
         row 1  [1 1 1 1 3 3]
 
-    Every example is in exactly one row and is never cut. At most 11/9 of the optimal number of
-    rows, plus one (Johnson 1973, Dosa 2007), in O(n log n). Raises SettingsError if an example
-    is longer than a row.
+    No example is cut. At most 11/9 of the optimal number of rows, plus one (Johnson 1973), in
+    O(n log n). Raises SettingsError if an example is longer than a row.
     """
     lengths = [len(e["input_ids"]) for e in encoded]
     size = 1
@@ -135,10 +130,9 @@ def step_order(count: int, per_step: int, seed: int, step: int) -> list[int]:
 def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> MicroBatches:
     """Returns [micro-batch][rank] -> indices: groups of at most ``most`` tokens, balanced.
 
-    ``lengths`` are in tokens. There are as few micro-batches as possible, and groups are about
-    equally long, so that no rank waits for another: longest first into the emptiest group
-    (Graham 1969). Every rank has one group per micro-batch, because all must meet in every
-    collective; a group may be empty. Raises SettingsError if an example is longer than ``most``.
+    As few micro-batches as possible, of groups about equally long, so that no rank waits for
+    another: longest first into the emptiest group (Graham 1969). A group may be empty, as all
+    ranks meet in every collective. Raises SettingsError if an example is longer than ``most``.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if order and lengths[order[0]] > most:
@@ -155,7 +149,7 @@ def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> Micr
             groups[g].append(i)
             heapq.heappush(filled, (tokens + lengths[i], g))
         if max(tokens for tokens, _ in filled) <= most:
-            return _by_rank(groups, ranks)
+            return [groups[m * ranks : (m + 1) * ranks] for m in range(count)]
         count += 1
 
 
@@ -169,10 +163,6 @@ def group_rows(lengths: Sequence[int], rows: int, ranks: int, by_length: bool) -
         order.sort(key=lambda i: -lengths[i])
     groups = [order[at : at + rows] for at in range(0, len(order), rows)]
     groups += [[] for _ in range(-len(groups) % ranks)]
-    return _by_rank(groups, ranks)
-
-
-def _by_rank(groups: list[list[int]], ranks: int) -> MicroBatches:
     return [groups[at : at + ranks] for at in range(0, len(groups), ranks)]
 
 
@@ -199,13 +189,12 @@ def padding_multiple(device: str) -> int:
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, torch.Tensor]:
     """Returns input_ids, labels and position_ids as int64 tensors of shape (rows, tokens).
 
-    Rows are padded to the longest, rounded up to ``multiple``; here to 8:
+    Rows are padded to the longest, rounded up to ``multiple``. Each pad is an example of its own:
 
-        input_ids     [ a0,  a1,  a2,   b0,  b1,  pad,  pad,  pad]
         labels        [-100, a1,  a2, -100,  b1, -100, -100, -100]
-        position_ids  [  0,   1,   2,    0,   1,    0,    0,    0]   each pad is its own example
+        position_ids  [  0,   1,   2,    0,   1,    0,    0,    0]
 
-    No rows give one row of padding, the batch of a rank whose group is empty.
+    Without rows (a rank whose group is empty) the batch is one row of padding.
     """
     import torch
 

@@ -1,9 +1,9 @@
 """Mixed precision: an optimizer over float32 masters of parameters that compute in bfloat16.
 
-bfloat16 has 8 significant bits, so adding an update of less than 1/512 of a weight changes
-nothing; at a learning rate of 2e-5 nearly all updates are that small. So the optimizer steps on
-float32 masters, the model holds bfloat16 copies of them, and their gradients accumulate in
-float32 (arXiv:1710.03740). With FSDP the shards are the masters, and FSDP makes the copies.
+bfloat16 has 8 significant bits: adding less than 1/512 of a weight changes nothing, and at a
+learning rate of 2e-5 most updates are smaller. So the optimizer steps on float32 masters, the
+model holds bfloat16 copies, and gradients accumulate in float32 (arXiv:1710.03740). With FSDP the
+shards are the masters, and FSDP makes the copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.distributed as c10d
 from torch import Tensor, nn
 
 from alpaca_lib.optional import require
-from alpaca_lib.training.sharding import Distributed
+from alpaca_lib.training.sharding import Distributed, is_sharded, local_shard
 
 
 class MasterWeights:
@@ -45,47 +45,29 @@ class MasterWeights:
         self.masters: dict[str, Tensor] = {}
         self._copied: dict[str, tuple[nn.Parameter, Tensor]] = {}  # masters with own memory
         for name, parameter in self.parameters.items():
-            local = _local(parameter)
+            local = local_shard(parameter)
             self.masters[name] = local.detach()
             if masters and local.dtype != torch.float32:
                 initial = (exact or {}).get(name)
                 self.masters[name] = local.detach().float() if initial is None else initial
                 self._copied[name] = parameter, self.masters[name]
         longest = max((m.numel() for _, m in self._copied.values()), default=0)
-        self._scratch = torch.empty(longest) if longest else None
+        scratch = torch.empty(longest, device=next(module.parameters()).device)
         for parameter, master in self._copied.values():
             master.grad = torch.zeros_like(master)
-            if self._scratch is not None and self._scratch.device != master.device:
-                self._scratch = self._scratch.to(master.device)
-            parameter.register_post_accumulate_grad_hook(self._accumulate_in(master))
-
-    def _accumulate_in(self, master: Tensor) -> Any:
-        """Returns a hook that adds a parameter's gradient to that of its master."""
-
-        def accumulate(parameter: Tensor) -> None:
-            assert parameter.grad is not None and self._scratch is not None
-            assert master.grad is not None
-            # Converted in one reused buffer: allocating a float32 copy per gradient costs more
-            # time than the addition.
-            gradient = self._scratch[: master.numel()].view_as(master)
-            gradient.copy_(parameter.grad)
-            master.grad.add_(gradient)
-            parameter.grad = None
-
-        return accumulate
+            parameter.register_post_accumulate_grad_hook(_accumulate_in(master, scratch))
 
     def reduce_gradients(self) -> float:
-        """Gives the masters the step's gradients, averaged over ranks; returns their norm.
+        """Gives the masters the step's gradients, averaged over ranks; returns their L2 norm.
 
-        FSDP has reduce-scattered the gradients of what it shards in the backward pass; those of
-        replicated parameters are all-reduced here. The L2 norm is that of all ranks' gradients.
+        FSDP has reduce-scattered its shards' in the backward pass; the rest is all-reduced here.
         """
         for name, parameter in self.parameters.items():
             if name not in self._copied:
                 grad = parameter.grad
-                self.masters[name].grad = None if grad is None else _local(grad)
-        sharded = [name for name, p in self.parameters.items() if _is_sharded(p)]
-        replicated = [name for name, p in self.parameters.items() if not _is_sharded(p)]
+                self.masters[name].grad = None if grad is None else local_shard(grad)
+        sharded = [name for name, p in self.parameters.items() if is_sharded(p)]
+        replicated = [name for name, p in self.parameters.items() if not is_sharded(p)]
         self._average_over_ranks([self.masters[name] for name in replicated])
         # |g|^2 = sum of squares of what every rank has, once, + of all ranks' shards.
         squares = self._sum_of_squares(replicated)
@@ -142,7 +124,7 @@ class MasterWeights:
         masters = {name.removeprefix("model."): m for name, m in self.masters.items()}
         if hasattr(model, "peft_config"):
             return masters
-        if not any(_is_sharded(p) for p in self.parameters.values()):
+        if not any(is_sharded(p) for p in self.parameters.values()):
             return model.state_dict() | masters
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -151,11 +133,10 @@ class MasterWeights:
         return gathered
 
     def state(self, optimizer: Any) -> dict[str, Any]:
-        """Returns what a checkpoint holds: masters and the optimizer's moments, by name.
+        """Returns what a checkpoint holds, or is loaded into: masters and moments, by name.
 
-        A checkpoint is loaded into these tensors in place. Shards are DTensors, so that another
-        number of ranks can load them. Not so 8-bit moments: a block of 256 shares one scale, and
-        a shard may be too small for 8 bits on one rank alone. They have one entry per rank.
+        Shards are DTensors, so that another number of ranks can load them. 8-bit moments have
+        one entry per rank: a block of 256 shares one scale, and small shards have 32 bits.
         """
         _initialize_moments(optimizer)
         moments: dict[str, Any] = {}
@@ -171,10 +152,7 @@ class MasterWeights:
         return {"model": model, "optimizer": moments}
 
     def restore(self, state: dict[str, Any], optimizer: Any) -> None:
-        """Completes the loading of a checkpoint into ``state``, whose tensors have its values.
-
-        Numbers that are not tensors go to the optimizer, masters are copied to the model.
-        """
+        """Restores the optimizer's plain numbers and the model from a loaded ``state``."""
         for name, values in self._moments(optimizer):
             saved = state["optimizer"].get(name) or state["optimizer"][self._of_this_rank(name)]
             for key, value in values.items():
@@ -192,7 +170,7 @@ class MasterWeights:
     def _as_global(self, name: str, local: Tensor) -> Tensor:
         """Returns the DTensor that this rank's tensor is a shard of, if its parameter is one."""
         parameter: Any = self.parameters[name]
-        if not _is_sharded(parameter) or local.shape != self.masters[name].shape:
+        if not is_sharded(parameter) or local.shape != self.masters[name].shape:
             return local
         from torch.distributed.tensor import DTensor
 
@@ -207,21 +185,35 @@ class MasterWeights:
         return full
 
 
+def _accumulate_in(master: Tensor, scratch: Tensor) -> Any:
+    """Returns a hook that adds a parameter's gradient to its master's, through ``scratch``."""
+
+    def accumulate(parameter: Tensor) -> None:
+        assert parameter.grad is not None and master.grad is not None
+        # Converted in one reused buffer: allocating a float32 copy per gradient costs more
+        # time than the addition.
+        gradient = scratch[: master.numel()].view_as(master)
+        gradient.copy_(parameter.grad)
+        master.grad.add_(gradient)
+        parameter.grad = None
+
+    return accumulate
+
+
 def _initialize_moments(optimizer: Any) -> None:
     """Creates the moments that an optimizer creates at its first step: zeros."""
-    if hasattr(optimizer, "init_state"):  # bitsandbytes
-        if not optimizer.initialized:
-            optimizer.check_overrides()
-            optimizer.to_gpu()
-            optimizer.initialized = True
-        for g, group in enumerate(optimizer.param_groups):
-            for i, parameter in enumerate(group["params"]):
-                if not optimizer.state[parameter]:
-                    optimizer.init_state(group, parameter, g, i)
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state[parameter]:
+    bitsandbytes = hasattr(optimizer, "init_state")
+    if bitsandbytes and not optimizer.initialized:
+        optimizer.check_overrides()
+        optimizer.to_gpu()
+        optimizer.initialized = True
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            if optimizer.state[parameter]:
+                continue
+            if bitsandbytes:
+                optimizer.init_state(group, parameter, g, i)
+            else:
                 optimizer.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
@@ -229,21 +221,10 @@ def _initialize_moments(optimizer: Any) -> None:
                 }
 
 
-def _is_sharded(parameter: Tensor) -> bool:
-    return hasattr(parameter, "to_local")
-
-
-def _local(tensor: Any) -> Tensor:
-    """Returns this rank's shard of a DTensor, or a plain tensor itself."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach() if not isinstance(local, nn.Parameter) else local
-
-
 def create_optimizer(weights: MasterWeights, name: str, lr: float, weight_decay: float) -> Any:
-    """Returns AdamW over the masters: torch's fused one, or bitsandbytes' with 8-bit moments.
+    """Returns AdamW over the masters: torch's ("adamw"), or "adamw8bit" (arXiv:2110.02861).
 
-    ``name`` is "adamw" or "adamw8bit" (arXiv:2110.02861), which keeps float32 moments for
-    tensors of fewer than 4,096 values.
+    The second stores the moments of tensors with 4,096 or more values in 8 bits.
     """
     masters = [m for m in weights.masters.values() if m.numel()]
     if name == "adamw8bit":

@@ -17,8 +17,7 @@ import torch
 def keep_freed_memory() -> None:
     """Makes the C library reuse freed memory instead of returning it to the system, on Linux.
 
-    By default glibc returns every large block, and the system hands it out again page by page,
-    zeroed: a sixth of a training step on a CPU.
+    The system would hand it out again page by page, zeroed: a sixth of a step on a CPU.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # glibc's malloc.h
     for option in (m_mmap_threshold, m_trim_threshold):
@@ -27,20 +26,18 @@ def keep_freed_memory() -> None:
 
 def _call_glibc(function: str, *arguments: int) -> bool:
     """Calls a function of the C library; returns False if it does not have it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
-            return True
+    with contextlib.suppress(OSError, AttributeError):  # no such library: not Linux, or musl
+        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
+        return True
     return False
 
 
 class Heap:
-    """Bounds the memory that keep_freed_memory() keeps: rows of other lengths fragment it.
+    """Bounds the memory that keep_freed_memory() keeps, which rows of other lengths fragment.
 
-    ``most``: bytes of main memory at which free memory is returned to the system: a third more
-    than after the first step, or than after the step that followed the last trim. What still
-    grows slowly after a trim is not fragmentation but the kernels that oneDNN compiles for each
-    new shape of rows: half a megabyte each, at most 1,024 of them.
+    ``most``: bytes of main memory above which free memory is returned, a third more than after
+    the first step, or the step after the last trim. What still grows then, more and more slowly,
+    are oneDNN's compiled kernels: half a megabyte per shape of rows, at most 1,024 of them.
 
     >>> heap = Heap()
     >>> trimmed = heap.trim()  # after each step
@@ -50,10 +47,7 @@ class Heap:
         self.most = 0
 
     def trim(self) -> bool:
-        """Returns free memory to the system if the process holds more than ``most``.
-
-        Returns whether it did: only on Linux with glibc; nothing is kept elsewhere.
-        """
+        """Gives free memory back if more than ``most`` is held; returns whether it did."""
         held = resident()
         if not self.most:
             self.most = held * 4 // 3

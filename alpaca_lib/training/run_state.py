@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,30 +32,25 @@ _MAY_CHANGE = (
 )
 
 
+@dataclass
 class RunState:
     """Saves and restores the state of a run; every rank has one and makes the same calls.
-
-    ``saver``: writes the checkpoints, in the background on a GPU. ``best``: the lowest
-    validation loss so far (nats per label token) and its step; None before the first.
 
     >>> run_state = RunState(settings, dist, built, optimizer, rows)
     >>> first = run_state.resume(steps)  # the step of the loaded checkpoint, 0 without one
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        dist: Distributed,
-        built: Built,
-        optimizer: Any,
-        rows: list[Encoded],
-    ) -> None:
-        self.settings, self.dist, self.built = settings, dist, built
-        self.optimizer, self.rows = optimizer, rows
-        self.folder = Path(settings.output_dir)
-        on_gpu = next(iter(built.weights.masters.values())).is_cuda
-        self.saver = checkpoints.Saver(self.folder, dist, background=on_gpu)
-        self.best: tuple[float, int] | None = None
+    settings: Settings
+    dist: Distributed
+    built: Built
+    optimizer: Any
+    rows: list[Encoded]  # to train on
+    best: tuple[float, int] | None = None  # lowest validation loss (nats per token), its step
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.settings.output_dir)
+        on_gpu = next(iter(self.built.weights.masters.values())).is_cuda
+        self.saver = checkpoints.Saver(self.folder, self.dist, background=on_gpu)
 
     @cached_property
     def _data_checksum(self) -> str:
@@ -83,8 +79,8 @@ class RunState:
     def resume(self, steps: int) -> int:
         """Loads the checkpoint that the settings ask for and returns its step; 0 without one.
 
-        Deletes the best-N and the lines of metrics after that step: the run makes them again.
-        Raises CheckpointError if it is damaged or of another run.
+        Deletes what the run will write again: best-N and lines of metrics after that step.
+        Raises CheckpointError if the checkpoint is damaged or of another run.
         """
         settings, dist = self.settings, self.dist
         found = self._find_checkpoint()
@@ -96,11 +92,10 @@ class RunState:
             if dist.is_rank_zero:
                 print(f"resuming from {path.name}: step {step} of {steps}", flush=True)
         best = checkpoints.list_checkpoints(self.folder, "best")
-        for at, path in best:
-            if settings.keep_best and 0 < at <= step and checkpoints.find_damage(path) is None:
-                loss = float(checkpoints.read_record(path)["validation_loss"])
-                if self.best is None or loss < self.best[0]:
-                    self.best = loss, at
+        if settings.keep_best:
+            intact = [(p, n) for n, p in best if n <= step and not checkpoints.find_damage(p)]
+            losses = [(checkpoints.read_record(p)["validation_loss"], n) for p, n in intact]
+            self.best = min(losses, default=None)
         dist.barrier()
         if dist.is_rank_zero:
             for at, path in best:
@@ -158,12 +153,9 @@ class RunState:
             )
 
     def save_model(self, steps: int, tokenizer: Any, dtype: Any) -> None:
-        """Saves the trained model (or adapter) and the tokenizer in the output folder.
-
-        First the last step's checkpoint: a run that is killed here resumes after its last step
-        and only has to save the model.
-        """
+        """Saves the trained model (or adapter) and the tokenizer in the output folder."""
         settings, dist, built = self.settings, self.dist, self.built
+        # A run that is killed here resumes after its last step and only has to save the model.
         if settings.save_every:
             self.checkpoint(steps)
         self.saver.wait()

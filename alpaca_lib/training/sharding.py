@@ -1,8 +1,7 @@
 """Ranks and shards: which process this is, and which part of each parameter it holds.
 
 FSDP2 (``fully_shard``) splits every parameter over the ranks, all-gathers a layer's parameters
-just before the layer computes, and frees them afterwards. It is the same for two gloo processes
-on a laptop and for NCCL across nodes.
+just before the layer computes, and frees them afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as c10d
-from torch import nn
+from torch import Tensor, nn
 
 from alpaca_lib.errors import ModelError, SettingsError
 from alpaca_lib.models import Placement
@@ -125,9 +124,8 @@ def shard(
 ) -> None:
     """Shards the parameters of ``module`` (which holds ``model``) over the ranks, in place.
 
-    Layers compute in placement's dtype; shards, reduced gradients and optimizer stay in the
-    parameters' dtype. Each decoder layer is an FSDP unit, the rest of the module is the last
-    one. LoRA adapters stay unsharded on every rank: they are small, their frozen base is not.
+    Layers compute in placement's dtype; shards and optimizer keep the parameters' dtype. Each
+    decoder layer is an FSDP unit, and so is the rest. LoRA adapters stay unsharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -150,8 +148,7 @@ def shard(
 def load_into_shards(module: Any, source: Any, device: str, dist: Distributed) -> None:
     """Fills an empty sharded module with the values of ``source``, which only rank 0 has.
 
-    Tensors are sent one by one, so no other rank ever holds more than its shards and one
-    full tensor.
+    Tensors are sent one by one: no other rank holds more than its shards and one full tensor.
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -176,20 +173,29 @@ def _tensors(module: Any) -> dict[str, Any]:
 
 
 def keep_gathered(module: Any, last: bool) -> None:
-    """Keeps parameters gathered, and gradients unreduced, until the step's ``last`` micro-batch.
+    """Keeps parameters gathered, and gradients unreduced, until the step's last micro-batch.
 
-    Called before each micro-batch: there is one all-gather and one reduce-scatter per step
-    instead of one per micro-batch, for 6 bytes per parameter on every rank.
+    Called before each: one all-gather and one reduce-scatter per step, not per micro-batch.
     """
     module.set_requires_gradient_sync(last)
     module.set_reshard_after_forward(False)
     module.set_reshard_after_backward(last)
 
 
+def is_sharded(parameter: Tensor) -> bool:
+    """Returns whether FSDP has sharded a parameter: it is a DTensor then."""
+    return hasattr(parameter, "to_local")
+
+
+def local_shard(tensor: Any) -> Tensor:
+    """Returns this rank's shard of a DTensor, or a plain tensor itself."""
+    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return local.detach() if not isinstance(local, nn.Parameter) else local
+
+
 def describe_shards(model: Any) -> list[dict[str, Any]]:
     """Returns each parameter's name, full shape ("whole") and shape on this rank ("mine")."""
-    rows = []
-    for name, parameter in model.named_parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        rows.append({"name": name, "whole": list(parameter.shape), "mine": list(local.shape)})
-    return rows
+    return [
+        {"name": name, "whole": list(p.shape), "mine": list(local_shard(p).shape)}
+        for name, p in model.named_parameters()
+    ]

@@ -1,8 +1,7 @@
 """Experiment trackers: TensorBoard, Weights & Biases, Trackio.
 
-None is used unless ``Settings.trackers`` names it. They receive the lines of metrics.jsonl, which
-stays the record. Gradient histograms are not sent: wandb.watch hooks into the backward pass,
-where its failure would stop the training; each line has grad_norm.
+None is used unless ``Settings.trackers`` names it. They receive the lines of metrics.jsonl, and no
+gradient histograms: a failure of wandb.watch in the backward pass would stop the training.
 """
 
 from __future__ import annotations
@@ -69,9 +68,8 @@ def check(settings: Settings) -> None:
 def open_trackers(settings: Settings, folder: Path, config: Config, resumed_at: int) -> Trackers:
     """Opens the trackers that the settings name; ``config`` is shown with the curves.
 
-    A run resumed at a step above 0 continues its run in each tracker, by the id in
-    folder/tracker_id. Raises TrackerError if a new run's tracker cannot be opened; a resumed
-    run, which a scheduler may have restarted, continues without it.
+    A run resumed at a step above 0 continues in each tracker by the id in folder/tracker_id.
+    Raises TrackerError if a new run's tracker cannot be opened; a resumed run does without.
     """
     check(settings)
     trackers, file = Trackers(), folder / "tracker_id"
