@@ -40,9 +40,8 @@ class Documents:
     def of(cls, boundaries: list[int], device: str) -> Documents:
         """Returns the documents with these boundaries, for the attention of a device."""
         longest = max(end - start for start, end in pairwise(boundaries))
-        cu_seqlens = None
-        if device.startswith("cuda"):
-            cu_seqlens = torch.tensor(boundaries, dtype=torch.int32, device=device)
+        on_gpu = device.startswith("cuda")
+        cu_seqlens = torch.tensor(boundaries, dtype=torch.int32, device=device) if on_gpu else None
         return cls(tuple(boundaries), cu_seqlens, longest)
 
 

@@ -34,11 +34,6 @@ class Built:
     sharded: bool  # FSDP shards the parameters over the ranks
     gather_once: bool = False  # parameters stay gathered for all micro-batches of a step
 
-    @property
-    def causal(self) -> Any:
-        """The causal LM without PEFT's wrapper."""
-        return unwrap_peft(self.model)
-
 
 def build(
     settings: Settings, placement: Placement, dist: Distributed, source: ModelSource | None = None

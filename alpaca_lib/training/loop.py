@@ -27,6 +27,7 @@ from alpaca_lib.training.attention import Documents, is_attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
 from alpaca_lib.training.flops import flops_per_token, gemm_rate, peak_rate
+from alpaca_lib.training.loss import unwrap_peft
 from alpaca_lib.training.packing import Encoded, MicroBatches, count_labels
 from alpaca_lib.training.precision import create_optimizer
 from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
@@ -87,14 +88,15 @@ class _Run:
             len(self.rows), settings.examples_per_step, settings.epochs, settings.max_steps
         )
         self.built = build(settings, self.placement, self.dist, self.source)
-        vocab_size = self.built.causal.get_input_embeddings().num_embeddings
+        causal = unwrap_peft(self.built.model)
+        vocab_size = causal.get_input_embeddings().num_embeddings
         largest = max(max(row["input_ids"]) for row in [*data.rows, *data.held_out])
         if largest >= vocab_size:
             raise ModelError(
                 f"{settings.model}: the tokenizer gives token {largest}, the model's embedding "
                 f"has only {vocab_size}; they do not belong together"
             )
-        self.within_documents = is_attached(self.built.causal)
+        self.within_documents = is_attached(causal)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < vocab_size else 0  # masked in any case
         # The mean over tokens of their example's length: sum n * n / sum n.

@@ -65,12 +65,11 @@ class LabelLoss(nn.Module):
         # Zero, but with a graph: FSDP needs a backward pass on every rank, even where no token
         # has a label.
         total = (hidden.sum() * 0.0).float()
+        recompute = len(targets) > CHUNK and torch.is_grad_enabled()
         for states, chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            if len(chunk) == 0:
-                continue
-            if len(targets) > CHUNK and torch.is_grad_enabled():
+            if recompute:
                 total = total + checkpoint(_cross_entropy, head, states, chunk, use_reentrant=False)
-            else:
+            elif len(chunk):
                 total = total + _cross_entropy(head, states, chunk)
         return total
 

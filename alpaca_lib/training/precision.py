@@ -45,12 +45,12 @@ class MasterWeights:
         self.masters: dict[str, Tensor] = {}
         self._copied: dict[str, tuple[nn.Parameter, Tensor]] = {}  # masters with own memory
         for name, parameter in self.parameters.items():
-            local = local_shard(parameter)
-            self.masters[name] = local.detach()
-            if masters and local.dtype != torch.float32:
+            master = local_shard(parameter)
+            if masters and master.dtype != torch.float32:
                 initial = (exact or {}).get(name)
-                self.masters[name] = local.detach().float() if initial is None else initial
-                self._copied[name] = parameter, self.masters[name]
+                master = master.float() if initial is None else initial
+                self._copied[name] = parameter, master
+            self.masters[name] = master
         longest = max((m.numel() for _, m in self._copied.values()), default=0)
         scratch = torch.empty(longest, device=next(module.parameters()).device)
         for parameter, master in self._copied.values():

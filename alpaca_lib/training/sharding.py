@@ -188,9 +188,9 @@ def is_sharded(parameter: Tensor) -> bool:
 
 
 def local_shard(tensor: Any) -> Tensor:
-    """Returns this rank's shard of a DTensor, or a plain tensor itself."""
+    """Returns this rank's shard of a DTensor, or a plain tensor, in the same memory."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
-    return local.detach() if not isinstance(local, nn.Parameter) else local
+    return local.detach()
 
 
 def describe_shards(model: Any) -> list[dict[str, Any]]:
