@@ -17,7 +17,7 @@ ALONE = Distributed(0, 1, 0)
 
 
 def state_of(model, optimizer):
-    """What a run hands over: the trained tensors and the optimizer's averages by name."""
+    """What a run hands over: the trained tensors and the optimizer's moments by name."""
     names = {p: n for n, p in model.named_parameters() if p.requires_grad}
     return {
         "model": {n: p.detach() for p, n in names.items()},
@@ -146,7 +146,7 @@ def test_damaged_manifest_is_found(saved, content):
 
 
 def test_newest_passes_over_damaged_ones(saved):
-    """The newest whole one is taken, and what was passed over is said with its reason."""
+    """The newest intact one is taken; each skipped one is named with its reason."""
     (saved / "checkpoint-3" / "manifest.json").unlink()
     file = state_files(saved / "checkpoint-2")[-1]
     file.write_bytes(file.read_bytes()[:-1])

@@ -342,7 +342,7 @@ def test_full_run_after_a_lora_run_in_the_same_folder(settings):
     ids=["full", "lora with dropout", "validation and warm-up"],
 )
 def test_resumed_is_unbroken(settings, changes):
-    """Go on from a checkpoint: weights to the bit, and the same lines of metrics."""
+    """Resumed from a checkpoint: weights to the bit, and the same lines of metrics."""
     settings = settings.replace(save_every=1, keep_checkpoints=10, **changes)
     whole = train(in_folder(settings, "whole"))
     lines = (whole / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -381,7 +381,7 @@ def test_resume_passes_over_a_damaged_checkpoint(settings, capsys):
     assert same(weights(whole), weights(broken))
 
 
-def test_resume_never_begins_anew(settings, capsys):
+def test_resume_never_starts_at_step_0(settings, capsys):
     """resume="never" looks at no checkpoint and writes new metrics."""
     folder = train(settings.replace(save_every=2))
     train(settings.replace(save_every=2, resume="never"))
@@ -399,7 +399,7 @@ def test_finished_run_started_again(settings):
     assert metrics(folder) == before
 
 
-def test_longer_run_goes_on(settings):
+def test_a_longer_run_resumes(settings):
     """With a constant rate, two steps and then two more are four steps at once."""
     settings = settings.replace(save_every=1, schedule="constant")
     whole = train(in_folder(settings, "whole"))
@@ -439,7 +439,7 @@ def test_named_checkpoint(settings):
 
 
 def test_keep_checkpoints(settings):
-    """Only the newest so many stay."""
+    """Only that many of the newest stay."""
     folder = train(settings.replace(save_every=1, keep_checkpoints=2))
     assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 

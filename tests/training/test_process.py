@@ -22,7 +22,7 @@ assert kept > before + 700e6, (before, kept)
 assert heap.trim()
 after = resident()
 assert after < before + 100e6, (before, after)
-assert not heap.trim() and not heap.trim()  # measured anew, and nothing has grown
+assert not heap.trim() and not heap.trim()  # measured again, and nothing has grown
 """
 
 

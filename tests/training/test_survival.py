@@ -71,7 +71,7 @@ def server():
 
 @pytest.fixture
 def processes(server, tmp_path):
-    """A function: trains in so many processes; with ``kill_at`` rank 0 gets SIGKILL in that
+    """A function: trains in that many processes; with ``kill_at`` rank 0 gets SIGKILL in that
     step, and the others after it."""
 
     def run(settings, size=1, kill_at=0, background=False):
@@ -410,7 +410,7 @@ found = checkpoints.find_newest(folder, say=lambda text: None)
 step, state = 1, eval(state)
 if found:
     checkpoints.load(found[0], state, dist)
-    step = found[1]  # which is saved anew, as by a run that was killed after its last step
+    step = found[1]  # which is saved again, as by a run that was killed after its last step
     assert all((t == step).all() for t in (state["model"]["w"], *state["optimizer"]["w"].values()))
 saver = checkpoints.Saver(folder, dist, background=background)
 while True:
