@@ -31,7 +31,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def small_folder(make_tiny, tokenizer, some_examples, small, tmp_path_factory):
-    """The tiny model, narrower still and of 461 words, so that a run takes a fifth of a second."""
+    """The tiny model, narrower still, vocab_size 461: a run takes a fifth of a second."""
     texts = [f"{render_prompt(e)} {e.output}" for e in some_examples]
     words, folder = tokenizer.train_new_from_iterator(texts, 500), tmp_path_factory.mktemp("small")
     make_tiny(vocab_size=len(words), **small).save_pretrained(folder)

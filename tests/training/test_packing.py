@@ -1,4 +1,4 @@
-"""Rows, steps and micro-batches: packing, dealing, the order of steps, batches."""
+"""Rows, steps and micro-batches: packing, balancing, the order of steps, batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alpaca_lib.training.packing import (
 
 
 def encoded_of(lengths, start=10):
-    """Encoded examples of these lengths; every token says whose it is."""
+    """Encoded examples of these lengths; every token is its example's number."""
     return [
         {
             "input_ids": [start + n] * length,
@@ -31,7 +31,7 @@ def encoded_of(lengths, start=10):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_packing_properties(seed):
-    """Each example once and whole, no row too long, positions restart, no first label."""
+    """Each example once and uncut, no row too long, positions restart, no first label."""
     draw = random.Random(seed)
     row_length = draw.choice([8, 64, 512])
     lengths = [draw.randint(1, row_length) for _ in range(draw.randint(1, 120))]
@@ -89,23 +89,23 @@ def test_every_epoch_is_a_permutation(count, per_step):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_deal(ranks, seed):
+def test_balance_micro_batches(ranks, seed):
     """Every example once; no group above the limit; as many groups for every rank; groups
     about equally long; and no more micro-batches than the tokens need."""
     draw = random.Random(seed)
     lengths = [draw.randint(1, 60) for _ in range(draw.randint(1, 80))]
-    dealt = balance_micro_batches(lengths, 100, ranks)
-    assert all(len(micro) == ranks for micro in dealt)
-    groups = [group for micro in dealt for group in micro]
+    batches = balance_micro_batches(lengths, 100, ranks)
+    assert all(len(micro) == ranks for micro in batches)
+    groups = [group for micro in batches for group in micro]
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     tokens = [sum(lengths[i] for i in group) for group in groups]
     assert max(tokens) <= 100
     if len(lengths) >= 2 * len(groups):
         assert max(tokens) - min(tokens) <= max(lengths)
-    assert len(dealt) <= 1.2 * sum(lengths) / (100 * ranks) + 1
+    assert len(batches) <= 1.2 * sum(lengths) / (100 * ranks) + 1
 
 
-def test_deal_of_an_example_above_the_limit():
+def test_an_example_above_the_limit():
     """It is named with both numbers."""
     with pytest.raises(ValueError, match="101 tokens, a micro-batch only 100"):
         balance_micro_batches([3, 101], 100, 2)
@@ -113,12 +113,12 @@ def test_deal_of_an_example_above_the_limit():
 
 @pytest.mark.parametrize("by_length", [True, False])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_deal_rows(by_length, ranks):
-    """So many rows a group, every row once; bucketing puts like lengths together."""
+def test_group_rows(by_length, ranks):
+    """At most that many rows per group, each once; bucketing puts similar lengths together."""
     lengths = [5, 50, 6, 49, 7, 48, 8]
-    dealt = group_rows(lengths, 2, ranks, by_length)
-    groups = [group for micro in dealt for group in micro]
-    assert all(len(micro) == ranks for micro in dealt) and max(map(len, groups)) == 2
+    batches = group_rows(lengths, 2, ranks, by_length)
+    groups = [group for micro in batches for group in micro]
+    assert all(len(micro) == ranks for micro in batches) and max(map(len, groups)) == 2
     assert sorted(i for group in groups for i in group) == list(range(7))
     spread = max(max(lengths[i] for i in g) - min(lengths[i] for i in g) for g in groups if g)
     assert spread < 45 if by_length else spread >= 45
