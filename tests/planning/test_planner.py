@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import pytest
 import torch
 
-from alpaca_lib import models
+from alpaca_lib import command_line, models
 from alpaca_lib.errors import ModelError
-from alpaca_lib.planning import footprint, layout, plan_table, planner
-from alpaca_lib.planning.footprint import Batch, Ledger
-from alpaca_lib.planning.layout import Machine, machine_of
-from alpaca_lib.planning.planner import Work, advise, check_memory, plan
-from alpaca_lib.planning.shapes import config_of, empty, weights_of
+from alpaca_lib.planning import advise, check_memory, footprint, layout, plan, planner
+from alpaca_lib.planning.commands import PLAN
+from alpaca_lib.planning.footprint import Batch, Ledger, measure_footprint
+from alpaca_lib.planning.layout import Machine, ShardingLayout, parse_machine
+from alpaca_lib.planning.planner import Work
+from alpaca_lib.planning.shapes import build_empty, list_weights, read_config
 from alpaca_lib.training import adapters, attention, flops
 from alpaca_lib.training.attention import Documents
 from alpaca_lib.training.loss import LabelLoss
@@ -31,7 +31,7 @@ def wanted(**changes) -> Settings:
 
 
 def numel(name: str) -> int:
-    return sum(w.numel for w in weights_of(empty(config_of(name), torch.bfloat16)))
+    return sum(w.numel for w in list_weights(build_empty(read_config(name), torch.bfloat16)))
 
 
 def test_shapes_have_the_published_numbers_of_parameters():
@@ -110,9 +110,9 @@ def test_activations_are_those_that_autograd_really_keeps(tiny_folder, dtype):
     attention._mask.cache_clear()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = module(*batch_of(LENGTHS, LABELS, words))
-    config = config_of(str(tiny_folder))
+    config = read_config(str(tiny_folder))
     batch = Batch(1, sum(LENGTHS), LENGTHS, LABELS)
-    foot = footprint.footprint(config, wanted(), "cpu", dtype, batch)
+    foot = measure_footprint(config, wanted(), "cpu", dtype, batch)
     assert foot.kept == pytest.approx(sum(kept.values()), rel=0.02)
     assert loss.requires_grad
 
@@ -135,8 +135,8 @@ def test_peak_of_lora_is_that_of_the_real_tensors(tiny_folder, kind, anew):
         kept = ledger.live
         loss.backward()
     shape = Batch(1, sum(LENGTHS), LENGTHS, LABELS)
-    config = config_of(str(tiny_folder))
-    foot = footprint.footprint(config, settings, "cpu", torch.bfloat16, shape)
+    config = read_config(str(tiny_folder))
+    foot = measure_footprint(config, settings, "cpu", torch.bfloat16, shape)
     ids = 3 * 8 * sum(LENGTHS)
     assert foot.kept - ids == pytest.approx(kept, rel=0.02)
     assert foot.peak - ids == pytest.approx(ledger.peaks[0][0], rel=0.02)
@@ -146,8 +146,8 @@ def test_peak_of_lora_is_that_of_the_real_tensors(tiny_folder, kind, anew):
 def test_one_and_two_layers_tell_what_seven_hold(make_tiny, change):
     config = make_tiny(num_hidden_layers=7).config
     settings, batch = wanted(**change), Batch(1, 128, (64, 64), 40)
-    told = footprint.footprint(config, settings, "cpu", torch.bfloat16, batch)
-    seen = footprint._traced(config, settings, "cpu", torch.bfloat16, batch, 7)
+    told = measure_footprint(config, settings, "cpu", torch.bfloat16, batch)
+    seen = footprint._trace(config, settings, "cpu", torch.bfloat16, batch, 7)
     assert told.layers == 7
     assert told.kept == pytest.approx(seen.kept, rel=1e-3)
     assert told.peak == pytest.approx(seen.peak, rel=0.02)
@@ -167,8 +167,8 @@ def test_masters_gradients_and_averages_are_the_real_ones(make_tiny, optimizer, 
         t.nbytes for values in held.values() for k, t in values.items()
         if isinstance(t, torch.Tensor) and k not in shared
     )  # fmt: skip
-    weights, foot = weights_of(model), footprint.Footprint(0, 0, 0, 0, (), 3, False)
-    terms = layout.phases(settings, weights, foot, 2, layout.Ranks(1, 1, False), True)
+    weights, foot = list_weights(model), footprint.Footprint(0, 0, 0, 0, (), 3, False)
+    terms = layout.phases(settings, weights, foot, 2, ShardingLayout(1, 1, False), True)
     said = terms["optimizer step"]
     assert said["weights"] == sum(p.nbytes for p in model.parameters())
     assert said["optimizer"] == pytest.approx(averages, rel=0.01)
@@ -192,15 +192,15 @@ def test_a_quantised_base_is_whole_on_every_rank():
     one, eight = plan(settings, "H100"), plan(settings, "8xH100")
     assert eight.memory["weights"] == one.memory["weights"]
     assert one.memory["weights"] == pytest.approx(4.17e9, rel=0.02)  # 9/16 of a byte, and 2
-    assert "data parallel" in str(eight.ranks)
+    assert "data parallel" in str(eight.sharding)
 
 
 def test_hybrid_shards_lie_within_a_node():
     auto = plan(wanted(model="llama-7b", examples_per_step=256), "2x8xH100")
     full = plan(wanted(model="llama-7b", examples_per_step=256, sharding="full"), "2x8xH100")
-    assert (auto.ranks.shard, full.ranks.shard) == (8, 16)
+    assert (auto.sharding.shard, full.sharding.shard) == (8, 16)
     assert auto.memory["optimizer"] == 2 * full.memory["optimizer"]
-    assert str(auto.ranks).startswith("HSDP") and str(full.ranks).startswith("FSDP2")
+    assert str(auto.sharding).startswith("HSDP") and str(full.sharding).startswith("FSDP2")
 
 
 def test_what_is_known_to_fit_fits():
@@ -231,7 +231,7 @@ def test_beyond_one_engine_there_is_a_layout_on_paper():
     assert ways and all(w.tensor * w.pipeline * w.data == 128 for w in ways)
     assert all(96 % w.tensor == 0 and 96 % w.pipeline == 0 for w in ways)
     assert all(w.bytes > 175e9 * 6 / (w.tensor * w.pipeline) for w in ways)
-    assert plan(wanted(model="llama-7b"), "8xH100").paper == []
+    assert plan(wanted(model="llama-7b"), "8xH100").paper == ()
 
 
 def test_check_says_what_would_fit(tiny_folder, monkeypatch):
@@ -257,7 +257,7 @@ def test_check_says_what_would_fit(tiny_folder, monkeypatch):
     ],
 )
 def test_machines(text, count, per_node):
-    machine = machine_of(text)
+    machine = parse_machine(text)
     assert (machine.count, machine.per_node) == (count, per_node)
 
 
@@ -270,7 +270,7 @@ def test_machines(text, count, per_node):
 )  # fmt: skip
 def test_machines_that_are_none(text, says):
     with pytest.raises(ValueError, match="gpus") as error:
-        machine_of(text)
+        parse_machine(text)
     assert says in str(error.value)
 
 
@@ -284,7 +284,7 @@ def test_models_and_settings_that_cannot_be(tmp_path):
 
 
 def test_a_configuration_file_is_enough(tmp_path):
-    config_of("llama-7b").save_pretrained(tmp_path)
+    read_config("llama-7b").save_pretrained(tmp_path)
     made = plan(wanted(model=str(tmp_path / "config.json")), "H100")
     assert made.parameters == 6_738_415_616
 
@@ -303,10 +303,8 @@ def test_devices_are_found_in_the_table(name, tflops, monkeypatch):
     assert flops.peak_rate("cuda") == (tflops and tflops * 1e12)
 
 
-def printed(capsys, *words: str) -> tuple[int, str, str]:
-    parser = argparse.ArgumentParser()
-    plan_table.add_arguments(parser)
-    code = plan_table.main(parser.parse_args(words))
+def printed(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = command_line.main("alpaca", "", [PLAN], ["plan", *arguments])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -316,8 +314,8 @@ def test_the_table_names_terms_formulas_and_the_command(capsys):
         capsys, "--model", "llama-7b", "--gpus", "8xH100", "--price", "2.5", "--only"
     )
     assert (code, err) == (0, "")
-    for words in ("master weights", "gathered layers", "activations", "together", "it fits",
-                  "FLOPs a token   3.97e+10", "52,002 rows x 130", "8 x 989 TFLOP/s x 0.40",
+    for words in ("master weights", "all-gathered", "activations", "total", "it fits",
+                  "FLOPs per token 3.97e+10", "52,002 rows x 130", "8 x 989 TFLOP/s x 0.40",
                   "money", "--processes 8"):  # fmt: skip
         assert words in out, words
     line = next(text for text in out.splitlines() if "settings.json  {" in text)
@@ -339,8 +337,8 @@ def test_data_is_counted(tiny_folder, data_file, capsys):
 
 
 def test_layers_and_machines_agree_with_the_engine(make_tiny):
-    assert len(layers_of(empty(make_tiny(num_hidden_layers=5).config, torch.float32))) == 5
-    gathered = layout.Ranks.of(wanted(gather="step"), Machine("cpu", 2, 2), True)
-    assert gathered == layout.Ranks(2, 2, True)
-    lora = layout.Ranks.of(wanted(method="lora"), Machine("cpu", 2, 2), True)
-    assert lora == layout.Ranks(2, 2, False)
+    assert len(layers_of(build_empty(make_tiny(num_hidden_layers=5).config, torch.float32))) == 5
+    machine = Machine("cpu", 2, 2)
+    assert ShardingLayout.of(wanted(gather="step"), machine, 1) == ShardingLayout(2, 2, True)
+    lora = ShardingLayout.of(wanted(method="lora", gather="step"), machine, 1)
+    assert lora == ShardingLayout(2, 2, False)
