@@ -28,9 +28,6 @@ Memory is measured by running the model's code on shapes, for the largest micro-
 phase of a step; the phase that needs most counts.
 """
 _STANFORD: dict[str, Any] = {"examples_per_step": 128, "epochs": 3.0}
-_SETTINGS = """model method quantization optimizer lora_rank lora_targets max_length row_length
-    rows_per_micro_batch examples_per_step epochs max_steps batching dtype sharding gather
-    template activation_checkpointing master_weights""".split()
 
 
 class PlanOptions(Options):
@@ -51,7 +48,7 @@ class PlanOptions(Options):
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the plan command to a parser."""
     add_flags(parser, PlanOptions)
-    add_flags(parser, Settings, _SETTINGS, **_STANFORD)
+    add_flags(parser, Settings, **_STANFORD)
 
 
 def run_plan(arguments: argparse.Namespace) -> None:

@@ -278,7 +278,7 @@ def test_kubernetes_job(settings_file):
     ],
 )
 def test_wrong_machines(values, words):
-    """A value that cannot be is named with its cure."""
+    """A value that cannot be is named with its fix."""
     with pytest.raises(ValueError, match=words):
         Cluster(**values)
 
@@ -298,7 +298,7 @@ def test_wrong_machines(values, words):
     ],
 )
 def test_what_a_kind_cannot_do(kind, values, words, tmp_path):
-    """A description that a kind has no words for is refused, with the cure."""
+    """A description that a kind has no words for is refused, with the fix."""
     file = Settings(data_path="d.json", output_dir="out").save(tmp_path / "settings.json")
     with pytest.raises(ValueError, match=words):
         render(kind, file, Cluster(**{"workdir": str(tmp_path), **values}))

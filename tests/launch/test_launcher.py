@@ -72,7 +72,7 @@ def gone(processes, seconds):
 
 
 def test_a_taken_port_is_told_before_anything_starts(settings):
-    """The port, and the cure; no folder is made. A call without a port finds a free one."""
+    """The port, and the fix; no folder is made. A call without a port finds a free one."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(LaunchError, match=rf"port {port} .*in use.*leave port at 0"):
@@ -184,14 +184,14 @@ def test_the_words_of_the_rank_that_failed_first(failed, texts, expected, tmp_pa
         write_text(tmp_path / f"none_x/attempt_0/{rank}/stderr.log", texts.get(rank, ""))
     if failed:
         write_text(tmp_path / "failed.json", json.dumps(failed))
-    words = launcher._first_words(tmp_path, tmp_path / "train.log", 1)
-    assert words.startswith(expected) and words.endswith(f"(whole log: {tmp_path / 'train.log'})")
+    words = launcher._first_error(tmp_path, tmp_path / "train.log", 1)
+    assert words.startswith(expected) and words.endswith(f"(full log: {tmp_path / 'train.log'})")
 
 
 def test_no_words_at_all(tmp_path):
     """torchrun itself failed: the end of the log, and the code."""
     write_text(tmp_path / "train.log", "one\ntwo\n")
-    words = launcher._first_words(tmp_path, tmp_path / "train.log", 2)
+    words = launcher._first_error(tmp_path, tmp_path / "train.log", 2)
     assert "code 2" in words and "two" in words
 
 
