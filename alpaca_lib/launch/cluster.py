@@ -138,39 +138,19 @@ def slurm(file: Path, settings: Settings, cluster: Cluster) -> str:
     # A job that reaches its time limit without a checkpoint would do so every time.
     enough = max(60 * cluster.minutes - cluster.grace - 120, 0) if cluster.minutes else 10**9
     line = _line(cluster, '"$SETTINGS"', '"$SLURM_NODEID"', '"$HEAD"', port='"$PORT"')
-    return f"""{"".join(f"#SBATCH {directive}{chr(10)}" for directive in directives)}
-{_before(cluster, os.path.abspath(cluster.workdir), cluster.setup)}
-SETTINGS={quote(str(file.absolute()))}
-PORT={cluster.port or "$((20000 + SLURM_JOB_ID % 10000))"}
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-export SETTINGS PORT HEAD
-newest() {{
-    ls -d {quote(settings.output_dir)}/checkpoint-* 2>/dev/null | sort -V | tail -n 1 || true
-}}
-before=$(newest) stopping= code=0
-# scancel sends the signal to the steps; srun itself would kill them.
-trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus} bash -c {quote("exec " + line)} &
-step=$!
-wait "$step" || code=$?
-# A signal ends the wait, not the step.
-while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do
-    code=0; wait "$step" || code=$?
-done
-if [ -n "$stopping" ] && [ "$code" -ne 0 ]; then
-    trap '' TERM
-    case $(scontrol show job "$SLURM_JOB_ID") in
-    *JobState=RUNNING*)
-        if [ "$SECONDS" -ge {enough} ] && [ "$(newest)" = "$before" ]; then
-            echo "not queued again: no checkpoint in {cluster.minutes} minutes; raise that or grace"
-        elif scontrol requeue "$SLURM_JOB_ID"; then
-            echo "queued again, to resume from $(newest)"
-        fi;;
-    *) echo "not queued again here: cancelled, or Slurm itself does it";;
-    esac
-fi
-exit "$code"
-"""
+    lines = [
+        *(f"#SBATCH {directive}" for directive in directives),
+        _before(cluster, os.path.abspath(cluster.workdir), cluster.setup),
+        f"SETTINGS={quote(str(file.absolute()))}",
+        f"PORT={cluster.port or '$((20000 + SLURM_JOB_ID % 10000))'}",
+        'HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)',
+        "export SETTINGS PORT HEAD",
+        f"OUTPUT_DIR={quote(settings.output_dir)} MINUTES={cluster.minutes} ENOUGH={enough}",
+        "train() {",
+        f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus} bash -c {quote('exec ' + line)}",
+        "}",
+    ]
+    return "\n".join(lines) + "\n" + Path(__file__).with_name("slurm.sh").read_text("utf-8")
 
 
 def skypilot(file: Path, settings: Settings, cluster: Cluster) -> str:

@@ -47,19 +47,10 @@ def run(settings: Settings, report: Callable[[dict[str, Any]], None] = lambda li
 
 def torchrun_line(settings_file: Path, processes: int, port: int = 0) -> list[str]:
     """Returns the command that starts a run on this machine."""
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=1",
-        f"--nproc_per_node={processes}",
-        "--master_addr=127.0.0.1",
-        f"--master_port={port or free_port()}",
-        "-m",
-        "alpaca_lib.training",
-        "run",
-        str(settings_file),
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1"]
+    torchrun += [f"--nproc_per_node={processes}", "--master_addr=127.0.0.1"]
+    torchrun += [f"--master_port={port or free_port()}"]
+    return [*torchrun, "-m", "alpaca_lib.training", "run", str(settings_file)]
 
 
 def launch(settings: Settings, processes: int = 2, port: int = 0) -> Iterator[dict[str, Any]]:

@@ -36,14 +36,8 @@ _LEAST: _Changes = {**_RECOMPUTE, "rows_per_micro_batch": 1, "gather": "layer"}
 _ACROSS: _Changes = {"sharding": "full"}
 THRIFT = [{}, _RECOMPUTE, _RECOMPUTE | _ACROSS, _LEAST, _LEAST | _ACROSS]
 # What check_memory suggests, each with its predicted memory.
-_SUGGESTIONS: dict[str, _Changes] = {
-    "activation_checkpointing true": _RECOMPUTE,
-    "and rows_per_micro_batch 1": _LEAST,
-    "and optimizer adamw8bit": _LEAST | {"optimizer": "adamw8bit"},
-    "method lora": {"method": "lora"},
-    "method lora, quantization nf4": _QLORA,
-    "and activation_checkpointing true": _QLORA | _RECOMPUTE,
-}
+_8BIT: _Changes = {**_LEAST, "optimizer": "adamw8bit"}
+_SUGGESTIONS = [_RECOMPUTE, _LEAST, _8BIT, {"method": "lora"}, _QLORA, _QLORA | _RECOMPUTE]
 PLENTY = 24  # a machine with that many times the bytes of the model's file is not checked
 
 
@@ -98,7 +92,7 @@ def check_memory(
         for label, other, machines in _suggest(settings, machine):
             predicted = plan(other, machines, work, source=source)
             verdict = "fits" if predicted.fits else "does not fit"
-            lines.append(f"  {label:36}{predicted.needed / 1e9:8.1f} GB  {verdict}")
+            lines.append(f"{predicted.needed / 1e9:8.1f} GB  {verdict:12}  {label}")
     except Exception:  # a prediction must not stop what it cannot predict
         return None
     return (
@@ -108,10 +102,15 @@ def check_memory(
     )
 
 
+def describe(changes: _Changes) -> str:
+    """Returns settings as text: ``optimizer adamw8bit, master_weights false``."""
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in changes.items())
+
+
 def _suggest(settings: Settings, machine: Machine) -> Iterator[tuple[str, Settings, Machine]]:
-    for label, changes in _SUGGESTIONS.items():
+    for changes in _SUGGESTIONS:
         if (other := settings.replace(**changes)) != settings:
-            yield label, other, machine
+            yield describe(changes), other, machine
     if machine.on_gpu and settings.quantization == "none":
         for count in (2 * machine.count, 8 * machine.count):
             per_node = max(machine.per_node, min(count, 8))

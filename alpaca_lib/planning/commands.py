@@ -45,14 +45,12 @@ class PlanOptions(Options):
     only: bool = option(False, "this plan, without other ways of training")
 
 
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the plan command to a parser."""
+def _add_plan(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, PlanOptions)
     add_flags(parser, Settings, **_STANFORD)
 
 
-def run_plan(arguments: argparse.Namespace) -> None:
-    """Prints the plan, and other ways of training that fit."""
+def _plan(arguments: argparse.Namespace) -> None:
     from alpaca_lib.planning import plan_table, planner
 
     options = PlanOptions(**from_flags(arguments, PlanOptions))
@@ -100,8 +98,8 @@ def _count_work(options: PlanOptions, settings: Settings) -> Work:
 PLAN = Command(
     "plan",
     "what a run needs: memory, FLOPs, time, money, layout",
-    add_plan_arguments,
-    run_plan,
+    _add_plan,
+    _plan,
     examples=(
         "alpaca plan --model llama-7b --gpus 4xA100-80",
         "alpaca plan --settings settings.json --gpus cpu --only",

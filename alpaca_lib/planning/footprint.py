@@ -13,7 +13,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from itertools import accumulate
 from typing import Any
@@ -70,15 +70,10 @@ class Footprint:
     def extrapolate(self, two: Footprint, layers: int) -> Footprint:
         """Returns the footprint of ``layers`` layers; self has one of them and ``two`` two."""
         more = layers - 1
-        return Footprint(
-            kept=self.kept + more * (two.kept - self.kept),
-            peak=self.peak + more * (two.peak - self.peak),
-            logits=two.logits,
-            tail=self.tail,
-            trained=self.trained + more * two.trained[len(self.trained) :],
-            layers=layers,
-            on_gpu=self.on_gpu,
-        )
+        kept = self.kept + more * (two.kept - self.kept)
+        peak = self.peak + more * (two.peak - self.peak)
+        trained = self.trained + more * two.trained[len(self.trained) :]
+        return replace(two, kept=kept, peak=peak, tail=self.tail, trained=trained, layers=layers)
 
 
 _MEASURED: dict[tuple[Any, ...], Footprint] = {}

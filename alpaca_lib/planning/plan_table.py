@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from alpaca_lib.planning.advice import advise
+from alpaca_lib.planning.advice import advise, describe
 from alpaca_lib.planning.layout import WASTE
 from alpaca_lib.planning.planner import Plan, Work
 from alpaca_lib.planning.shapes import SHAPES
@@ -162,9 +162,8 @@ def format_ways(plan: Plan, work: Work) -> str:
     for way in found:
         line = f"  {way.needed / 1e9:7.1f} GB {way.seconds / 60:9.1f} min  {way.why}"
         names = ("activation_checkpointing", "rows_per_micro_batch", "gather", "sharding")
-        changed = {n: getattr(way.settings, n) for n in names}
-        changed = {n: v for n, v in changed.items() if v != getattr(plan.settings, n)}
-        if changed:
-            line += " [" + ", ".join(f"{n} {json.dumps(v)}" for n, v in changed.items()) + "]"
+        changed = {name: getattr(way.settings, name) for name in names}
+        changed = {k: v for k, v in changed.items() if v != getattr(plan.settings, k)}
+        line += f" [{describe(changed)}]" if changed else ""
         lines.append(line)
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,49 +16,10 @@ from alpaca_lib.models import EMBEDDED, ModelSource
 from alpaca_lib.optional import hide_progress_bars, require
 from alpaca_lib.training.sharding import layers_of
 
-_Shape = tuple[str, dict[str, Any]]
-
-
-def _llama(
-    hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab_size: int = 32_000
-) -> _Shape:
-    return "llama", {
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocab_size,
-        "tie_word_embeddings": False,
-    }
-
-
-def _opt(hidden: int, layers: int, heads: int) -> _Shape:
-    return "opt", {
-        "hidden_size": hidden,
-        "ffn_dim": 4 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "word_embed_proj_dim": hidden,
-        "vocab_size": 50_272,
-        "max_position_embeddings": 2048,
-        "dropout": 0.0,
-    }
-
-
-# Shapes that can be planned without a download: LLaMA (arXiv:2302.13971, 2407.21783), OPT
-# (arXiv:2205.01068; its largest has GPT-3's shape), and one of 100 billion between these.
-SHAPES: dict[str, _Shape] = {
-    "llama-7b": _llama(4096, 11008, 32, 32, 32),
-    "llama-13b": _llama(5120, 13824, 40, 40, 40),
-    "llama-30b": _llama(6656, 17920, 60, 52, 52),
-    "llama-65b": _llama(8192, 22016, 80, 64, 64),
-    "llama-3-8b": _llama(4096, 14336, 32, 32, 8, 128_256),
-    "llama-3-70b": _llama(8192, 28672, 80, 64, 8, 128_256),
-    "opt-6.7b": _opt(4096, 32, 32),
-    "gpt-100b": _opt(10240, 80, 80),
-    "gpt-175b": _opt(12288, 96, 96),
-}
+_FILE = Path(__file__).resolve().parents[2] / "data" / "model_shapes.json"
+# Configurations that can be planned without a download: LLaMA (arXiv:2302.13971, 2407.21783),
+# OPT (arXiv:2205.01068; its largest has GPT-3's shape), and one of 100 billion between these.
+SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_bytes()) if _FILE.is_file() else {}
 
 
 def read_config(name: str) -> Any:
@@ -67,8 +29,7 @@ def read_config(name: str) -> Any:
     ModelError.
     """
     if name in SHAPES:
-        kind, sizes = SHAPES[name]
-        return require("transformers").AutoConfig.for_model(kind, **sizes)
+        return require("transformers").AutoConfig.for_model(**SHAPES[name])
     if name.endswith(".json"):
         if not Path(name).is_file():
             raise ModelError(f"{name}: no such file")

@@ -8,14 +8,12 @@ from pathlib import Path
 from alpaca_lib.command_line import Command
 
 
-def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the merge command to a parser."""
+def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="the output folder of a LoRA run")
     parser.add_argument("folder", type=Path, help="where the merged model is saved")
 
 
-def run_merge(arguments: argparse.Namespace) -> None:
-    """Saves the merged model and prints its folder."""
+def _merge(arguments: argparse.Namespace) -> None:
     from alpaca_lib.training.adapters import merge
 
     print(f"written: {merge(arguments.adapter, arguments.folder)}")
@@ -24,8 +22,8 @@ def run_merge(arguments: argparse.Namespace) -> None:
 MERGE = Command(
     "merge",
     "save an adapter and its base as one plain model folder",
-    add_merge_arguments,
-    run_merge,
+    _add_merge,
+    _merge,
     examples=("alpaca merge runs/my runs/my-merged", "alpaca merge tloen/alpaca-lora-7b merged"),
     about="Adds W + (alpha / r) B A in float32 and saves it in the base's dtype.",
 )
