@@ -157,7 +157,7 @@ def skypilot(file: Path, settings: Settings, cluster: Cluster) -> str:
     """Returns a task for `sky jobs launch`, which replaces preempted spot machines."""
     inside, bucket = os.path.relpath(file, cluster.workdir), "://" in cluster.volume
     if inside.startswith(".."):
-        raise SettingsError(f"{file}: only workdir {cluster.workdir!r} is copied; put it in there")
+        raise SettingsError(f"{file}: only workdir {cluster.workdir!r} is copied; move it there")
     if cluster.spot and not settings.save_every:
         raise SettingsError(
             "save_every 0: a spot machine is preempted without warning; set it above 0"

@@ -43,9 +43,7 @@ def _launch(arguments: argparse.Namespace) -> None:
 
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="its output_dir")
-    parser.add_argument(
-        "--timeout", type=float, default=0.0, help="seconds without a new line; 0: no limit"
-    )
+    parser.add_argument("--timeout", type=float, default=0.0, help="seconds without a new line")
 
 
 def _watch(arguments: argparse.Namespace) -> None:

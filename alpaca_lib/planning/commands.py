@@ -91,8 +91,7 @@ def _count_work(options: PlanOptions, settings: Settings) -> Work:
     if options.data:
         name = DEFAULT_MODEL if settings.model in SHAPES else settings.model
         return Work.of(load_data(settings, ModelSource.resolve(name).load_tokenizer()).rows)
-    known = {"rows": options.rows, "tokens": options.tokens_per_row}
-    return Work(**{name: value for name, value in known.items() if value})
+    return Work(options.rows or Work.rows, options.tokens_per_row or Work.tokens)
 
 
 PLAN = Command(

@@ -34,7 +34,7 @@ from alpaca_lib.training.sharding import layers_of
 
 @dataclass(frozen=True)
 class Batch:
-    """The shape of one rank's micro-batch.
+    """Shape of one rank's micro-batch.
 
     >>> Batch(rows=1, length=128, documents=(72, 56), labels=60).tokens
     128

@@ -19,15 +19,8 @@ from alpaca_lib.planning import layout
 from alpaca_lib.planning.footprint import Batch, measure_footprint
 from alpaca_lib.planning.layout import Machine, OnPaper, ShardingLayout, Terms, parse_machine
 from alpaca_lib.planning.shapes import Weight, build_empty, list_weights, read_config
-from alpaca_lib.training import attention, flops
-from alpaca_lib.training.packing import (
-    Encoded,
-    count_steps,
-    label_count,
-    micro_batches,
-    padding_multiple,
-    step_order,
-)
+from alpaca_lib.training import attention, flops, packing
+from alpaca_lib.training.packing import Encoded, count_steps, label_count
 from alpaca_lib.training.process import free_memory, resident
 from alpaca_lib.training.settings import Settings
 
@@ -170,7 +163,8 @@ def plan(
     tokens = work.rows * work.tokens * steps / count_steps(work.rows, per_step, epochs=1.0)
     computing = tokens * hardware / (rate * reached * machine.count)
     received = sharding.received_bytes(settings.method, parameters, number)
-    seconds = max(computing, steps * received / _link_rate(sharding, machine, between_nodes))
+    link = machine.link if sharding.shard <= machine.per_node else min(between_nodes, machine.link)
+    seconds = max(computing, steps * received / (link or 1e10))
     return Plan(
         settings=settings,
         machine=machine,
@@ -222,13 +216,15 @@ def _compute_dtype(settings: Settings, machine: Machine) -> Any:
 def largest_micro_batch(
     settings: Settings, work: Work, machine: Machine, by_document: bool
 ) -> tuple[Batch, int]:
-    """Returns the largest micro-batch of a rank in the run's first 50 steps, and the most that a
-    step has; for examples that are not known, those of a step of typical examples."""
-    packed, multiple = settings.batching == "pack", padding_multiple(machine.device)
+    """Returns the largest micro-batch of a rank, and the most micro-batches of a step.
+
+    Both of the first 50 steps of known examples, else of a step of average ones.
+    """
+    packed, multiple = settings.batching == "pack", packing.padding_multiple(machine.device)
     largest, number = Batch(1, 0, (), 0), 1
     for examples in _sample_steps(settings, work):
         lengths = [tokens for tokens, _ in examples]
-        groups = micro_batches(settings, lengths, machine.count, by_document)
+        groups = packing.micro_batches(settings, lengths, machine.count, by_document)
         number = max(number, len(groups))
         for group in filter(None, chain.from_iterable(groups)):
             own = tuple(lengths[i] for i in group)
@@ -244,11 +240,13 @@ def largest_micro_batch(
 
 
 def _sample_steps(settings: Settings, work: Work) -> Iterator[list[tuple[int, int]]]:
-    """Yields the (tokens, label tokens) of the examples of steps."""
+    """Yields steps: the (tokens, label tokens) of each of their examples."""
     rows, per_step = work.rows, settings.examples_per_step
     if settings.batching == "pack" and work.encoded:
         for step in range(min(count_steps(rows, per_step, 1.0, settings.max_steps), 50)):
-            chosen = [work.encoded[i] for i in step_order(rows, per_step, settings.seed, step)]
+            chosen = [
+                work.encoded[i] for i in packing.step_order(rows, per_step, settings.seed, step)
+            ]
             yield [(len(row["input_ids"]), label_count(row)) for row in chosen]
         return
     if settings.batching == "pack":
@@ -260,12 +258,6 @@ def _sample_steps(settings: Settings, work: Work) -> Iterator[list[tuple[int, in
         tokens = max((len(row["input_ids"]) for row in work.encoded), default=settings.max_length)
         labels = math.ceil(work.tokens * work.labels)
     yield [(tokens, labels)] * min(per_step, rows)
-
-
-def _link_rate(sharding: ShardingLayout, machine: Machine, between_nodes: float) -> float:
-    if sharding.shard > machine.per_node:
-        return min(between_nodes, machine.link) or 1e10
-    return machine.link or 1e10
 
 
 def _layouts_on_paper(
