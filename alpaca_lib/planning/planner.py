@@ -139,6 +139,7 @@ def plan(
     runtime = 0.0 if machine.on_gpu else layout.library_bytes(settings)
     if not machine.memory and (free := free_memory("cpu")):
         machine = replace(machine, memory=(free + resident()) / machine.count)
+    # Memory: what a rank holds, and what its largest micro-batch adds.
     parameters = sum(w.numel for w in model.weights)
     sharding = ShardingLayout.of(settings, machine, parameters)
     batch, number = largest_micro_batch(settings, work, machine, model.by_document)
@@ -153,6 +154,7 @@ def plan(
         file_bytes = layout.file_bytes(source or settings.model, parameters)
         phases = layout.add_cpu_terms(phases, settings, sharding, parameters, kernels, file_bytes)
         phases = {name: {**terms, "runtime": runtime} for name, terms in phases.items()}
+    # Time: FLOPs over the rate that is reached, or bytes over the slowest link.
     forward = flops.flops_per_token(model.empty, "full", work.context) / 3
     needed_flops = flops.flops_per_token(model.empty, settings.method, work.context)
     hardware = needed_flops + (forward if settings.activation_checkpointing else 0.0)
