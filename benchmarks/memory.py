@@ -114,7 +114,7 @@ def work(changes: dict[str, Any], steps: int) -> None:
         loop.train(settings, report=lines.append)
     if lines:
         sums = {
-            name: sum(terms.values()) - terms.get("holes", 0.0)
+            name: sum(terms.values()) - terms.get("fragmentation", 0.0)
             for name, terms in plan.phases.items()
         }
         phase = max(sums, key=lambda name: sums[name])

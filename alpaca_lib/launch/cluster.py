@@ -1,9 +1,9 @@
-"""One description of a run and of its machines -> the file that a scheduler starts it from.
+"""Writes the file that starts a run on a cluster: Slurm, SkyPilot, Kubernetes or torchrun.
 
     render("slurm", Path("settings.json"), Cluster(nodes=2, gpus_per_node=8, minutes=600))
 
-Whatever the kind, every node ends in the same torchrun line. The rendezvous is static:
-each node is told the address of the first one, a port there, and its own number.
+Every kind ends in the same torchrun line on each node. The rendezvous is static: a node gets
+the address of node 0, a port there, and its own number.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from alpaca_lib.errors import SettingsError
+from alpaca_lib.optional import require
 from alpaca_lib.options import Options, option
 from alpaca_lib.training.settings import Settings
 
 
 class Cluster(Options):
-    """The machines of a run, and what their scheduler needs to know."""
+    """The machines of a run, and what their scheduler needs to know.
+
+    >>> Cluster(nodes=2, gpus_per_node=8, minutes=600, partition="gpu").processes
+    8
+    """
 
     nodes: int = option(1, "machines", least=1)
     gpus_per_node: int = option(8, "GPUs per machine; 0: one process on its CPU", least=0)
@@ -61,47 +66,49 @@ class Cluster(Options):
 
     @property
     def processes(self) -> int:
-        """How many processes a node runs."""
+        """The number of processes per node."""
         return max(self.gpus_per_node, 1)
 
     @property
     def cpus(self) -> int:
-        """How many CPU cores of a node are asked for."""
+        """The number of CPU cores requested per node."""
         return self.cpus_per_node or 8 * self.processes
 
 
 def render(kind: str, settings_file: Path, cluster: Cluster) -> str:
-    """The text of the file: bash for torchrun and slurm, YAML for skypilot and kubernetes.
+    """Returns the text of the file: bash for torchrun and slurm, YAML for the others.
 
     Raises SettingsError, which names the value that does not fit and the fix.
     """
     if kind not in KINDS:
         raise SettingsError(f"kind {kind!r}: use one of {', '.join(KINDS)}")
     settings = Settings.load(settings_file)
-    start, write = KINDS[kind]
-    comments = [start, *notes(kind, settings, cluster)]
-    shell = "" if kind in ("skypilot", "kubernetes") else "#!/bin/bash\n"
+    command, write = KINDS[kind]
     text = write(settings_file, settings, cluster)
-    return shell + "".join(f"# {comment}\n" for comment in comments) + text
+    comments = "".join(f"# {line}\n" for line in [command, *notes(kind, settings, cluster)])
+    return ("#!/bin/bash\n" if kind in ("torchrun", "slurm") else "") + comments + text
 
 
 def notes(kind: str, settings: Settings, cluster: Cluster) -> list[str]:
-    """What to know before the start; the file has the same as comments."""
-    out, cloud = f"output_dir {settings.output_dir!r}", kind in ("skypilot", "kubernetes")
-    known = {
-        f"{out} is within workdir: all {cluster.nodes} nodes must see that one folder": (
-            cluster.nodes > 1 and not os.path.isabs(settings.output_dir)
-        ),
-        f"{out} goes with the machine: name storage for it, volume": cloud and not cluster.volume,
-        f"spot is for skypilot: {kind} has its own ways": cluster.spot and kind != "skypilot",
-        f"NUMBER is 0 on {cluster.head}": kind == "torchrun" and cluster.nodes > 1,
-        "needs Kubeflow Trainer 2.2; an evicted pod has 30 s to save in": kind == "kubernetes",
-    }
-    return [note for note, holds in known.items() if holds]
+    """Returns what to know before the start; the file has the same as comments."""
+    out, nodes = f"output_dir {settings.output_dir!r}", cluster.nodes
+    on_cloud = kind in ("skypilot", "kubernetes")
+    found = []
+    if nodes > 1 and not os.path.isabs(settings.output_dir):
+        found.append(f"{out} is within workdir: all {nodes} nodes must see that one folder")
+    if on_cloud and not cluster.volume:
+        found.append(f"{out} is lost with the machine: name storage for it, volume")
+    if cluster.spot and kind != "skypilot":
+        found.append(f"spot is for skypilot: {kind} has its own options")
+    if kind == "torchrun" and nodes > 1:
+        found.append(f"NUMBER is 0 on {cluster.head}")
+    if kind == "kubernetes":
+        found.append("needs Kubeflow Trainer 2.2; an evicted pod has 30 s to save in")
+    return found
 
 
 def torchrun(file: Path, settings: Settings, cluster: Cluster) -> str:
-    """A bash script; of several nodes each runs it with its own number."""
+    """Returns a bash script, which each of several nodes runs with its own number."""
     if cluster.nodes > 1 and not cluster.head:
         raise SettingsError(f"head '': {cluster.nodes} nodes need the address of node 0")
     number = '"${1:?the number of this node is missing}"' if cluster.nodes > 1 else "0"
@@ -110,66 +117,55 @@ def torchrun(file: Path, settings: Settings, cluster: Cluster) -> str:
 
 
 def slurm(file: Path, settings: Settings, cluster: Cluster) -> str:
-    """An sbatch script that saves before its time is over, and then queues again."""
+    """Returns an sbatch script that saves before its time limit, then requeues itself."""
     if cluster.image:
         raise SettingsError(f"image {cluster.image!r}: Slurm has no option for it; use setup")
     options = {
-        **{"job-name": cluster.name, "nodes": cluster.nodes, "ntasks-per-node": 1},
-        **{"cpus-per-task": cluster.cpus, "gpus-per-node": cluster.gpus_per_node},
-        **{"time": cluster.minutes, "partition": cluster.partition, "account": cluster.account},
-        **{"output": "%x-%j.log", "open-mode": "append", "signal": f"B:TERM@{cluster.grace}"},
+        "job-name": cluster.name,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": cluster.cpus,
+        "gpus-per-node": cluster.gpus_per_node,
+        "time": cluster.minutes,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "output": "%x-%j.log",
+        "open-mode": "append",
+        "signal": f"B:TERM@{cluster.grace}",
     }
     directives = [f"--{name}={value}" for name, value in options.items() if value]
     directives += ["--requeue", *cluster.options.split()]
-    # A job that comes to its limit without a checkpoint would do so again and again.
+    # A job that reaches its time limit without a checkpoint would do so every time.
     enough = max(60 * cluster.minutes - cluster.grace - 120, 0) if cluster.minutes else 10**9
     line = _line(cluster, '"$SETTINGS"', '"$SLURM_NODEID"', '"$HEAD"', port='"$PORT"')
-    return f"""{"".join(f"#SBATCH {directive}{chr(10)}" for directive in directives)}
-{_before(cluster, os.path.abspath(cluster.workdir), cluster.setup)}
-SETTINGS={quote(str(file.absolute()))}
-PORT={cluster.port or "$((20000 + SLURM_JOB_ID % 10000))"}
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-export SETTINGS PORT HEAD
-newest() {{
-    ls -d {quote(settings.output_dir)}/checkpoint-* 2>/dev/null | sort -V | tail -n 1 || true
-}}
-before=$(newest) told= code=0
-# The steps get the signal from scancel; srun would take it as an order to kill them.
-trap 'told=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus} bash -c {quote("exec " + line)} &
-step=$!
-wait "$step" || code=$?
-# A signal ends the wait, not the step.
-while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do
-    code=0; wait "$step" || code=$?
-done
-if [ -n "$told" ] && [ "$code" -ne 0 ]; then
-    trap '' TERM
-    case $(scontrol show job "$SLURM_JOB_ID") in
-    *JobState=RUNNING*)
-        if [ "$SECONDS" -ge {enough} ] && [ "$(newest)" = "$before" ]; then
-            echo "not queued again: no checkpoint in {cluster.minutes} minutes; raise that or grace"
-        elif scontrol requeue "$SLURM_JOB_ID"; then
-            echo "queued again, to go on from $(newest)"
-        fi;;
-    *) echo "not queued again here: cancelled, or Slurm itself does it";;
-    esac
-fi
-exit "$code"
-"""
+    lines = [
+        *(f"#SBATCH {directive}" for directive in directives),
+        _before(cluster, os.path.abspath(cluster.workdir), cluster.setup),
+        f"SETTINGS={quote(str(file.absolute()))}",
+        f"PORT={cluster.port or '$((20000 + SLURM_JOB_ID % 10000))'}",
+        'HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)',
+        "export SETTINGS PORT HEAD",
+        f"OUTPUT_DIR={quote(settings.output_dir)} MINUTES={cluster.minutes} ENOUGH={enough}",
+        "train() {",
+        f"srun --kill-on-bad-exit=1 --cpus-per-task={cluster.cpus} bash -c {quote('exec ' + line)}",
+        "}",
+    ]
+    return "\n".join(lines) + "\n" + Path(__file__).with_name("slurm.sh").read_text("utf-8")
 
 
 def skypilot(file: Path, settings: Settings, cluster: Cluster) -> str:
-    """A task for `sky jobs launch`, which replaces spot machines that go."""
+    """Returns a task for `sky jobs launch`, which replaces preempted spot machines."""
     inside, bucket = os.path.relpath(file, cluster.workdir), "://" in cluster.volume
     if inside.startswith(".."):
-        raise SettingsError(f"{file}: only workdir {cluster.workdir!r} is copied; put it in there")
+        raise SettingsError(f"{file}: only workdir {cluster.workdir!r} is copied; move it there")
     if cluster.spot and not settings.save_every:
-        raise SettingsError("save_every 0: a spot machine goes without warning; set it above 0")
+        raise SettingsError(
+            "save_every 0: a spot machine is preempted without warning; set it above 0"
+        )
     if not cluster.volume and (cluster.spot or cluster.nodes > 1):
         raise SettingsError("volume '': spot machines and several nodes need storage that stays")
     if bucket and cluster.nodes > 1:
-        # They would see each other's files too late to make one checkpoint of them.
+        # Nodes would see each other's files too late to write one checkpoint together.
         raise SettingsError(f"volume {cluster.volume!r}: several nodes need a volume, not a bucket")
     # Mode MOUNT cannot append to a file, as metrics.jsonl needs.
     source = {"source": cluster.volume, "mode": "MOUNT_CACHED"} if bucket else cluster.volume
@@ -195,7 +191,7 @@ def skypilot(file: Path, settings: Settings, cluster: Cluster) -> str:
 
 
 def kubernetes(file: Path, settings: Settings, cluster: Cluster) -> str:
-    """A TrainJob of Kubeflow Trainer 2, whose runtime sets the PET_ variables."""
+    """Returns a TrainJob of Kubeflow Trainer 2, whose runtime sets the PET_ variables."""
     names = ('"$PET_NODE_RANK"', '"$PET_MASTER_ADDR"', '"$PET_MASTER_PORT"')
     line = _line(cluster, quote(str(file)), *names)
     script = f"{_before(cluster, cluster.workdir, cluster.setup)}\nexec {line}\n"
@@ -238,7 +234,7 @@ KINDS = {
 
 
 def _line(cluster: Cluster, file: str, node: str, head: str, port: str = "", gpus: str = "") -> str:
-    """The torchrun line of the node with this number; all but cluster are words of the shell."""
+    """Returns a node's torchrun line; all arguments but cluster are quoted for the shell."""
     limit = f"timeout {cluster.minutes}m " if cluster.minutes and file != '"$SETTINGS"' else ""
     return (
         f"{limit}{quote(cluster.python)} -m torch.distributed.run --nnodes={cluster.nodes} "
@@ -249,18 +245,18 @@ def _line(cluster: Cluster, file: str, node: str, head: str, port: str = "", gpu
 
 
 def _before(cluster: Cluster, workdir: str = ".", setup: str = "") -> str:
-    """The shell's lines before the torchrun line."""
+    """Returns the shell's lines before the torchrun line."""
     place = f"cd {quote(workdir)}\n" if workdir != "." else ""
     setup = setup.strip() and setup.strip() + "\n"
     threads = cluster.cpus // cluster.processes or 1
     return f"""set -e -o pipefail
 {place}{setup}export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{threads}}}"
-# torchrun kills its ranks so many seconds after it told them to stop.
+# torchrun kills its ranks that many seconds after SIGTERM.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={cluster.grace - 10}"""
 
 
 def _mount(settings: Settings) -> str:
-    """Where the storage is mounted: the folder around output_dir."""
+    """Returns the path to mount the storage at: the folder around output_dir."""
     out = PurePosixPath(settings.output_dir)
     if len(out.parts) < 3 or not out.is_absolute():
         raise SettingsError(f"output_dir {str(out)!r}: volume needs one like /where/this_run")
@@ -268,19 +264,19 @@ def _mount(settings: Settings) -> str:
 
 
 def _yaml(document: dict[str, Any]) -> str:
-    """The document as YAML without empty entries; scripts are blocks of lines."""
-    import yaml
+    """Returns a document as YAML without empty entries; scripts are literal blocks."""
+    yaml = require("yaml")
 
-    def text(dumper: Any, value: str) -> Any:
+    def represent_text(dumper: Any, value: str) -> Any:
         style = "|" if "\n" in value else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
-    def full(part: Any) -> Any:
+    def drop_empty(part: Any) -> Any:
         if not isinstance(part, dict):
             return part
-        return {name: full(value) for name, value in part.items() if value != ""}
+        return {name: drop_empty(value) for name, value in part.items() if value != ""}
 
     dumper: Any = type("Dumper", (yaml.SafeDumper,), {})
-    dumper.add_representer(str, text)
+    dumper.add_representer(str, represent_text)
     options: Any = {"sort_keys": False, "width": 1000, "allow_unicode": True}
-    return str(yaml.dump(full(document), Dumper=dumper, **options))
+    return str(yaml.dump(drop_empty(document), Dumper=dumper, **options))

@@ -1,7 +1,11 @@
 """Predicts what a run needs: memory by term and phase, FLOPs, time, money and layout.
 
-made = plan(Settings(data_path="d.json", output_dir="out", model="llama-7b"), "4xA100-80")
-made.needed, made.fits, made.seconds        # bytes per device, whether it fits, seconds
+    predicted = plan(Settings(data_path="d.json", output_dir="out", model="llama-7b"), "4xA100-80")
+    predicted.needed, predicted.fits, predicted.seconds     # bytes per device, bool, seconds
+    print(format_plan(predicted, Work()))                   # the table of `alpaca plan`
+
+``advise`` lists ways of training that fit a machine; ``check_memory`` is what a run does
+before its first step. Models that need no download are in ``SHAPES``, GPUs in data/gpus.yaml.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
+    from alpaca_lib.planning.advice import advise as advise
+    from alpaca_lib.planning.advice import check_memory as check_memory
     from alpaca_lib.planning.layout import Machine as Machine
+    from alpaca_lib.planning.layout import ShardingLayout as ShardingLayout
+    from alpaca_lib.planning.layout import parse_machine as parse_machine
+    from alpaca_lib.planning.plan_table import format_plan as format_plan
     from alpaca_lib.planning.planner import Plan as Plan
     from alpaca_lib.planning.planner import Work as Work
-    from alpaca_lib.planning.planner import advise as advise
-    from alpaca_lib.planning.planner import check_memory as check_memory
     from alpaca_lib.planning.planner import plan as plan
     from alpaca_lib.planning.shapes import SHAPES as SHAPES
 

@@ -1,8 +1,10 @@
-"""What one micro-batch holds in memory, found by running the model's own code on shapes.
+"""Measures what one micro-batch holds in memory, by running the model's own code on shapes.
 
-Nothing is guessed that the code decides: forward and backward run on torch's meta device,
-where a tensor has a shape and no values, and a ledger follows every storage from its birth
-to its end. Layers are alike, so one and two of them tell what any number holds.
+Forward and backward run on torch's meta device, where a tensor has a shape and no values, and
+a ledger records when every storage is allocated and freed. Layers are alike, so the
+measurements of one and of two layers give those of any number:
+
+    bytes(n) = bytes(1) + (n - 1) * (bytes(2) - bytes(1))
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from alpaca_lib.planning.shapes import empty, weights_of
+from alpaca_lib.planning.shapes import build_empty, list_weights
 from alpaca_lib.training import adapters, attention, build
 from alpaca_lib.training.attention import Documents
 from alpaca_lib.training.loss import LabelLoss
@@ -32,116 +34,135 @@ from alpaca_lib.training.sharding import layers_of
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: rows of so many tokens; documents are the lengths of what one row packs
-    (none: a row is one document), labels the tokens that have a loss."""
+    """Shape of one rank's micro-batch.
+
+    >>> Batch(rows=1, length=128, documents=(72, 56), labels=60).tokens
+    128
+    """
 
     rows: int
-    length: int
-    documents: tuple[int, ...]
-    labels: int
+    length: int  # tokens per row, with padding
+    documents: tuple[int, ...]  # tokens of each example packed into the row; (): not packed
+    labels: int  # tokens with a loss, over all rows
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all rows, with padding."""
+        return self.rows * self.length
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of a micro-batch, without the weights, masters, gradients and optimizer.
+    """Bytes that a micro-batch allocates on top of weights, masters, gradients and optimizer.
 
-    ``peak`` is the most until the last layer's backward ends, of which ``kept`` stay from
-    forward to backward and ``logits`` have a vocabulary's width; ``tail`` is the most after it.
+    >>> foot = measure_footprint(config, settings, "cpu", torch.bfloat16, batch)
+    >>> foot.peak - foot.kept  # bytes of what one operation needs for a moment
     """
 
-    kept: float
-    peak: float
-    logits: float
-    tail: float
-    trained: tuple[int, ...]  # the sizes of all adapters' parameters
+    kept: float  # bytes from forward to backward: activations
+    peak: float  # most bytes before the last layer's backward pass ends
+    logits: float  # bytes of that peak in tensors of shape (..., vocab_size)
+    tail: float  # most bytes after it
+    trained: tuple[int, ...]  # elements of each LoRA matrix; (): full training
     layers: int
     on_gpu: bool
 
-    def grown(self, other: Footprint, layers: int) -> Footprint:
-        """That of ``layers`` layers, where self has one and ``other`` two."""
+    def extrapolate(self, two: Footprint, layers: int) -> Footprint:
+        """Returns the footprint of ``layers`` layers; self has one of them and ``two`` two."""
         more = layers - 1
-        kept = self.kept + more * (other.kept - self.kept)
-        peak = self.peak + more * (other.peak - self.peak)
-        trained = self.trained + more * other.trained[len(self.trained) :]
-        return Footprint(kept, peak, other.logits, self.tail, trained, layers, self.on_gpu)
+        kept = self.kept + more * (two.kept - self.kept)
+        peak = self.peak + more * (two.peak - self.peak)
+        trained = self.trained + more * two.trained[len(self.trained) :]
+        return replace(two, kept=kept, peak=peak, tail=self.tail, trained=trained, layers=layers)
 
 
-_KEPT: dict[tuple[Any, ...], Footprint] = {}
+_MEASURED: dict[tuple[Any, ...], Footprint] = {}
 _MATTERS = {"method", "quantization", "activation_checkpointing", "batching", "max_length"}
 _MATTERS |= {name for name in Settings.model_fields if name.startswith("lora_")}
 
 
-def footprint(
+def measure_footprint(
     config: Any, settings: Settings, device: str, dtype: torch.dtype, batch: Batch
 ) -> Footprint:
-    """What a micro-batch of this model holds on this kind of device, in this dtype."""
+    """Returns the footprint of a micro-batch for a configuration, on this kind of device."""
     chosen = tuple(getattr(settings, name) for name in sorted(_MATTERS))
     key = (config.to_json_string(), chosen, device.split(":")[0], dtype, batch)
-    if key not in _KEPT:
+    if key not in _MEASURED:
         layers = config.get_text_config().num_hidden_layers
-        one, two = (_traced(config, settings, device, dtype, batch, n) for n in (1, 2))
-        _KEPT[key] = one.grown(two, layers)
-    return _KEPT[key]
+        one, two = (_trace(config, settings, device, dtype, batch, n) for n in (1, 2))
+        _MEASURED[key] = one.extrapolate(two, layers)
+    return _MEASURED[key]
 
 
-def _traced(
+def _trace(
     config: Any, settings: Settings, device: str, dtype: torch.dtype, batch: Batch, layers: int
 ) -> Footprint:
-    """The footprint of the model cut to ``layers`` layers."""
-    model = empty(copy.deepcopy(config), dtype, layers)
-    if not attention.attach(model, device, settings.max_length) or not attention.is_attached(model):
-        model.set_attn_implementation(attention.NAME)  # as much but for the mask
-    names = {w.name for w in weights_of(model) if w.linear and settings.quantization != "none"}
+    """Runs the model, cut to ``layers`` layers, forward and backward on the meta device."""
+    model = build_empty(copy.deepcopy(config), dtype, layers)
+    attention.attach(model, device, settings.max_length)
+    if not attention.is_attached(model):
+        model.set_attn_implementation(attention.NAME)  # SDPA keeps the same, but for its mask
+    lora, kind = settings.method == "lora", settings.quantization
+    names = {w.name for w in list_weights(model) if w.linear and kind != "none"}
     quantized = {id(p) for name, p in model.named_parameters() if name in names}
-    if settings.method == "lora":
+    if lora:
         with torch.device("meta"):
             model = adapters.add_lora(model, settings.replace(adapter=""))
     for layer in layers_of(model):
-        for part in layer.children():  # in each: a backward pass that runs it again has no modes
-            part.forward = _with_kernels(part.forward, quantized, settings.quantization == "int8")
+        for part in layer.children():  # in each: activation checkpointing reruns it without modes
+            part.forward = _with_kernels(part.forward, quantized, kind == "int8")
     module = LabelLoss(model)
     build.prepare(module, settings)
     model.train()
-    lora = settings.method == "lora"
-    trained = tuple(p.numel() for p in model.parameters() if p.requires_grad) if lora else ()
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # where gradients go is the caller's to count
-            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    words = model.get_input_embeddings().num_embeddings
-    ledger = Ledger(words, batch.labels)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:  # the caller counts gradients
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    ledger = Ledger(model.get_input_embeddings().num_embeddings, batch.labels)
     ledger.ignore([*model.parameters(), *model.buffers()])
     layers_of(model)[-1].register_forward_pre_hook(ledger.watch, with_kwargs=True)
-    with _on_meta(), ledger:
-        shape = (batch.rows, batch.length)
-        ids, labels, places = (torch.zeros(shape, dtype=torch.long, device="meta") for _ in "ilp")
-        loss = module(ids, labels, places, _documents(batch, device))
+    with _fresh_masks(), ledger:
+        ids = torch.zeros(batch.rows, batch.length, dtype=torch.long, device="meta")
+        labels, positions = torch.zeros_like(ids), torch.zeros_like(ids)
+        loss = module(ids, labels, positions, _documents(batch, device))
         kept = ledger.live
         loss.backward()
     peak, logits = ledger.peaks[0]
-    on_gpu = device.startswith("cuda")
-    return Footprint(kept, peak, logits, ledger.peaks[1][0], trained, layers, on_gpu)
+    return Footprint(
+        kept=kept,
+        peak=peak,
+        logits=logits,
+        tail=ledger.peaks[1][0],
+        trained=tuple(p.numel() for p in trained) if lora else (),
+        layers=layers,
+        on_gpu=device.startswith("cuda"),
+    )
 
 
 def _documents(batch: Batch, device: str) -> Documents | None:
+    """Returns the documents of a packed row; padding belongs to the last one."""
     if not batch.documents:
         return None
-    borders = [0]
-    for length in batch.documents:
-        borders.append(borders[-1] + length)
-    borders[-1] = batch.length
+    lengths = [*batch.documents[:-1], batch.length - sum(batch.documents[:-1])]
+    borders = tuple(accumulate(lengths, initial=0))
     starts = torch.zeros(len(borders), dtype=torch.int32, device="meta")
-    longest = max(b - a for a, b in pairwise(borders))
-    return Documents(tuple(borders), starts if device.startswith("cuda") else None, longest)
+    return Documents(borders, starts if device.startswith("cuda") else None, max(lengths))
 
 
 class Ledger(TorchDispatchMode):
-    """Follows every storage that is made while it is active, and how much lives at once."""
+    """Records every storage that is allocated while it is active, and when it is freed.
 
-    def __init__(self, words: int, labels: int = 0) -> None:
+    ``live`` is the bytes allocated now; ``peaks`` are [most bytes, of these logits] before and
+    after the moment that ``watch`` marks.
+
+    >>> with Ledger(vocab_size) as ledger:
+    ...     loss = module(ids, labels, positions, documents)
+    """
+
+    def __init__(self, vocab_size: int, labels: int = 0) -> None:
         super().__init__()
-        self.words, self.labels = words, labels
+        self.vocab_size, self.labels = vocab_size, labels
         self.live = self.logits = 0
-        self.peaks = [[0, 0], [0, 0]]  # most at once, and logits then: until, and after watch's
+        self.peaks = [[0, 0], [0, 0]]
         self.phase = 0
         self._known: dict[int, Any] = {}
 
@@ -151,23 +172,22 @@ class Ledger(TorchDispatchMode):
         index = torch.ops.aten.index.Tensor
         masked = func is index and args[1][0] is not None and args[1][0].dtype == torch.bool
         if masked and args[0].is_meta:
-            # A mask has no values here: it selects the tokens that have a label.
+            # A mask has no values on the meta device: it selects the tokens that have a label.
             rows = torch.empty(self.labels, dtype=torch.long, device="meta")
             args = (args[0], [rows] * args[1][0].dim())
-        made = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(made):
+        results = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(results):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
-        return made
+        return results
 
     def ignore(self, tensors: list[Tensor]) -> None:
-        """Does not count these."""
+        """Excludes tensors from the count."""
         for tensor in tensors:
             self._known[tensor.untyped_storage()._cdata] = tensor
 
     def watch(self, layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """A layer's forward pre-hook: once the gradient of its input is there, the second
-        phase begins."""
+        """Starts the second phase once a layer's input has its gradient (a forward pre-hook)."""
         states = args[0] if args else kwargs["hidden_states"]
         if states.requires_grad:
             states.register_hook(lambda grad: setattr(self, "phase", 1))
@@ -177,14 +197,14 @@ class Ledger(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in self._known or not size:
             return
-        logits = size if tensor.dim() > 1 and tensor.shape[-1] == self.words else 0
+        logits = size if tensor.dim() > 1 and tensor.shape[-1] == self.vocab_size else 0
 
-        def gone(_: Any) -> None:
+        def free(_: Any) -> None:
             self.live -= size
             self.logits -= logits
             self._known.pop(key, None)
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._known[key] = weakref.ref(storage, free)
         self.live += size
         self.logits += logits
         if self.live > self.peaks[self.phase][0]:
@@ -192,7 +212,7 @@ class Ledger(TorchDispatchMode):
 
 
 class _Kernels(TorchFunctionMode):
-    """Puts in what torch does another way on shapes: fused attention, quantised products."""
+    """Replaces what torch computes differently on shapes: fused attention, quantised products."""
 
     def __init__(self, quantized: set[int], keeps: bool) -> None:
         super().__init__()
@@ -218,13 +238,13 @@ def _with_kernels(forward: Callable[..., Any], quantized: set[int], keeps: bool)
 
 
 class _Fused(torch.autograd.Function):
-    """Attention as flash kernels do it: they keep inputs, result, and one number a query."""
+    """Attention as flash kernels do it: they keep inputs, result, and a float32 per query."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
-        made = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, made, query.new_empty(query.shape[:3]).float())
-        return made
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:3]).float())
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -232,10 +252,10 @@ class _Fused(torch.autograd.Function):
 
 
 class _Dequantized(torch.autograd.Function):
-    """bitsandbytes' products: the whole weight is there for a moment, forward and backward.
+    """A product of bitsandbytes: it dequantises the full weight, forward and backward.
 
-    Its 8-bit ones hold on to their input beside autograd, where activation checkpointing
-    cannot take it away (bitsandbytes 0.50, autograd/_functions.py).
+    In 8 bits it keeps its input outside autograd, so that activation checkpointing does not
+    free it (bitsandbytes 0.50, autograd/_functions.py).
     """
 
     @staticmethod
@@ -249,8 +269,8 @@ class _Dequantized(torch.autograd.Function):
 
 
 @contextmanager
-def _on_meta() -> Iterator[None]:
-    """The attention's masks are cached: here they must neither be found nor left."""
+def _fresh_masks() -> Iterator[None]:
+    """Replaces the cache of attention masks: one found there would not be counted."""
     module: Any = attention
     cached = module._mask
     module._mask = cache(cached.__wrapped__)

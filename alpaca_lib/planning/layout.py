@@ -1,4 +1,4 @@
-"""Machines, and how a run's bytes lie on them: per rank, phase by phase."""
+"""Machines and sharding: the bytes that each rank of a run holds, phase by phase."""
 
 from __future__ import annotations
 
@@ -15,22 +15,30 @@ from alpaca_lib.optional import require
 from alpaca_lib.planning.footprint import Footprint
 from alpaca_lib.planning.shapes import SHAPES, Weight
 from alpaca_lib.training import flops
-from alpaca_lib.training import loop as loop  # what a run loads: see libraries()
+from alpaca_lib.training import loop as loop  # what a run loads: see library_bytes()
 from alpaca_lib.training.process import resident
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.sharding import mesh_shape
+from alpaca_lib.training.sharding import gathers_once, mesh_shape
+
+# What torch's allocator does not count on a GPU: the CUDA context with NCCL's buffers, in
+# bytes, and the share of its blocks that stays unused.
+CONTEXT_BYTES, WASTE = 1e9, 0.05
 
 
 @dataclass(frozen=True)
 class Machine:
-    """So many GPUs, or processes on a CPU, of one kind; memory, rate and link are each one's."""
+    """GPUs of one kind, or processes on a CPU.
 
-    name: str
-    count: int = 1
+    >>> parse_machine("4x8xH100")
+    Machine(name='H100', count=32, per_node=8, memory=8e10, rate=9.89e14, link=4.5e11)
+    """
+
+    name: str  # a GPU of data/gpus.yaml, or cpu
+    count: int = 1  # GPUs, or processes, of all nodes
     per_node: int = 1
-    memory: float = 0.0  # bytes; 0: unknown
-    rate: float = 0.0  # FLOP/s; 0: to be measured
-    link: float = 0.0  # bytes/s to the others of its node, one way
+    memory: float = 0.0  # bytes per GPU or process; 0: unknown
+    rate: float = 0.0  # FLOP/s of each, its peak; 0: to be measured
+    link: float = 0.0  # bytes/s between two of a node, one way
 
     @property
     def on_gpu(self) -> bool:
@@ -44,160 +52,193 @@ class Machine:
 
     @property
     def nodes(self) -> int:
-        """The number of machines."""
+        """The number of nodes."""
         return self.count // self.per_node
 
+    def needed(self, peak: float) -> float:
+        """Returns the bytes that a device must have for a predicted peak."""
+        return peak * (1 + WASTE) + CONTEXT_BYTES if self.on_gpu else peak
 
-def machine_of(text: str) -> Machine:
-    """The machine of a text: H100, 8xH100, 4x8xH100 (nodes first), cpu, 2xcpu (processes)."""
-    parts = re.fullmatch(
-        r"(?:(\d+)\s*[x*]\s*)?(?:(\d+)\s*[x*]\s*)?([a-z][\w .-]*)", text.strip(), re.I
-    )
+
+def parse_machine(text: str) -> Machine:
+    """Returns the machine of a text: H100, 8xH100, 4x8xH100 (nodes first), cpu, 2xcpu (processes).
+
+    Raises SettingsError, with the nearest names of data/gpus.yaml.
+    """
+    number = r"(?:(\d+)\s*[x*]\s*)?"
+    parts = re.fullmatch(rf"{number}{number}([a-z][\w .-]*)", text.strip(), re.I)
     if not parts:
         raise SettingsError(f"gpus {text!r}: write 8xH100, 4x8xH100 (nodes first), or cpu")
-    numbers = [int(n) for n in parts.groups()[:2] if n]
+    numbers = [int(n) for n in parts.groups()[:2] if n] or [1]
     if 0 in numbers:
         raise SettingsError(f"gpus {text!r}: at least one is needed")
-    if len(numbers) == 2:
-        nodes, per_node = numbers
-    else:
-        count = numbers[0] if numbers else 1
-        nodes, per_node = (count // 8, 8) if count > 8 else (1, count)
-        if nodes * per_node != count:
-            raise SettingsError(f"gpus {text!r}: how many a node has? write nodes first, 3x4xH100")
-    name = _plain(parts[3])
+    if len(numbers) == 1:
+        count = numbers[0]
+        numbers = [count // 8, 8] if count > 8 else [1, count]
+        if count > 8 and count % 8:
+            raise SettingsError(f"gpus {text!r}: how many per node? write nodes first, 3x4xH100")
+    nodes, per_node = numbers
+    name = _normalize(parts[3])
     if name == "cpu":
         return Machine("cpu", nodes * per_node, per_node)
     table = flops.gpus()
-    known = {_plain(key): key for key in table}
+    known = {_normalize(key): key for key in table}
     if name not in known:
         near = [k for k in known if k.startswith(name) or name.startswith(k)]
         near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = " or ".join(known[n] for n in near) or ", ".join([*table, "cpu"])
         raise SettingsError(f"gpus {text!r}: no GPU {parts[3]!r} in {flops.GPUS.name}; use {hint}")
     facts = table[known[name]]
-    memory, rate, link = (float(facts[k]) for k in ("memory_gb", "bf16_tflops", "link_gb_s"))
-    return Machine(known[name], nodes * per_node, per_node, memory * 1e9, rate * 1e12, link * 1e9)
+    return Machine(
+        name=known[name],
+        count=nodes * per_node,
+        per_node=per_node,
+        memory=facts["memory_gb"] * 1e9,
+        rate=facts["bf16_tflops"] * 1e12,
+        link=facts["link_gb_s"] * 1e9,
+    )
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     return re.sub(r"nvidia|geforce|amd|instinct|[\s._-]", "", name.lower())
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """How a run of this project lies on ranks: ``shard`` of them hold the weights together."""
+class ShardingLayout:
+    """How the weights of a run are divided over its ranks.
 
-    count: int
-    shard: int
-    once: bool  # shards are put together once a step, not layer by layer
+    >>> str(ShardingLayout(ranks=16, shard=8, gather_once=False))
+    'HSDP: 8 ranks of a node hold a shard each, 2 nodes a copy each'
+    """
+
+    ranks: int  # processes of the run
+    shard: int  # ranks that hold one copy of the weights together; 1: not sharded
+    gather_once: bool  # parameters are all-gathered once per step, not layer by layer
 
     @classmethod
-    def of(cls, settings: Settings, machine: Machine, once: bool) -> Ranks:
-        """Returns the layout that build() and sharding.shard() make, by the same rules."""
-        split = machine.count > 1 and settings.quantization == "none"
+    def of(cls, settings: Settings, machine: Machine, parameters: int) -> ShardingLayout:
+        """Returns the layout of build() and sharding.mesh_of(): quantised weights are not split."""
+        is_sharded = machine.count > 1 and settings.quantization == "none"
         _, ranks = mesh_shape(settings.sharding, machine.count, machine.per_node)
-        shard = ranks if split else 1
-        return cls(machine.count, shard, once and split and settings.method == "full")
+        shard = ranks if is_sharded else 1
+        free = machine.memory - 4 * parameters / shard
+        gather_once = is_sharded and settings.method == "full"
+        gather_once = gather_once and gathers_once(settings.gather, parameters, free)
+        return cls(machine.count, shard, gather_once)
+
+    def received_bytes(self, method: str, parameters: int, micro_batches: int) -> float:
+        """Returns the bytes that a rank receives per step; adapters are too small to count.
+
+        Parameters are all-gathered in bfloat16, once or for each forward and backward pass;
+        gradients are reduced in float32, once or for each backward pass.
+        """
+        if self.shard == 1:
+            return 0.0
+        gathers = 1 if self.gather_once else 2 * micro_batches
+        reductions = 1 if self.gather_once else micro_batches
+        return float((2 * gathers + (4 * reductions if method == "full" else 0)) * parameters)
 
     def __str__(self) -> str:
-        if self.count == 1:
+        if self.ranks == 1:
             return "one process"
         if self.shard == 1:
-            return f"data parallel: the whole base on each of {self.count} ranks, adapters averaged"
-        if self.shard == self.count:
-            return f"FSDP2: {self.count} ranks hold a shard each"
-        copies = self.count // self.shard
-        return f"HSDP: {self.shard} ranks of a node hold a shard each, {copies} nodes a copy each"
+            return f"data parallel: the full base on each of {self.ranks} ranks, adapters averaged"
+        if self.shard == self.ranks:
+            return f"FSDP2: {self.ranks} ranks hold a shard each"
+        nodes = self.ranks // self.shard
+        return f"HSDP: {self.shard} ranks of a node hold a shard each, {nodes} nodes a copy each"
 
 
-Terms = dict[str, float]
+Terms = dict[str, float]  # bytes of a rank by what they hold
 
 
 def phases(
     settings: Settings,
     weights: Sequence[Weight],
     foot: Footprint,
-    size: int,
-    ranks: Ranks,
-    several: bool,
+    itemsize: int,
+    sharding: ShardingLayout,
+    accumulates: bool,
 ) -> dict[str, Terms]:
-    """{phase: {term: bytes}} of a rank whose model computes with ``size`` bytes a number;
-    ``several``: a step has more than one micro-batch."""
-    lora, shard = settings.method == "lora", ranks.shard
-    numels = [w.numel for w in weights]
-    trained = list(foot.trained) if lora else numels
-    whole, number = sum(numels), sum(trained)
-    inside = [w.numel for w in weights if w.in_layer]
-    layer = sum(inside) / max(foot.layers, 1)
-    root = whole - sum(inside)
-    part = 1 if lora else shard  # adapters are whole on every rank
-    stored = 4 if settings.master_weights or size == 4 else size
-    copied = stored != size and part == 1  # bfloat16 copies in the model, masters beside it
-    mine: Terms = {"weights": 0.0, "master weights": 0.0}
+    """Returns {phase: {term: bytes}} of a rank.
+
+    ``itemsize``: bytes per element that the model computes with; ``accumulates``: a step has
+    several micro-batches.
+    """
+    lora, shard = settings.method == "lora", sharding.shard
+    total = sum(w.numel for w in weights)
+    in_layers = sum(w.numel for w in weights if w.in_layer)
+    root, layer = total - in_layers, in_layers / max(foot.layers, 1)
+    trained = foot.trained if lora else [w.numel for w in weights]
+    split = 1 if lora else shard  # adapters are not sharded
+    stored = 4 if settings.master_weights else itemsize
+    has_copies = stored != itemsize and split == 1  # bfloat16 in the model, float32 masters
+    held: Terms = {"weights": 0.0, "master weights": 0.0}
     if lora:
-        base = sum(w.bytes(size, settings.quantization) for w in weights)
-        mine["weights"] = base / shard + number * size
-    elif copied or stored == size:
-        mine["weights"] = whole * size / shard
-    if copied or (stored != size and part > 1):
-        mine["master weights"] = number * stored / part
-    mine["optimizer"] = sum(_averages(settings.optimizer, n / part, stored) for n in trained)
-    gradients = number * stored / part + (4 * max(trained) if copied else 0)
-    # Gradients beside masters stay; others come into being during a step's first backward.
-    early = gradients if copied or several else 0.0
-    gathered = late = flight = 0.0
+        base = sum(w.bytes(itemsize, settings.quantization) for w in weights)
+        held["weights"] = base / shard + sum(trained) * itemsize
+    elif has_copies or stored == itemsize:  # else the shards of the masters are the weights
+        held["weights"] = total * itemsize / shard
+    if stored != itemsize:
+        held["master weights"] = sum(trained) * stored / split
+    held["optimizer"] = sum(
+        _moment_bytes(settings.optimizer, numel / split, stored) for numel in trained
+    )
+    gradients = sum(trained) * stored / split
+    if has_copies:
+        gradients += 4 * max(trained)  # one parameter's, converted to float32
+    gathered = in_transit = root_in_transit = 0.0
     if shard > 1:
-        gathered = size * (whole if ranks.once else root + 2 * layer)
+        gathered = itemsize * (total if sharding.gather_once else root + 2 * layer)
         if not lora:
-            flight = (size + 4) * layer
-            late = (size + 4) * root
-            if ranks.once and several:
-                gathered += 4 * whole
-    busy = mine | {
-        "gradients": early,
-        "gathered layers": gathered,
+            in_transit, root_in_transit = (itemsize + 4) * layer, (itemsize + 4) * root
+            if sharding.gather_once and accumulates:
+                gathered += 4 * total
+    backward = {
+        **held,
+        # Gradients of masters persist; others are allocated in a step's first backward pass.
+        "gradients": gradients if has_copies or accumulates else 0.0,
+        "all-gathered": gathered,
         "activations": foot.kept,
         "logits": foot.logits,
-        "in flight": max(foot.peak - foot.kept - foot.logits, 0.0) + flight,
+        "temporary": max(foot.peak - foot.kept - foot.logits, 0.0) + in_transit,
     }
-    end = mine | {
+    end = {
+        **held,
         "gradients": gradients,
-        "gathered layers": gathered,
-        "in flight": foot.tail + late,
+        "all-gathered": gathered,
+        "temporary": foot.tail + root_in_transit,
     }
-    step = mine | {"gradients": gradients, "in flight": _step(settings, ranks, trained, part, foot)}
-    if max(sum(end.values()), sum(step.values())) < sum(busy.values()):
-        return {"forward and backward": busy, "optimizer step": step}
-    return {"forward and backward": busy, "end of backward": end, "optimizer step": step}
+    flat = 4.0 * sum(trained) if split == 1 and sharding.ranks > 1 else 0.0  # all-reduced at once
+    if settings.optimizer == "adamw8bit" and not foot.on_gpu:
+        # bitsandbytes steps on a CPU in five float32 copies of a parameter; on a GPU in none.
+        flat = max(flat, 5 * 4.0 * max(trained) / split)
+    step = {**held, "gradients": gradients, "temporary": flat}
+    if max(sum(end.values()), sum(step.values())) < sum(backward.values()):
+        return {"forward and backward": backward, "optimizer step": step}
+    return {"forward and backward": backward, "end of backward": end, "optimizer step": step}
 
 
-def _averages(optimizer: str, numbers: float, stored: int) -> float:
-    """Bytes of Adam's two averages of a tensor; 8-bit ones have a float32 scale for 256."""
+def _moment_bytes(optimizer: str, numel: float, stored: int) -> float:
+    """Returns the bytes of Adam's two moments; in 8 bits 256 elements share a float32 scale."""
     if optimizer == "adamw":
-        return 2 * stored * numbers
-    return numbers * (2 + 2 * 4 / 256) if numbers >= 4096 else 8 * numbers
-
-
-def _step(
-    settings: Settings, ranks: Ranks, trained: Sequence[int], part: int, foot: Footprint
-) -> float:
-    """What an optimizer step makes beside what is there."""
-    flat = 4.0 * sum(trained) if part == 1 and ranks.count > 1 else 0.0  # to be added up
-    # bitsandbytes steps on a CPU in five float32 copies of a parameter; on a GPU in none.
-    copies = 20.0 * max(trained) / part if settings.optimizer == "adamw8bit" else 0.0
-    return max(flat, copies * (not foot.on_gpu))
+        return 2 * stored * numel
+    return numel * (2 + 2 * 4 / 256) if numel >= 4096 else 8 * numel
 
 
 @dataclass(frozen=True)
 class OnPaper:
-    """A layout that needs another engine: tensor x pipeline x data parallel."""
+    """A layout that needs another engine: tensor x pipeline x data parallel.
 
-    tensor: int
-    pipeline: int
-    data: int
-    bytes: float
-    bubble: float  # the share of time in which a pipeline's stages wait for one another
+    >>> str(OnPaper(tensor=8, pipeline=4, data=4, bytes=50e9, bubble=0.09))
+    'tensor 8 x pipeline 4 x data 4'
+    """
+
+    tensor: int  # GPUs that share each matrix
+    pipeline: int  # stages of consecutive layers
+    data: int  # copies of the model
+    bytes: float  # per GPU
+    bubble: float  # share of the time in which a stage waits for another one
 
     def __str__(self) -> str:
         return f"tensor {self.tensor} x pipeline {self.pipeline} x data {self.data}"
@@ -206,47 +247,33 @@ class OnPaper:
 def on_paper(
     weights: Sequence[Weight], foot: Footprint, heads: int, machine: Machine, micro_batches: int
 ) -> list[OnPaper]:
-    """The layouts of full bf16 training that fit a cluster, most data parallel first.
+    """Returns layouts of full bfloat16 training that fit a cluster, most data parallel first.
 
-    Weights and float32 gradients are cut by tensor x pipeline, masters and Adam over the data
-    parallel ranks too: 6 + 12/d bytes a parameter (Megatron-LM's distributed optimizer). Layers
-    are computed anew, their inputs cut by sequence parallelism (arXiv:2205.05198); a pipeline's
-    first stage holds those of as many micro-batches as there are stages.
+    Tensor x pipeline divide weights and float32 gradients, and the data-parallel ranks also
+    masters and Adam: 6 + 12/d bytes per parameter (Megatron-LM's distributed optimizer). Layers
+    are recomputed, their inputs divided by sequence parallelism (arXiv:2205.05198); the first
+    stage of p holds those of p micro-batches; (p - 1) / (m + p - 1) of the time is bubbles.
     """
-    number, found = sum(w.numel for w in weights), []
+    parameters = sum(w.numel for w in weights)
+    fitting = []
     for tensor in (1, 2, 4, 8, 16):
         for pipeline in (1, 2, 4, 8, 16, 32, 64):
             cut = tensor * pipeline
             if machine.per_node % tensor or heads % tensor or foot.layers % pipeline:
                 continue
-            if cut > machine.count or machine.count % cut:
+            if machine.count % cut:
                 continue
             data = machine.count // cut
-            held = number / cut * (6 + 12 / data) + foot.peak / tensor
+            held = parameters / cut * (6 + 12 / data) + foot.peak / tensor
             each = max(micro_batches // data, 1)
-            bubble = (pipeline - 1) / (each + pipeline - 1)
-            found.append(OnPaper(tensor, pipeline, data, held, bubble))
-    fitting = [way for way in found if fits(way.bytes, machine)]
+            if not machine.memory or machine.needed(held) <= machine.memory:
+                bubble = (pipeline - 1) / (each + pipeline - 1)
+                fitting.append(OnPaper(tensor, pipeline, data, held, bubble))
     return sorted(fitting, key=lambda way: (-way.data, way.bubble, way.tensor))
 
 
-# Beside what torch's allocator counts on a GPU: the CUDA context and NCCL's buffers, and what
-# its blocks waste.
-CONTEXT, WASTE = 1e9, 0.05
-
-
-def fits(peak: float, machine: Machine) -> bool:
-    """Whether a predicted peak fits one device, with room for what cannot be predicted."""
-    return not machine.memory or needed(peak, machine) <= machine.memory
-
-
-def needed(peak: float, machine: Machine) -> float:
-    """The bytes a device should have for a predicted peak."""
-    return peak * (1 + WASTE) + CONTEXT if machine.on_gpu else peak
-
-
-def libraries(settings: Settings) -> float:
-    """The bytes that Python has once it has loaded what a run loads."""
+def library_bytes(settings: Settings) -> float:
+    """Loads what a run loads and returns the bytes that Python then has."""
     if settings.method == "lora":
         require("peft")
     if settings.quantization != "none" or settings.optimizer == "adamw8bit":
@@ -254,35 +281,37 @@ def libraries(settings: Settings) -> float:
     return float(resident())
 
 
-def on_cpu(
+def add_cpu_terms(
     found: dict[str, Terms],
     settings: Settings,
-    ranks: Ranks,
+    sharding: ShardingLayout,
     parameters: int,
     kernels: float,
     file_bytes: float,
 ) -> dict[str, Terms]:
-    """The phases with what only main memory has: compiled kernels, holes in the heap, a model
-    file that is mapped while it is read, and the whole model on rank 0 of several."""
-    busy = next(iter(found.values()))
-    split = ranks.shard > 1
-    full = settings.method == "full"
-    made = {name: terms | {"kernels": kernels} for name, terms in found.items()}
+    """Returns the phases with what only main memory holds, and those of loading and saving.
+
+    Compiled kernels, a fragmented heap, the model's file while it is mapped, and on rank 0 of
+    a sharded run the full model.
+    """
+    backward = found["forward and backward"]
+    is_sharded, full = sharding.shard > 1, settings.method == "full"
+    phases = {name: {**terms, "kernels": kernels} for name, terms in found.items()}
     if platform.libc_ver()[0] == "glibc":
-        # glibc cannot put an aligned block where one of its size was if small ones lie beside
-        # it, so a micro-batch finds its place only in part: at worst its memory twice.
-        first = made[next(iter(made))]
-        first["holes"] = busy["activations"] + busy["logits"] + busy["in flight"]
+        # glibc cannot reuse a free block for an aligned one of its size if small ones lie next
+        # to it: at worst a micro-batch takes its memory twice.
+        reused = backward["activations"] + backward["logits"] + backward["temporary"]
+        phases["forward and backward"]["fragmentation"] = reused
     stored = 4 if full and settings.master_weights else 2
-    whole = float(stored * parameters) if split else busy["weights"]
-    made["loading"] = {"weights": whole, "model file": file_bytes}
-    if split and full:
-        made["saving"] = made["optimizer step"] | {"in flight": 4.0 * parameters}
-    return made
+    loaded = float(stored * parameters) if is_sharded else backward["weights"]
+    phases["loading"] = {"weights": loaded, "model file": file_bytes}
+    if is_sharded and full:
+        phases["saving"] = {**phases["optimizer step"], "temporary": 4.0 * parameters}
+    return phases
 
 
 def file_bytes(model: str | ModelSource, parameters: int) -> float:
-    """Returns the size of a model's files if they are here, else 2 bytes per parameter."""
+    """Returns the size of a model's files if they are on this machine, else 2 per parameter."""
     with contextlib.suppress(ModelError, OSError):
         if isinstance(model, ModelSource):
             return float(model.file_bytes)
@@ -291,11 +320,11 @@ def file_bytes(model: str | ModelSource, parameters: int) -> float:
     return 2.0 * parameters
 
 
-# oneDNN compiles a matrix kernel for every new shape, and keeps them: 0.5 to 0.6 MB each.
-KERNEL, KERNELS = 0.55e6, 1300
+# oneDNN compiles a matrix kernel for every new shape and keeps it: 0.5 to 0.6 MB each.
+KERNEL_BYTES, MOST_KERNELS = 0.55e6, 1300
 
 
-def kernels(batches: int, lengths: int) -> float:
-    """Bytes of the kernels for so many lengths of micro-batches and of examples: about 12 for
-    each of the former and 6 of the latter."""
-    return KERNEL * min(12 * batches + 6 * lengths, KERNELS)
+def kernel_bytes(micro_batches: int, lengths: int) -> float:
+    """Returns the bytes of compiled kernels: about 12 per length of a micro-batch, and 6 per
+    length of an example."""
+    return KERNEL_BYTES * min(12 * micro_batches + 6 * lengths, MOST_KERNELS)

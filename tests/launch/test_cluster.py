@@ -160,7 +160,7 @@ def test_torchrun_on_one_node_and_without_a_number(settings_file, calls):
     assert done.returncode != 0 and "number of this node" in done.stderr
 
 
-def test_a_time_limit_is_told(settings_file, calls, tmp_path):
+def test_a_time_limit_is_passed_on(settings_file, calls, tmp_path):
     """minutes: in Slurm's own words, elsewhere a signal that lets the run save."""
     cluster = Cluster(python=str(calls / "stub"), minutes=90)
     assert "#SBATCH --time=90\n" in render("slurm", settings_file, cluster)
@@ -278,7 +278,7 @@ def test_kubernetes_job(settings_file):
     ],
 )
 def test_wrong_machines(values, words):
-    """A value that cannot be is named with its cure."""
+    """A value that cannot be is named with its fix."""
     with pytest.raises(ValueError, match=words):
         Cluster(**values)
 
@@ -298,7 +298,7 @@ def test_wrong_machines(values, words):
     ],
 )
 def test_what_a_kind_cannot_do(kind, values, words, tmp_path):
-    """A description that a kind has no words for is refused, with the cure."""
+    """A description that a kind has no option for is refused, with the fix."""
     file = Settings(data_path="d.json", output_dir="out").save(tmp_path / "settings.json")
     with pytest.raises(ValueError, match=words):
         render(kind, file, Cluster(**{"workdir": str(tmp_path), **values}))
@@ -335,7 +335,7 @@ def test_notes(tmp_path):
         ("COMPLETING", True, 3, False),  # scancel
     ],
 )
-def test_told_to_stop(state, save, minutes, again, settings_file, calls):
+def test_stopped_by_sigterm(state, save, minutes, again, settings_file, calls):
     """SIGTERM reaches every node's process, not by way of srun; then the queue, or not."""
     out = Settings.load(settings_file).output_dir
     cluster = Cluster(nodes=2, minutes=minutes, python=str(calls / "stub"))
@@ -392,8 +392,8 @@ def settings(make_tiny, tokenizer, data_file, tmp_path):
 
 @pytest.mark.slow
 def test_slurm_job_stopped_and_queued_again(settings, calls, tmp_path):
-    """Two nodes, one process each: a real job is told to stop, saves, asks to be queued
-    again, goes on when it is, and has the losses of one process that was never stopped."""
+    """Two nodes, one process each: a real job gets SIGTERM, saves, asks to be queued
+    again, resumes when it is, and has the losses of one process that was never stopped."""
     from alpaca_lib.training.loop import train
 
     settings = settings.replace(max_steps=30)

@@ -71,8 +71,8 @@ def gone(processes, seconds):
 # --- before the start -------------------------------------------------------------------
 
 
-def test_a_taken_port_is_told_before_anything_starts(settings):
-    """The port, and the cure; no folder is made. A call without a port finds a free one."""
+def test_a_taken_port_is_refused_before_anything_starts(settings):
+    """The port, and the fix; no folder is made. A call without a port finds a free one."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(LaunchError, match=rf"port {port} .*in use.*leave port at 0"):
@@ -178,20 +178,20 @@ NCCL = "torch.distributed.DistBackendError: NCCL error: remote process exited or
         (None, {0: "error: told to stop: step 3\n"}, "rank 0: told to stop: step 3"),
     ],
 )  # fmt: skip
-def test_the_words_of_the_rank_that_failed_first(failed, texts, expected, tmp_path):
+def test_the_error_of_the_rank_that_failed_first(failed, texts, expected, tmp_path):
     """A rank that only lost another, or was ended by torchrun, is not the cause."""
     for rank in (0, 1):
         write_text(tmp_path / f"none_x/attempt_0/{rank}/stderr.log", texts.get(rank, ""))
     if failed:
         write_text(tmp_path / "failed.json", json.dumps(failed))
-    words = launcher._first_words(tmp_path, tmp_path / "train.log", 1)
-    assert words.startswith(expected) and words.endswith(f"(whole log: {tmp_path / 'train.log'})")
+    words = launcher._first_error(tmp_path, tmp_path / "train.log", 1)
+    assert words.startswith(expected) and words.endswith(f"(full log: {tmp_path / 'train.log'})")
 
 
-def test_no_words_at_all(tmp_path):
+def test_no_error_of_any_rank(tmp_path):
     """torchrun itself failed: the end of the log, and the code."""
     write_text(tmp_path / "train.log", "one\ntwo\n")
-    words = launcher._first_words(tmp_path, tmp_path / "train.log", 2)
+    words = launcher._first_error(tmp_path, tmp_path / "train.log", 2)
     assert "code 2" in words and "two" in words
 
 
@@ -259,7 +259,7 @@ for line in launch(Settings.load(Path(sys.argv[1])), processes=1):
 @pytest.mark.usefixtures("tiny_model")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_outlives_the_launching_python(settings, tmp_path, end):
-    """Killed, or told to stop by a Ctrl-C that reaches its whole session: the run saves a
+    """Killed, or stopped by a Ctrl-C that reaches its whole session: the run saves a
     checkpoint and ends."""
     file = settings.save(tmp_path / "given.json")
     python = subprocess.Popen(

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
+from itertools import chain
 
 import pytest
 import torch
 
-from alpaca_lib import models
+from alpaca_lib import command_line, models
 from alpaca_lib.errors import ModelError
-from alpaca_lib.planning import footprint, layout, plan_table, planner
-from alpaca_lib.planning.footprint import Batch, Ledger
-from alpaca_lib.planning.layout import Machine, machine_of
-from alpaca_lib.planning.planner import Work, advise, check_memory, plan
-from alpaca_lib.planning.shapes import config_of, empty, weights_of
+from alpaca_lib.planning import advise, check_memory, footprint, layout, plan, planner
+from alpaca_lib.planning.commands import PLAN
+from alpaca_lib.planning.footprint import Batch, Ledger, measure_footprint
+from alpaca_lib.planning.layout import Machine, ShardingLayout, parse_machine
+from alpaca_lib.planning.planner import Work
+from alpaca_lib.planning.shapes import build_empty, list_weights, read_config
 from alpaca_lib.training import adapters, attention, flops
 from alpaca_lib.training.attention import Documents
 from alpaca_lib.training.loss import LabelLoss
-from alpaca_lib.training.precision import MasterWeights, create_optimizer
+from alpaca_lib.training.packing import (
+    collate,
+    count_steps,
+    join,
+    micro_batches,
+    padding_multiple,
+    step_order,
+)
+from alpaca_lib.training.precision import Trained, optimizer_of
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed, layers_of
 
@@ -31,7 +41,7 @@ def wanted(**changes) -> Settings:
 
 
 def numel(name: str) -> int:
-    return sum(w.numel for w in weights_of(empty(config_of(name), torch.bfloat16)))
+    return sum(w.numel for w in list_weights(build_empty(read_config(name), torch.bfloat16)))
 
 
 def test_shapes_have_the_published_numbers_of_parameters():
@@ -110,17 +120,17 @@ def test_activations_are_those_that_autograd_really_keeps(tiny_folder, dtype):
     attention._mask.cache_clear()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = module(*batch_of(LENGTHS, LABELS, words))
-    config = config_of(str(tiny_folder))
+    config = read_config(str(tiny_folder))
     batch = Batch(1, sum(LENGTHS), LENGTHS, LABELS)
-    foot = footprint.footprint(config, wanted(), "cpu", dtype, batch)
+    foot = measure_footprint(config, wanted(), "cpu", dtype, batch)
     assert foot.kept == pytest.approx(sum(kept.values()), rel=0.02)
     assert loss.requires_grad
 
 
-@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("kind", ["none", "int8", "nf4"])
-def test_peak_of_lora_is_that_of_the_real_tensors(tiny_folder, kind, anew):
-    settings = wanted(method="lora", quantization=kind, activation_checkpointing=anew)
+def test_peak_of_lora_is_that_of_the_real_tensors(tiny_folder, kind, recompute):
+    settings = wanted(method="lora", quantization=kind, activation_checkpointing=recompute)
     module = loaded(tiny_folder, kind, torch.bfloat16, settings)
     for parameter in module.parameters():
         if parameter.requires_grad:
@@ -135,28 +145,28 @@ def test_peak_of_lora_is_that_of_the_real_tensors(tiny_folder, kind, anew):
         kept = ledger.live
         loss.backward()
     shape = Batch(1, sum(LENGTHS), LENGTHS, LABELS)
-    config = config_of(str(tiny_folder))
-    foot = footprint.footprint(config, settings, "cpu", torch.bfloat16, shape)
+    config = read_config(str(tiny_folder))
+    foot = measure_footprint(config, settings, "cpu", torch.bfloat16, shape)
     ids = 3 * 8 * sum(LENGTHS)
     assert foot.kept - ids == pytest.approx(kept, rel=0.02)
     assert foot.peak - ids == pytest.approx(ledger.peaks[0][0], rel=0.02)
 
 
 @pytest.mark.parametrize("change", [{}, {"activation_checkpointing": True}, {"method": "lora"}])
-def test_one_and_two_layers_tell_what_seven_hold(make_tiny, change):
+def test_one_and_two_layers_predict_seven(make_tiny, change):
     config = make_tiny(num_hidden_layers=7).config
     settings, batch = wanted(**change), Batch(1, 128, (64, 64), 40)
-    told = footprint.footprint(config, settings, "cpu", torch.bfloat16, batch)
-    seen = footprint._traced(config, settings, "cpu", torch.bfloat16, batch, 7)
-    assert told.layers == 7
-    assert told.kept == pytest.approx(seen.kept, rel=1e-3)
-    assert told.peak == pytest.approx(seen.peak, rel=0.02)
-    assert told.trained == seen.trained
+    predicted = measure_footprint(config, settings, "cpu", torch.bfloat16, batch)
+    seen = footprint._trace(config, settings, "cpu", torch.bfloat16, batch, 7)
+    assert predicted.layers == 7
+    assert predicted.kept == pytest.approx(seen.kept, rel=1e-3)
+    assert predicted.peak == pytest.approx(seen.peak, rel=0.02)
+    assert predicted.trained == seen.trained
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 @pytest.mark.parametrize("masters", [True, False])
-def test_masters_gradients_and_averages_are_the_real_ones(make_tiny, optimizer, masters):
+def test_masters_gradients_and_moments_are_the_real_ones(make_tiny, optimizer, masters):
     model = make_tiny(num_hidden_layers=3).bfloat16()
     settings = wanted(optimizer=optimizer, master_weights=masters)
     trained = MasterWeights(LabelLoss(model), Distributed(0, 1, 0), masters)
@@ -167,8 +177,8 @@ def test_masters_gradients_and_averages_are_the_real_ones(make_tiny, optimizer, 
         t.nbytes for values in held.values() for k, t in values.items()
         if isinstance(t, torch.Tensor) and k not in shared
     )  # fmt: skip
-    weights, foot = weights_of(model), footprint.Footprint(0, 0, 0, 0, (), 3, False)
-    terms = layout.phases(settings, weights, foot, 2, layout.Ranks(1, 1, False), True)
+    weights, foot = list_weights(model), footprint.Footprint(0, 0, 0, 0, (), 3, False)
+    terms = layout.phases(settings, weights, foot, 2, ShardingLayout(1, 1, False), True)
     said = terms["optimizer step"]
     assert said["weights"] == sum(p.nbytes for p in model.parameters())
     assert said["optimizer"] == pytest.approx(averages, rel=0.01)
@@ -187,34 +197,34 @@ def test_more_gpus_never_need_more_memory_each(change):
     assert peaks[-1] < peaks[0] / 2
 
 
-def test_a_quantised_base_is_whole_on_every_rank():
+def test_a_quantised_base_is_unsharded_on_every_rank():
     settings = wanted(model="llama-7b", method="lora", quantization="nf4", examples_per_step=256)
     one, eight = plan(settings, "H100"), plan(settings, "8xH100")
     assert eight.memory["weights"] == one.memory["weights"]
     assert one.memory["weights"] == pytest.approx(4.17e9, rel=0.02)  # 9/16 of a byte, and 2
-    assert "data parallel" in str(eight.ranks)
+    assert "data parallel" in str(eight.sharding)
 
 
 def test_hybrid_shards_lie_within_a_node():
     auto = plan(wanted(model="llama-7b", examples_per_step=256), "2x8xH100")
     full = plan(wanted(model="llama-7b", examples_per_step=256, sharding="full"), "2x8xH100")
-    assert (auto.ranks.shard, full.ranks.shard) == (8, 16)
+    assert (auto.sharding.shard, full.sharding.shard) == (8, 16)
     assert auto.memory["optimizer"] == 2 * full.memory["optimizer"]
-    assert str(auto.ranks).startswith("HSDP") and str(full.ranks).startswith("FSDP2")
+    assert str(auto.sharding).startswith("HSDP") and str(full.sharding).startswith("FSDP2")
 
 
 def test_what_is_known_to_fit_fits():
     def fits(gpus, **changes):
         return plan(wanted(rows_per_micro_batch=1, **changes), gpus).fits
 
-    anew = {"activation_checkpointing": True}
+    recompute = {"activation_checkpointing": True}
     # QLoRA (arXiv:2305.14314): 65B on one GPU of 48 GB; Alpaca-LoRA: 7B in 8 bits on 24 GB.
-    assert fits("RTX-A6000", model="llama-65b", method="lora", quantization="nf4", **anew)
-    assert not fits("RTX-A6000", model="llama-65b", method="lora", quantization="int8", **anew)
-    assert fits("RTX-4090", model="llama-7b", method="lora", quantization="int8", **anew)
+    assert fits("RTX-A6000", model="llama-65b", method="lora", quantization="nf4", **recompute)
+    assert not fits("RTX-A6000", model="llama-65b", method="lora", quantization="int8", **recompute)
+    assert fits("RTX-4090", model="llama-7b", method="lora", quantization="int8", **recompute)
     # Stanford: 7B in float32 on four A100 with 80 GB, not on one.
     assert fits("4xA100-80", model="llama-7b")
-    assert not fits("A100-80", model="llama-7b", **anew)
+    assert not fits("A100-80", model="llama-7b", **recompute)
 
 
 def test_advice_is_what_fits_the_most_faithful_first():
@@ -231,7 +241,7 @@ def test_beyond_one_engine_there_is_a_layout_on_paper():
     assert ways and all(w.tensor * w.pipeline * w.data == 128 for w in ways)
     assert all(96 % w.tensor == 0 and 96 % w.pipeline == 0 for w in ways)
     assert all(w.bytes > 175e9 * 6 / (w.tensor * w.pipeline) for w in ways)
-    assert plan(wanted(model="llama-7b"), "8xH100").paper == []
+    assert plan(wanted(model="llama-7b"), "8xH100").paper == ()
 
 
 def test_check_says_what_would_fit(tiny_folder, monkeypatch):
@@ -239,8 +249,8 @@ def test_check_says_what_would_fit(tiny_folder, monkeypatch):
     settings = wanted(model=str(tiny_folder))
     assert check_memory(settings, placement, 1) is None
     monkeypatch.setattr(planner, "free_memory", lambda device: 1_000_000)
-    told = check_memory(settings, placement, 1)
-    assert told and "activation_checkpointing true" in told and "GB" in told
+    advice = check_memory(settings, placement, 1)
+    assert advice and "activation_checkpointing true" in advice and "GB" in advice
     monkeypatch.setattr(planner, "free_memory", lambda device: 0)  # unknown
     assert check_memory(settings, placement, 1) is None
     assert check_memory(wanted(model="no such model"), placement, 1) is None
@@ -257,7 +267,7 @@ def test_check_says_what_would_fit(tiny_folder, monkeypatch):
     ],
 )
 def test_machines(text, count, per_node):
-    machine = machine_of(text)
+    machine = parse_machine(text)
     assert (machine.count, machine.per_node) == (count, per_node)
 
 
@@ -270,7 +280,7 @@ def test_machines(text, count, per_node):
 )  # fmt: skip
 def test_machines_that_are_none(text, says):
     with pytest.raises(ValueError, match="gpus") as error:
-        machine_of(text)
+        parse_machine(text)
     assert says in str(error.value)
 
 
@@ -284,7 +294,7 @@ def test_models_and_settings_that_cannot_be(tmp_path):
 
 
 def test_a_configuration_file_is_enough(tmp_path):
-    config_of("llama-7b").save_pretrained(tmp_path)
+    read_config("llama-7b").save_pretrained(tmp_path)
     made = plan(wanted(model=str(tmp_path / "config.json")), "H100")
     assert made.parameters == 6_738_415_616
 
@@ -303,10 +313,8 @@ def test_devices_are_found_in_the_table(name, tflops, monkeypatch):
     assert flops.peak_rate("cuda") == (tflops and tflops * 1e12)
 
 
-def printed(capsys, *words: str) -> tuple[int, str, str]:
-    parser = argparse.ArgumentParser()
-    plan_table.add_arguments(parser)
-    code = plan_table.main(parser.parse_args(words))
+def printed(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = command_line.main("alpaca", "", [PLAN], ["plan", *arguments])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -316,8 +324,8 @@ def test_the_table_names_terms_formulas_and_the_command(capsys):
         capsys, "--model", "llama-7b", "--gpus", "8xH100", "--price", "2.5", "--only"
     )
     assert (code, err) == (0, "")
-    for words in ("master weights", "gathered layers", "activations", "together", "it fits",
-                  "FLOPs a token   3.97e+10", "52,002 rows x 130", "8 x 989 TFLOP/s x 0.40",
+    for words in ("master weights", "all-gathered", "activations", "total", "it fits",
+                  "FLOPs per token 3.97e+10", "52,002 rows x 130", "8 x 989 TFLOP/s x 0.40",
                   "money", "--processes 8"):  # fmt: skip
         assert words in out, words
     line = next(text for text in out.splitlines() if "settings.json  {" in text)
@@ -330,6 +338,57 @@ def test_no_price_no_money_and_errors_in_one_line(capsys):
     assert (code, out) == (1, "") and err.startswith("error: gpus") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("rows", [1, 5, 127, 128, 129, 52_002])
+@pytest.mark.parametrize("per_step", [1, 8, 128])
+@pytest.mark.parametrize(
+    ("epochs", "max_steps"), [(1.0, 0), (3.0, 0), (0.3, 0), (1.0, 1), (1.0, 9)]
+)
+def test_steps_are_those_of_the_engine(rows, per_step, epochs, max_steps):
+    changes = {"examples_per_step": per_step, "epochs": epochs, "max_steps": max_steps}
+    predicted = plan(wanted(model="llama-7b", **changes), "8xH100", Work(rows))
+    assert predicted.steps == count_steps(rows, per_step, epochs, max_steps)
+    trained = sum(len(step_order(min(rows, 999), per_step, 0, s)) for s in range(predicted.steps))
+    if rows < 999 and predicted.steps % math.ceil(rows / per_step) == 0:  # full epochs
+        assert predicted.tokens == pytest.approx(130 * trained)
+
+
+def test_three_epochs_of_alpaca():
+    alpaca = wanted(model="llama-7b", examples_per_step=128, epochs=3.0)
+    assert plan(alpaca, "8xH100").steps == 1221 == count_steps(52_002, 128, 3.0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("per_step", [3, 10])
+@pytest.mark.parametrize("batching", ["pack", "bucket", "pad"])
+def test_the_largest_micro_batch_is_the_engines(batching, per_step, ranks, tiny_folder):
+    """Over all steps of a run, the largest tensor that the engine's functions make."""
+    rows = [{"input_ids": [1] * n, "labels": [1] * n} for n in (40, 90, 12, 64, 33, 90, 7, 55)]
+    limits = {"max_length": 100, "row_length": 100, "rows_per_micro_batch": 2}
+    settings = wanted(model=str(tiny_folder), batching=batching, examples_per_step=per_step)
+    settings = settings.replace(**limits)
+    predicted = plan(settings, Machine("cpu", ranks, ranks, rate=1.0), Work.of(rows))
+    sizes = []
+    for step in range(predicted.steps):
+        chosen = [rows[i] for i in step_order(len(rows), per_step, settings.seed, step)]
+        lengths = [len(row["input_ids"]) for row in chosen]
+        for group in chain.from_iterable(micro_batches(settings, lengths, ranks, True)):
+            packed = [join(chosen, group)] if batching == "pack" and group else []
+            padded = [join(chosen, [i]) for i in group]
+            batch = collate(packed if batching == "pack" else padded, 0, padding_multiple("cpu"))
+            sizes.append(batch["input_ids"].numel())
+    assert predicted.batch.tokens == max(sizes)
+
+
+@pytest.mark.parametrize(("change", "by_document"), [({}, True), ({"sliding_window": 16}, False)])
+def test_attention_is_that_of_the_engine(change, by_document, make_tiny, tmp_path):
+    """A window shorter than an example: the engine packs one row, and so does the planner."""
+    config = make_tiny().config.to_dict() | change | {"use_sliding_window": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = wanted(model=str(tmp_path / "config.json"), rows_per_micro_batch=4)
+    predicted = plan(settings, Machine("cpu", 1, 1, rate=1.0), Work(1000, 100.0))
+    assert (predicted.batch.tokens > settings.row_length) is by_document
+
+
 def test_data_is_counted(tiny_folder, data_file, capsys):
     code, out, _ = printed(
         capsys, "--model", str(tiny_folder), "--gpus", "H100", "--data", str(data_file),
@@ -339,8 +398,8 @@ def test_data_is_counted(tiny_folder, data_file, capsys):
 
 
 def test_layers_and_machines_agree_with_the_engine(make_tiny):
-    assert len(layers_of(empty(make_tiny(num_hidden_layers=5).config, torch.float32))) == 5
-    gathered = layout.Ranks.of(wanted(gather="step"), Machine("cpu", 2, 2), True)
-    assert gathered == layout.Ranks(2, 2, True)
-    lora = layout.Ranks.of(wanted(method="lora"), Machine("cpu", 2, 2), True)
-    assert lora == layout.Ranks(2, 2, False)
+    assert len(layers_of(build_empty(make_tiny(num_hidden_layers=5).config, torch.float32))) == 5
+    machine = Machine("cpu", 2, 2)
+    assert ShardingLayout.of(wanted(gather="step"), machine, 1) == ShardingLayout(2, 2, True)
+    lora = ShardingLayout.of(wanted(method="lora", gather="step"), machine, 1)
+    assert lora == ShardingLayout(2, 2, False)

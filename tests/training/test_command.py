@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from alpaca_lib.launch import launcher
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.settings import Settings
 
@@ -28,6 +29,44 @@ def test_help_names_every_command(capsys):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0 and len(capsys.readouterr().out) > 100
+
+
+def test_flags_go_over_the_settings_file(settings_file, monkeypatch, capsys):
+    """run without a file: flags alone; with one: flags on top of it. Errors exit with 1."""
+    seen = []
+    monkeypatch.setattr(launcher, "run", lambda settings, report: seen.append(settings))
+    flags = ["--data_path", "my.json", "--output_dir", "runs/my", "--method", "lora"]
+    assert main(["run", *flags, "--no-mask-prompt"]) == 0
+    assert main(["run", str(settings_file), "--epochs", "2", "--lora-rank=4"]) == 0
+    assert seen[0].changed() == {
+        "data_path": "my.json",
+        "output_dir": "runs/my",
+        "method": "lora",
+        "mask_prompt": False,
+    }
+    assert seen[1] == Settings.load(settings_file).replace(epochs=2.0, lora_rank=4)
+    assert main(["run", "--data_path", "my.json"]) == 1
+    assert "output_dir is needed" in capsys.readouterr().err
+    assert main(["run", str(settings_file), "--epochs", "-1"]) == 1
+    assert "epochs -1.0" in capsys.readouterr().err
+
+
+def test_plan_predicts_the_steps_of_a_run(small_folder, data_file, tmp_path, capsys):
+    """The planner's steps, micro-batches and all, are those in run.json."""
+    settings = Settings(
+        data_path=str(data_file),
+        output_dir=str(tmp_path / "out"),
+        model=str(small_folder),
+        examples_per_step=5,
+        epochs=1.4,
+        max_length=128,
+    )
+    file = settings.save(tmp_path / "settings.json")
+    assert main(["plan", "--settings", str(file), "--data", str(data_file), "--only"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["run", str(file), "--device=cpu"]) == 0
+    steps = json.loads((tmp_path / "out" / "run.json").read_text())["steps"]
+    assert steps == 4 and "12 rows x" in printed and "4 steps of 5" in printed
 
 
 def test_cluster_file(settings_file, tmp_path, capsys):
