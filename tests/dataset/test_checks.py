@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from alpaca_lib.dataset.__main__ import main
-from alpaca_lib.dataset.checks import check, table
+from alpaca_lib.dataset.checks import check, format_results
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.errors import DataError
 from alpaca_lib.records import Example, save_examples
@@ -38,7 +38,7 @@ def good_set(count=40):
 
 def failed(lines):
     """The names of the demands that are not met."""
-    return [line.name for line in lines if line.met is False]
+    return [line.name for line in lines if line.passed is False]
 
 
 def test_good_set_passes():
@@ -56,9 +56,9 @@ OAK = "An oak can stand for a thousand years."
 TOGETHER = "How much are 7 and 5 together?"
 SPOIL = {
     "with an input": lambda e, n: replace(e, input=""),
-    "words an output, mean": lambda e, n: replace(e, output="Yes."),
+    "words per output, mean": lambda e, n: replace(e, output="Yes."),
     "words, longest output": lambda e, n: replace(e, output="ba " * 251 + ".") if n == 3 else e,
-    "outputs that break off": lambda e, n: replace(e, output=e.output[:-1] + " the"),
+    "outputs cut off": lambda e, n: replace(e, output=e.output[:-1] + " the"),
     "largest category": lambda e, n: replace(e, extra={"category": "c1" if n < 5 else f"{n}"}),
     "share their first 4 words": lambda e, n: (
         replace(e, instruction=f"One two three four {e.instruction}") if n < 5 else e
@@ -96,9 +96,9 @@ def test_each_demand_can_fail(name):
         proofs={TOGETHER: "assert numbers(output)[-1] == 7 + 5"},
     )
     assert name in failed(lines)
-    assert f"FAIL {name}" in table(lines)
+    assert f"FAIL {name}" in format_results(lines)
     line = next(line for line in lines if line.name == name)
-    about_all = ("with an input", "words an output, mean", "largest category")
+    about_all = ("with an input", "words per output, mean", "largest category")
     assert name in about_all or line.rows
 
 
@@ -149,7 +149,7 @@ def test_command_line(tmp_path, capsys):
     """Exit 0 for good data, 1 with the rows for bad, 2 for a file that is not there."""
     good = save_examples(good_set(), tmp_path / "good.json")
     assert main(["check", str(good)]) == 0
-    assert "demands met" in capsys.readouterr().out
+    assert "requirements met" in capsys.readouterr().out
     bad = save_examples([*good_set(), good_set()[0]], tmp_path / "bad.jsonl")
     assert main(["check", str(bad)]) == 1
     assert "row 40, 1.00" in capsys.readouterr().out
