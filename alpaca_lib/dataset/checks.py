@@ -79,28 +79,17 @@ def _check_shape(examples: Sequence[Example]) -> list[CheckResult]:
     sizes = [words(example.output) for example in examples]
     low, high = WITH_INPUT
     least, most = MEAN_OUTPUT_WORDS
-    long = [
-        f"row {row}: {size} words" for row, size in enumerate(sizes) if size > LONGEST_OUTPUT_WORDS
-    ]
-    broken = [
-        f"row {row} ends: {example.output[-50:]!r}"
-        for row, example in enumerate(examples)
-        if not ends_properly(example.output)
-    ]
-    longest = f"at most {LONGEST_OUTPUT_WORDS}"
+    inputs, lengths = f"{low:.0%} to {high:.0%}", f"{least} to {most}"
+    average, limit = mean(sizes), LONGEST_OUTPUT_WORDS
+    long = [f"row {row}: {size} words" for row, size in enumerate(sizes) if size > limit]
+    ends = [(row, e.output[-50:]) for row, e in enumerate(examples) if not ends_properly(e.output)]
+    cut = [f"row {row} ends: {end!r}" for row, end in ends]
     results = [
         CheckResult("rows", str(len(examples)), "", None),
-        CheckResult(
-            "with an input", f"{share:.0%}", f"{low:.0%} to {high:.0%}", low <= share <= high
-        ),
-        CheckResult(
-            "words per output, mean",
-            f"{mean(sizes):.1f}",
-            f"{least} to {most}",
-            least <= mean(sizes) <= most,
-        ),
-        CheckResult("words, longest output", str(max(sizes)), longest, not long, long),
-        CheckResult("outputs cut off", str(len(broken)), "0", not broken, broken),
+        CheckResult("with an input", f"{share:.0%}", inputs, low <= share <= high),
+        CheckResult("words per output, mean", f"{average:.1f}", lengths, least <= average <= most),
+        CheckResult("words, longest output", str(max(sizes)), f"at most {limit}", not long, long),
+        CheckResult("outputs cut off", str(len(cut)), "0", not cut, cut),
     ]
     if any("category" in example.extra for example in examples):
         counts = Counter(str(example.extra.get("category", "none")) for example in examples)
@@ -161,26 +150,17 @@ def _compare_diversity(
     draws = [random.Random(seed).sample(list(others), size) for seed in range(SAMPLES)]
     samples = [diversity(draw, "rouge") for draw in draws]
     results = []
-    for label, attribute in (
-        ("distinct first words", "first_words"),
-        ("distinct bigrams, instruction", "instruction_bigrams"),
-        ("distinct bigrams, output", "output_bigrams"),
-        ("ROUGE-L to the nearest, mean", "nearest"),
+    for label, attribute, form in (
+        ("distinct first words", "first_words", "d"),
+        ("distinct bigrams, instruction", "instruction_bigrams", "d"),
+        ("distinct bigrams, output", "output_bigrams", "d"),
+        ("ROUGE-L to the nearest, mean", "nearest", ".3f"),  # less is more varied
     ):
-        value = getattr(own, attribute)
-        theirs = [getattr(sample, attribute) for sample in samples]
+        value, theirs = getattr(own, attribute), [getattr(one, attribute) for one in samples]
         low, high = min(theirs), max(theirs)
-        if attribute == "nearest":  # less is more varied
-            found, span, side, passed = (
-                f"{value:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                "under",
-                value < low,
-            )
-        else:
-            found, span, side, passed = f"{value}", f"{low} to {high}", "over", value > high
-        required = f"{side} {SAMPLES} x {size} rows of {name}: {span}"
-        results.append(CheckResult(label, found, required, passed))
+        side, passed = ("under", value < low) if attribute == "nearest" else ("over", value > high)
+        span = f"{side} {SAMPLES} x {size} rows of {name}: {low:{form}} to {high:{form}}"
+        results.append(CheckResult(label, f"{value:{form}}", span, passed))
     return results
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from alpaca_lib import figures
 from alpaca_lib.dataset.detectors import DETECTORS
-from alpaca_lib.dataset.faults import KINDS, Fault, count_faults, find_faults
+from alpaca_lib.dataset.faults import Fault, count_faults, find_faults
 from alpaca_lib.dataset.rouge import THRESHOLD
 from alpaca_lib.dataset.statistics import (
     clusters,
@@ -54,7 +54,7 @@ def render_report(
     name of each step. faults: the result of ``find_faults``, if it is known already.
     """
     progress("counts and lengths")
-    view = overview(examples)
+    view, texts = overview(examples), instructions_of(examples)
     parts = [
         _table(
             ["", ""],
@@ -72,19 +72,17 @@ def render_report(
                 for field, n in view.lengths.items()
             ],
         ),
-        _lengths(examples),
+        _draw_lengths(examples),
         "<h2>What is asked for</h2>",
         _image(
-            figures.sunburst(
-                verb_objects(e.instruction for e in examples), "Root verbs and their objects"
-            ),
+            figures.sunburst(verb_objects(texts), "Root verbs and their objects"),
             "Two rings: the most frequent verbs, and the objects of each",
         ),
         _table(["first words", "rows"], view.first_words[:12]),
-        _vocabulary(examples),
+        _draw_vocabulary(examples),
     ]
     progress("near-duplicates")
-    parts += _duplicates(examples, apart or {}, mode)
+    parts += _duplicates(texts, apart or {}, mode)
     progress("faults")
     parts += _faults(examples, find_faults(examples) if faults is None else faults)
     return (
@@ -93,7 +91,7 @@ def render_report(
     )
 
 
-def _lengths(examples: Sequence[Example]) -> str:
+def _draw_lengths(examples: Sequence[Example]) -> str:
     values = {
         field: [min(words(getattr(e, field)), 250) for e in examples if getattr(e, field)]
         for field in ("instruction", "output")
@@ -102,7 +100,7 @@ def _lengths(examples: Sequence[Example]) -> str:
     return _image(drawn, "Histogram: words of instructions and outputs")
 
 
-def _vocabulary(examples: Sequence[Example]) -> str:
+def _draw_vocabulary(examples: Sequence[Example]) -> str:
     lines = {
         field: vocabulary_growth([getattr(e, field) for e in examples])
         for field in ("instruction", "output")
@@ -112,17 +110,11 @@ def _vocabulary(examples: Sequence[Example]) -> str:
 
 
 def _duplicates(
-    examples: Sequence[Example], apart: Mapping[str, Sequence[Example]], mode: str
+    texts: Sequence[str], apart: Mapping[str, Sequence[Example]], mode: str
 ) -> list[str]:
-    texts = instructions_of(examples)
     groups = clusters(texts, THRESHOLD, mode)
-    rows = [
-        [
-            f"{len(group):,}",
-            "<br>".join(html.escape(shorten(texts[place], 160)) for place in group[:SHOWN]),
-        ]
-        for group in groups[:10]
-    ]
+    quotes = [[html.escape(shorten(texts[i], 160)) for i in group[:SHOWN]] for group in groups[:10]]
+    rows = [[f"{len(g):,}", "<br>".join(quote)] for g, quote in zip(groups, quotes, strict=False)]
     out = [
         "<h2>Near-duplicates</h2>",
         f"<p>{sum(map(len, groups)):,} instructions in {len(groups):,} groups, joined by pairs "
@@ -142,21 +134,20 @@ def _duplicates(
 
 
 def _faults(examples: Sequence[Example], faults: Sequence[Fault]) -> list[str]:
-    counts = count_faults(faults)
-    meaning = {detector.kind: detector for detector in DETECTORS}
+    meanings = {detector.kind: detector.meaning for detector in DETECTORS}
     out = [
         "<h2>Faults</h2>",
         "<p>A detector reports rows to look at; it changes nothing. <b>error</b> is nearly "
         "always a fault, <b>review</b> needs a reader.</p>",
     ]
-    for kind in sorted(KINDS, key=lambda kind: -counts[kind]):
-        if not counts[kind]:
-            continue
+    for kind, rows in count_faults(faults).most_common():
         mine = [fault for fault in faults if fault.kind == kind]
-        what = meaning[kind].meaning if kind in meaning else "the same text in several rows"
+        if not mine:
+            continue
+        what = meanings.get(kind, "the same text in several rows")
         shown = "".join(_fault(examples, fault) for fault in mine[:SHOWN])
         out.append(
-            f"<details><summary><b>{kind}</b>: {counts[kind]:,} rows "
+            f"<details><summary><b>{kind}</b>: {rows:,} rows "
             f'<span class="quiet">({mine[0].severity}; {html.escape(what)})</span></summary>'
             f"{shown}</details>"
         )
@@ -183,9 +174,8 @@ def _table(heads: Iterable[Any], rows: Iterable[Iterable[Any]], escaped: bool = 
         return str(value) if escaped else html.escape(str(value))
 
     top = "".join(f"<th>{html.escape(str(head))}</th>" for head in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows
-    )
+    cells = ["".join(f"<td>{cell(value)}</td>" for value in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><tr>{top}</tr>{body}</table>"
 
 

@@ -55,22 +55,14 @@ def least_common(longest: int, threshold: float) -> np.ndarray:
     return least
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of places in a list of texts with their ROUGE-L, as arrays of shape (pairs,)."""
-
-    earlier: np.ndarray
-    later: np.ndarray
-    score: np.ndarray
-
-
 def pairs_above(
     encoded: Sequence[str], threshold: float, first_new: int = 0, workers: int = 1
-) -> Pairs:
-    """Returns all pairs above the threshold whose later text is at ``first_new`` or after.
+) -> list[tuple[int, int, float]]:
+    """Returns (earlier place, later place, ROUGE-L) of all pairs above the threshold.
 
-    They are sorted by the later place, then by the earlier one. Time grows with the number of
-    pairs that share a rare element, memory with the number of tokens (about 100 bytes per token).
+    The later text is at ``first_new`` or after; the pairs are sorted by its place. Time grows with
+    the number of pairs that share a rare element, memory with the number of tokens (about 100
+    bytes per token).
     """
     lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
     short = np.flatnonzero((lengths > 0) & (lengths <= LONGEST))
@@ -97,7 +89,7 @@ def pairs_above(
     m, n = lengths[both[0]], lengths[both[1]]
     score = f_measure(common.astype(np.float64), m, n)
     above = score > threshold
-    return Pairs(both[0][above], both[1][above], score[above])
+    return list(zip(*both[:, above].tolist(), score[above].tolist(), strict=True))
 
 
 def _long_pairs(encoded: Sequence[str], lengths: np.ndarray, first_new: int) -> np.ndarray:

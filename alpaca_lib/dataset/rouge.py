@@ -111,10 +111,7 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Returns every (earlier place, later place, ROUGE-L) above the threshold, by later place."""
     index = NoveltyIndex(texts, threshold, mode)
-    pairs = pruning.pairs_above(index._encoded, threshold, 0, workers or os.cpu_count() or 1)
-    return list(
-        zip(pairs.earlier.tolist(), pairs.later.tolist(), pairs.score.tolist(), strict=True)
-    )
+    return pruning.pairs_above(index._encoded, threshold, workers=workers or os.cpu_count() or 1)
 
 
 class NoveltyIndex:
@@ -195,25 +192,21 @@ class NoveltyIndex:
         encoded = [self._encode(text) for text in texts]
         pairs = pruning.pairs_above([*self._encoded, *encoded], self.threshold, start, self.workers)
         rivals: dict[int, list[tuple[float, int]]] = {}
-        for earlier, later, score in zip(
-            pairs.earlier.tolist(), pairs.later.tolist(), pairs.score.tolist(), strict=True
-        ):
+        for earlier, later, score in pairs:
             rivals.setdefault(later, []).append((-score, earlier))
         dropped: set[int] = set()
         decisions = []
-        for place in range(start, start + len(texts)):
+        for place, text in enumerate(texts, start):
             # The highest score, the first of equals; a text that was dropped does not count.
             best = min((r for r in rivals.get(place, ()) if r[1] not in dropped), default=None)
             if best is None:
                 decisions.append(Decision(True, 0.0, None))
+                self._append(text, encoded[place - start])
             else:
                 dropped.add(place)
                 near = best[1]
                 nearest = self.texts[near] if near < start else texts[near - start]
                 decisions.append(Decision(False, -best[0], nearest))
-        for decision, text, code in zip(decisions, texts, encoded, strict=True):
-            if decision.kept:
-                self._append(text, code)
         return decisions
 
     def scores(self, text: str) -> np.ndarray:
@@ -236,7 +229,7 @@ class NoveltyIndex:
 
     def neighbours(self, text: str, count: int = 10) -> Neighbours:
         """Returns the nearest known texts with their scores, best first, and the mean of all."""
-        return self._nearest_of(self.scores(text), count) if self.texts else Neighbours({}, 0.0)
+        return self._nearest_of(self.scores(text), count)
 
     def neighbours_before(self, places: Sequence[int], count: int = 10) -> list[Neighbours]:
         """Returns for the known text at each place its Neighbours among the texts before it."""
@@ -244,15 +237,14 @@ class NoveltyIndex:
         block = max(SCORES_AT_ONCE // max(len(self.texts), 1), 1)
         for at in range(0, len(places), block):
             part = places[at : at + block]
-            upto = self._encoded[: max(part)]
-            for place, scores in zip(
-                part, self._scores([self._encoded[p] for p in part], upto), strict=True
-            ):
-                before = np.ascontiguousarray(scores[:place])
-                out.append(self._nearest_of(before, count) if place else Neighbours({}, 0.0))
+            table = self._scores([self._encoded[p] for p in part], self._encoded[: max(part)])
+            for place, scores in zip(part, table, strict=True):
+                out.append(self._nearest_of(np.ascontiguousarray(scores[:place]), count))
         return out
 
     def _nearest_of(self, scores: np.ndarray, count: int) -> Neighbours:
+        if not len(scores):
+            return Neighbours({}, 0.0)
         # Candidates score at least the count-th highest; a stable sort takes the first of equals.
         last = min(count, len(scores)) - 1
         good = np.flatnonzero(scores >= -np.partition(-scores, last)[last])
