@@ -43,15 +43,8 @@ def histogram(
     edges = np.linspace(0, top or 1, bins + 1)
     for (label, series), colour in zip(values.items(), COLOURS, strict=False):
         weight = 1 / max(len(series), 1) if several else 1.0
-        axes.hist(
-            series,
-            edges,
-            weights=[weight] * len(series),
-            label=label,
-            color=colour,
-            alpha=0.55,
-            edgecolor=colour,
-        )
+        style = {"color": colour, "edgecolor": colour, "alpha": 0.55}
+        axes.hist(series, edges, weights=[weight] * len(series), label=label, **style)
     if several:
         axes.legend(frameon=False)
     return fig, axes
@@ -91,11 +84,8 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
         for hue, inner in zip(hues, parts.values(), strict=True)
         for n, name in enumerate(inner)
     ]
-    style = {
-        "wedgeprops": {"width": 0.38, "edgecolor": "white"},
-        "rotatelabels": True,
-        "startangle": 90,
-    }
+    ring = {"width": 0.38, "edgecolor": "white"}
+    style = {"wedgeprops": ring, "rotatelabels": True, "startangle": 90}
     axes.pie(
         [sum(inner.values()) for inner in parts.values()],
         labels=list(parts),

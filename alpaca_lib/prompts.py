@@ -13,12 +13,11 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json
-from alpaca_lib.records import FIELDS, Example
+from alpaca_lib.records import FIELDS, Example, read_text
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,9 @@ class Template:
     def render(self, example: Example) -> str:
         """Returns the prompt of an example: everything before its answer."""
         # str.replace, not str.format: an instruction may contain braces.
-        text = self.with_input if example.input else self.without_input
         if not example.input:
-            return text.replace("{instruction}", example.instruction)
-        before, after = text.split("{input}")
+            return self.without_input.replace("{instruction}", example.instruction)
+        before, after = self.with_input.split("{input}")
         return before.replace("{instruction}", example.instruction) + example.input + after
 
 
@@ -203,13 +201,7 @@ def json_generation_prompt(
 
 def load_header(path: str | os.PathLike[str]) -> str:
     """Returns the header of a generation prompt. Raises DataError if there is no such text."""
-    path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: no readable prompt text ({error}); data/prompts has examples"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path}: is empty; data/prompts has examples of a prompt's header")
-    return text
+        return read_text(path)
+    except DataError as error:
+        raise DataError(f"{error} (data/prompts has examples of a prompt's header)") from None

@@ -90,7 +90,7 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
     """
     path = Path(path)
     text = read_text(path)
-    by_line = _is_json_lines(path, text)
+    by_line = path.suffix == ".jsonl" or (path.suffix != ".json" and text.lstrip()[0] != "[")
     examples: list[Example] = []
     faults: list[tuple[int, str]] = []
     for number, row in _json_lines(text, path) if by_line else _json_array(text, path):
@@ -137,7 +137,7 @@ def save_examples(examples: Iterable[Example], path: str | os.PathLike[str]) -> 
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Returns the text of a UTF-8 file, with or without a byte order mark.
+    """Returns the text of a UTF-8 file without byte order mark, with \\n as line break.
 
     Raises DataError if the file is missing, unreadable, empty or not UTF-8.
     """
@@ -157,8 +157,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
             "save the file as UTF-8"
         ) from None
     if not text.strip():
-        raise DataError(f"{path}: is empty; put at least one row into it")
-    return text
+        raise DataError(f"{path}: is empty; put at least one line into it")
+    return text.replace("\r\n", "\n")
 
 
 def _nearby(path: Path) -> str:
@@ -167,12 +167,6 @@ def _nearby(path: Path) -> str:
         return f" (nor a folder {folder})"
     files = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".jsonl"))
     return f"; {folder} has {', '.join(files[:8])}" if files else f"; {folder} has no data file"
-
-
-def _is_json_lines(path: Path, text: str) -> bool:
-    if path.suffix in (".json", ".jsonl"):
-        return path.suffix == ".jsonl"
-    return not text.lstrip().startswith("[")
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:

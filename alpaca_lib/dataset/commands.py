@@ -93,13 +93,9 @@ def _describe(options: argparse.Namespace) -> None:
 def _write_report(options: argparse.Namespace) -> None:
     from alpaca_lib.dataset.html_report import render_report
 
-    page = render_report(
-        load_examples(options.file),
-        name=options.file.name,
-        apart=load_sets(options.apart),
-        mode=options.mode,
-        progress=lambda step: print(step, "..."),
-    )
+    examples, apart = load_examples(options.file), load_sets(options.apart)
+    name, show = options.file.name, lambda step: print(step, "...")
+    page = render_report(examples, name, apart, options.mode, progress=show)
     print(write_text(options.out or options.file.with_suffix(".html"), page))
 
 

@@ -30,25 +30,25 @@ _REFERS_TO_MATERIAL = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = r"\b(https?://|www\.)[^\s\"'<>)]+"
-_NOTHING = (
+_NO_INPUT = (
     r"^\s*[<\[(]?\s*(no[ _-]?input( (is )?(needed|required|provided|given))?|none|n/?a|null|nil"
     r"|empty|not applicable)\s*[>\])]?\s*\.?\s*$"
 )
-_DOES = (
+_ACTIONS = (
     r"(set|create|generate|draw|play|send|provide|access|open|upload|display|perform|complete|show"
     r"|predict|help|assist|write|make|book|answer|fulfil|process|execute|produce|browse|view)"
 )
-_REFUSES = (
+_REFUSAL = (
     r"^((i['’]?m|i am) sorry|sorry|unfortunately|apologies)\b[^.\n]{0,40}\b"
     r"(can['’]?t|cannot|can not|unable|not able|not possible)\b"
-    rf"|^i (can(no|['’])t|can not|am (unable|not able) to) {_DOES}\b"
+    rf"|^i (can(no|['’])t|can not|am (unable|not able) to) {_ACTIONS}\b"
     r"|^i do(n['’]t| not) have (access|the ability|enough)|^as an? (ai|language model)\b"
     r"|\b(gpt|language) models? (cannot|can['’]t|is unable|are unable)\b"
     r"|\bcannot be [^.\n]{0,60}\bmodel\b"
     r"|\bthis (task|instruction|request) (cannot|can not|is (beyond|not possible))"
     r"|^<?no ?output>?\s*[-:(]|^no output (as|,)"
 )
-_CLAIMS = (
+_CLAIMED_ACTION = (
     r"^.{0,60}?\b(i have|i['’]ve) (sent|attached|uploaded|emailed|booked|scheduled|ordered|called|"
     r"set (an|the|a) (alarm|reminder|timer)|changed the (font|colou?r))|"
     r"^.{0,40}?\b(the )?(font|font size|alarm|reminder|email|message|lights?|thermostat|volume"
@@ -61,7 +61,7 @@ _CONTACT = (
     r"|(?<![\w.-])(\+\d{1,3}[ -]?)?(?!\(?(555|123|000|987)\b)\(?[2-9]\d{2}\)?[ -](?!555|[01])"
     r"\d{3}[ -]\d{4}\b"
 )
-_GAP = (
+_PLACEHOLDER = (
     r"^\s*\[[^\],\d\"']{3,80}\]\.?\s*$|\blorem ipsum\b"
     r"|\[(insert (?!(your |the )?\w*name)|picture|image|graph|chart|flow ?chart|screenshot|diagram"
     r"|musical|adjective|noun|verb|adverb)[^\]]{0,60}\]"
@@ -137,14 +137,12 @@ def _any_of(*functions: Find) -> Find:
     return find
 
 
-_WRITES_FOR_SOMEBODY = _asks(
-    r"\b(letter|e-?mail|dialogue|conversation|flow|message|speech|story)\b"
-)
-_LEAVES_AS_IT_IS = _asks(
-    r"\b(sort|order|rank|arrange|match|transcribe|copy|cite|spell|find|organi[sz]e|sequence|repeat)\b"
-)
-_ABOUT_FORMATS = _asks(
+_ASKS_FOR_A_TEXT = _asks(r"\b(letter|e-?mail|dialogue|conversation|flow|message|speech|story)\b")
+_ASKS_ABOUT_FORMATS = _asks(
     r"\b(valid\w*|format\w*|regex|regular expression|hash|redact|mask|pars\w+)\b"
+)
+_MAY_COPY_INPUT = _asks(
+    r"\b(sort|order|rank|arrange|match|transcribe|copy|cite|spell|find|organi[sz]e|sequence|repeat)\b"
 )
 
 
@@ -160,7 +158,7 @@ def _input_in_instruction(example: Example) -> Iterator[Hit]:
 def _output_is_input(example: Example) -> Iterator[Hit]:
     """the output repeats the input."""
     same = len(example.input) > 3 and example.output.strip() == example.input.strip()
-    if same and not _LEAVES_AS_IT_IS(example):
+    if same and not _MAY_COPY_INPUT(example):
         yield "output", (0, len(example.output))
 
 
@@ -207,7 +205,7 @@ DETECTORS: tuple[Detector, ...] = (
         "error",
         'write "" as the input',
         'the input is a word such as "none" instead of empty',
-        _match(_NOTHING, "input"),
+        _match(_NO_INPUT, "input"),
     ),
     Detector(
         "no-input mark in output",
@@ -263,14 +261,14 @@ DETECTORS: tuple[Detector, ...] = (
         "error",
         "drop the row",
         "the output claims an action that a text model cannot perform",
-        _match(_CLAIMS, "output", unless=_WRITES_FOR_SOMEBODY),
+        _match(_CLAIMED_ACTION, "output", unless=_ASKS_FOR_A_TEXT),
     ),
     Detector(
         "refusal",
         "review",
         "keep it if declining is right, else ask again",
         'the output declines, or says "as an AI"',
-        _match(_REFUSES, "output"),
+        _match(_REFUSAL, "output"),
     ),
     Detector(
         "control character",
@@ -290,13 +288,13 @@ DETECTORS: tuple[Detector, ...] = (
         "review",
         "ask for the output again, or drop the row",
         "a bracket replaces the work: [Flow chart], [Insert notes]",
-        _match(_GAP, "output"),
+        _match(_PLACEHOLDER, "output"),
     ),
     Detector(
         "contact details",
         "review",
         "use example.org, or drop the row",
         "an e-mail address or a telephone number that may belong to a person",
-        _match(_CONTACT, *FIELDS, unless=_ABOUT_FORMATS),
+        _match(_CONTACT, *FIELDS, unless=_ASKS_ABOUT_FORMATS),
     ),
 )

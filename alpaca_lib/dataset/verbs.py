@@ -29,10 +29,6 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_QUESTION_WORDS = _set(
-    "am are can could did do does had has have how is may must shall should was were what when "
-    "where which who whom whose why will would"
-)
 # Words that open a clause or a complement: directly after them the verb has no object.
 _CLAUSE_WORDS = _set(
     "as because between how if into that to what when where whether which who whom whose why"
@@ -50,9 +46,13 @@ _SKIPPED_WORDS = _set(
     "more most my nine off one our out seven several six some ten that the their them these this "
     "those three two up us with your"
 )
-_PRONOUNS = _set("i i'm i've we you he she they there here no another")
-# First words that are no verb.
-_NOT_VERBS = _QUESTION_WORDS | _CLAUSE_WORDS | _STOP_WORDS | _SKIPPED_WORDS | _PRONOUNS
+# Question words and pronouns, which open sentences without a root verb.
+_OTHER_FIRST_WORDS = _set(
+    "am are can could did do does had has have how is may must shall should was were what when "
+    "where which who whom whose why will would i i'm i've we you he she they there here no "
+    "another"
+)
+_NOT_VERBS = _OTHER_FIRST_WORDS | _CLAUSE_WORDS | _STOP_WORDS | _SKIPPED_WORDS
 
 
 def find_verb_object(instruction: str) -> tuple[str | None, str | None]:
