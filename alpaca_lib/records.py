@@ -109,7 +109,7 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
             '  a row is {"instruction": text, "input": text or "", "output": text}'
         )
     if not examples:
-        raise DataError(f"{path}: holds no examples; put at least one row into it")
+        raise DataError(f"{path}: contains no examples; put at least one row into it")
     return examples
 
 
@@ -170,7 +170,7 @@ def _nearby(path: Path) -> str:
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:
-    # Not splitlines(): a JSON string may hold U+2028 and the like unescaped.
+    # Not splitlines(): a JSON string may contain an unescaped U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             hint = ""

@@ -95,8 +95,9 @@ def _check_shape(examples: Sequence[Example]) -> list[CheckResult]:
         counts = Counter(str(example.extra.get("category", "none")) for example in examples)
         name, count = counts.most_common(1)[0]
         share = count / len(examples)
-        found, limit = f"{share:.1%} ({name}, of {len(counts)})", f"at most {LARGEST_CATEGORY:.0%}"
-        results.append(CheckResult("largest category", found, limit, share <= LARGEST_CATEGORY))
+        found = f"{share:.1%} ({name}, of {len(counts)})"
+        required = f"at most {LARGEST_CATEGORY:.0%}"
+        results.append(CheckResult("largest category", found, required, share <= LARGEST_CATEGORY))
     return results
 
 

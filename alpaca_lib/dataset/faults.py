@@ -24,8 +24,8 @@ KINDS = (*(detector.kind for detector in DETECTORS), *(kind for kind, _, _ in RE
 class Fault:
     """One hit of one detector.
 
-    ``row`` counts from 0; ``text`` is what the row's ``field`` holds at ``span`` (start and end in
-    characters). ``severity`` is "error" (nearly always a fault) or "review" (a reader decides).
+    ``row`` counts from 0; ``text`` is the part of the row's ``field`` at ``span``.
+    ``severity`` is "error" (nearly always a fault) or "review" (a reader decides).
     """
 
     row: int

@@ -73,7 +73,7 @@ def render_report(
             ],
         ),
         _draw_lengths(examples),
-        "<h2>What is asked for</h2>",
+        "<h2>What the instructions ask for</h2>",
         _image(
             figures.sunburst(verb_objects(texts), "Root verbs and their objects"),
             "Two rings: the most frequent verbs, and the objects of each",

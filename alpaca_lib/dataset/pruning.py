@@ -66,7 +66,7 @@ def pairs_above(
     """
     lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
     short = np.flatnonzero((lengths > 0) & (lengths <= LONGEST))
-    found = [_long_pairs(encoded, lengths, first_new)]
+    found = [_long_pairs(lengths)]
     if len(short):
         least = least_common(int(lengths[short].max()), threshold)
         elements = _Elements.of([encoded[int(place)] for place in short], lengths[short])
@@ -92,7 +92,7 @@ def pairs_above(
     return list(zip(*both[:, above].tolist(), score[above].tolist(), strict=True))
 
 
-def _long_pairs(encoded: Sequence[str], lengths: np.ndarray, first_new: int) -> np.ndarray:
+def _long_pairs(lengths: np.ndarray) -> np.ndarray:
     """Returns every pair with a text longer than LONGEST, shape (2, pairs)."""
     long = np.flatnonzero(lengths > LONGEST)
     out = [np.zeros((2, 0), dtype=np.int64)]
@@ -109,14 +109,15 @@ def _long_pairs(encoded: Sequence[str], lengths: np.ndarray, first_new: int) -> 
 class _Elements:
     """All elements of all texts, sorted by the text's length, then by the element.
 
-    >>> _Elements.of(["aab", "b"], np.array([3, 1])).text  # "b" first, then b, a, a of "aab"
+    >>> _Elements.of(["aab", "b"], np.array([3, 1])).text
+    array([1, 0, 0, 0], dtype=int32)
     """
 
     element: np.ndarray  # (elements,): numbered from the rarest token to the most frequent
     text: np.ndarray  # (elements,): index of the element's text
     rank: np.ndarray  # (elements,): place among the text's elements, 0 for the rarest
-    starts: np.ndarray  # (lengths + 2,): where the elements of texts of each length begin
-    signatures: np.ndarray  # (texts, 2) of uint64
+    starts: np.ndarray  # (longest + 3,): where the elements of texts of each length begin
+    signatures: np.ndarray  # (texts, 2), uint64: see ``signatures``
 
     @classmethod
     def of(cls, encoded: Sequence[str], lengths: np.ndarray) -> _Elements:

@@ -65,7 +65,7 @@ def test_card_says_what_is_known_and_what_is_not():
     assert "Compared with no evaluation set." in data_card(ROWS[:1], "one.json")
 
 
-def test_commands_write_beside_the_file(tmp_path, capsys):
+def test_commands_write_next_to_the_file(tmp_path, capsys):
     """report and card, with and without a name for the result; a missing file is exit 2."""
     path = save_examples(ROWS, tmp_path / "my.json")
     held = save_examples(HELD_OUT["held.json"], tmp_path / "held.json")

@@ -123,7 +123,7 @@ def test_stops_would_scar_the_set(data):
 
 
 def test_alpaca_520_is_good(sets, proofs):
-    """Every demand of the check is met."""
+    """Every requirement of the check is met."""
     lines = check(
         sets["alpaca_520.json"],
         apart={name: sets[name] for name in ("seed_tasks.jsonl", "eval_60.json")},
@@ -142,7 +142,7 @@ def test_no_fault_is_found(name, sets):
 
 @pytest.mark.parametrize("name", SETS)
 def test_proofs_hold(name, sets, proofs):
-    """Every answer that has a proof is what the proof works out."""
+    """Every answer that has a proof is what the proof computes."""
     mine = [e for e in sets[name] if e.instruction in proofs]
     assert [(e.instruction, why) for e in mine if (why := prove(e, proofs[e.instruction]))] == []
     assert len(mine) >= 20
