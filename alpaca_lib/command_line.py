@@ -31,6 +31,7 @@ class Command:
     run: Callable[[argparse.Namespace], int | None]
     examples: tuple[str, ...]  # two complete command lines, shown at the end of --help
     about: str = ""  # the text of --help, if it says more than ``help``
+    error_code: int | None = None  # the exit code of errors, if not that of the error
 
 
 def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(one)
-        one.set_defaults(run=command.run)
+        one.set_defaults(run=command.run, error_code=command.error_code)
     return parser
 
 
@@ -61,16 +62,16 @@ def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str
     of the program and keeps its traceback. Ctrl-C exits with 130.
     """
     options = build_parser(prog, about, commands).parse_args(arguments)
-    return run(lambda: options.run(options))
+    return run(lambda: options.run(options), error_code=options.error_code)
 
 
-def run(work: Callable[[], int | None], prefix: str = "") -> int:
+def run(work: Callable[[], int | None], prefix: str = "", error_code: int | None = None) -> int:
     """Runs a function and returns its exit code, with errors as ``main`` describes them."""
     try:
         return work() or 0
     except AlpacaError as error:
         print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return error.exit_code if error_code is None else error_code
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         return 130

@@ -1,19 +1,22 @@
-"""Figures in one style: labelled axes with units, colour-blind-safe.
+"""Figures in one style: labelled axes with units, and a palette safe for colour blindness.
 
-Each function returns (figure, axes) of matplotlib; who calls it shows or saves it.
+Each function returns matplotlib's (figure, axes); the caller shows, saves and closes the figure.
+
+>>> fig, axes = curve({"train": (steps, losses)}, title="Loss", x="step", y="nats per token")
+>>> fig.savefig("loss.png")
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Okabe and Ito's palette.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe & Ito 2008
 
 
 def figure(title: str, x: str, y: str, size: tuple[float, float] = (6.0, 3.3)) -> tuple[Any, Any]:
-    """(figure, axes) in the course's style, with a title and both labels."""
+    """Returns an empty (figure, axes) with a title and both axis labels; ``size`` in inches."""
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(figsize=size, layout="constrained")
@@ -28,8 +31,10 @@ def figure(title: str, x: str, y: str, size: tuple[float, float] = (6.0, 3.3)) -
 def histogram(
     values: Mapping[str, Sequence[float]], title: str, x: str, bins: int = 20
 ) -> tuple[Any, Any]:
-    """One outlined histogram a series, over common bins; y counts rows, or of several series,
-    which may be of any size, the share of each."""
+    """Draws one outlined histogram per series, all with the same bins.
+
+    The y axis counts rows; for several series, which may differ in size, it is the share of rows.
+    """
     import numpy as np
 
     several = len(values) > 1
@@ -37,20 +42,16 @@ def histogram(
     top = max((max(series) for series in values.values() if len(series)), default=1)
     edges = np.linspace(0, top or 1, bins + 1)
     for (label, series), colour in zip(values.items(), COLOURS, strict=False):
-        each = 1 / max(len(series), 1) if several else 1.0
-        axes.hist(
-            series, edges, weights=[each] * len(series), label=label, color=colour, alpha=0.55,
-            edgecolor=colour,
-        )  # fmt: skip
+        weight = 1 / max(len(series), 1) if several else 1.0
+        style = {"color": colour, "edgecolor": colour, "alpha": 0.55}
+        axes.hist(series, edges, weights=[weight] * len(series), label=label, **style)
     if several:
         axes.legend(frameon=False)
     return fig, axes
 
 
 def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tuple[Any, Any]:
-    """Horizontal bars, the first on top."""
-    import textwrap
-
+    """Draws horizontal bars, the first on top; ``colour`` is an index into COLOURS."""
     names = [textwrap.fill(name, 32) for name in counts]
     lines = sum(name.count("\n") + 1 for name in names)
     fig, axes = figure(title, x, "", (6.0, 0.28 * lines + 1.1))
@@ -62,9 +63,9 @@ def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tu
 
 
 def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any, Any]:
-    """Two rings: outside the parts of each name, inside their sums; names without are left out.
+    """Draws two rings: the names inside, sized by their sums, and the parts of each name outside.
 
-    A part without a name ("") is the rest, drawn pale.
+    Names without parts are left out. The part named "" is the rest of a name and drawn pale.
     """
     import matplotlib.colors
 
@@ -75,37 +76,41 @@ def sunburst(parts: Mapping[str, Mapping[str, float]], title: str) -> tuple[Any,
     if not parts:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes)
         return fig, axes
-    shades = [COLOURS[n % len(COLOURS)] for n in range(len(parts))]
-    pale = [
-        matplotlib.colors.to_rgba(shade, 0.75 - 0.5 * n / len(inner) if name else 0.08)
-        for shade, inner in zip(shades, parts.values(), strict=True)
+    outer = [item for inner in parts.values() for item in inner.items()]
+    total = sum(value for _, value in outer)
+    hues = [COLOURS[n % len(COLOURS)] for n in range(len(parts))]
+    shades = [  # paler from part to part of one name
+        matplotlib.colors.to_rgba(hue, 0.75 - 0.5 * n / len(inner) if name else 0.08)
+        for hue, inner in zip(hues, parts.values(), strict=True)
         for n, name in enumerate(inner)
     ]
-    total = sum(value for inner in parts.values() for value in inner.values())
-    edge = {"width": 0.38, "edgecolor": "white"}
+    ring = {"width": 0.38, "edgecolor": "white"}
+    style = {"wedgeprops": ring, "rotatelabels": True, "startangle": 90}
     axes.pie(
-        [sum(inner.values()) for inner in parts.values()], labels=list(parts), radius=0.72,
-        colors=shades, wedgeprops=edge, rotatelabels=True, labeldistance=0.74, startangle=90,
+        [sum(inner.values()) for inner in parts.values()],
+        labels=list(parts),
+        radius=0.72,
+        colors=hues,
+        labeldistance=0.74,
         textprops={"fontsize": 7, "color": "white", "va": "center", "ha": "center"},
-    )  # fmt: skip
+        **style,
+    )
     axes.pie(
-        [value for inner in parts.values() for value in inner.values()],
-        labels=[
-            name if value > 0.012 * total else ""
-            for inner in parts.values()
-            for name, value in inner.items()
-        ],
-        radius=1.1, colors=pale,
-        wedgeprops=edge, rotatelabels=True, labeldistance=1.02, startangle=90,
+        [value for _, value in outer],
+        labels=[name if value > 0.012 * total else "" for name, value in outer],
+        radius=1.1,
+        colors=shades,
+        labeldistance=1.02,
         textprops={"fontsize": 6.5, "va": "center", "rotation_mode": "anchor"},
-    )  # fmt: skip
+        **style,
+    )
     return fig, axes
 
 
 def curve(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str
 ) -> tuple[Any, Any]:
-    """One line a name, over its own x."""
+    """Draws one line per label from its (x values, y values)."""
     fig, axes = figure(title, x, y)
     for label, (at, value) in lines.items():
         axes.plot(at, value, label=label)

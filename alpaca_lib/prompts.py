@@ -1,7 +1,10 @@
-"""The prompts: Alpaca's templates for training and answering, and the 20-task request.
+"""Prompts: Alpaca's templates for training and inference, and the request for new tasks.
 
-A model answers only to the prompt it was trained on, to the character; so the
-templates stand here once, and every stage takes them from here.
+A fine-tuned model expects the exact prompt it was trained on, so each template is defined once,
+here, and every stage imports it.
+
+>>> render_prompt(Example("Name a colour."), "short")
+'### Instruction:\\nName a colour.\\n\\n### Response:\\n'
 """
 
 from __future__ import annotations
@@ -10,17 +13,19 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json
-from alpaca_lib.records import FIELDS, Example
+from alpaca_lib.records import FIELDS, Example, read_text
 
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt with and without input; ``response`` is the text that the answer follows."""
+    """A prompt template: one text with input, one without.
+
+    Both end with ``response``, after which the answer begins; ``source`` names who published it.
+    """
 
     name: str
     with_input: str
@@ -29,12 +34,11 @@ class Template:
     source: str
 
     def render(self, example: Example) -> str:
-        """The prompt for an example: everything before its answer."""
-        # replace(), not format(): an instruction may hold braces.
-        text = self.with_input if example.input else self.without_input
+        """Returns the prompt of an example: everything before its answer."""
+        # str.replace, not str.format: an instruction may contain braces.
         if not example.input:
-            return text.replace("{instruction}", example.instruction)
-        before, after = text.split("{input}")
+            return self.without_input.replace("{instruction}", example.instruction)
+        before, after = self.with_input.split("{input}")
         return before.replace("{instruction}", example.instruction) + example.input + after
 
 
@@ -65,42 +69,43 @@ TEMPLATES = {
             _WITH_INPUT + "\n",
             _WITHOUT_INPUT + "\n",
             "### Response:\n",
-            "Alpaca-LoRA: as Stanford's, and a newline before the answer",
+            "Alpaca-LoRA: Stanford's, plus a newline before the answer",
         ),
         Template(
             "short",
             "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
             "### Instruction:\n{instruction}\n\n### Response:\n",
             "### Response:\n",
-            "Alpaca-LoRA's alpaca_short: fewer tokens a prompt",
+            "Alpaca-LoRA's alpaca_short: fewer tokens per prompt",
         ),
         Template("chinese", _ZH_INPUT, _ZH_NO_INPUT, "### 回答：\n", "this course"),
     )
 }
-# Names that the lesson's commands use, and what they are called here.
+# Other spellings of template names, as used by Alpaca-LoRA's commands.
 ALIASES = {"alpaca_legacy": "alpaca", "alpaca_short": "short", "alpaca-short": "short"}
 CHAT = "chat"
 
 
 def get_template(name: str) -> Template:
-    """The template of that name; ValueError with the names there are."""
+    """Returns a template by name. Raises SettingsError, with the known names, for another one."""
     template = TEMPLATES.get(ALIASES.get(name, name))
     if template is None:
         known = ", ".join([*TEMPLATES, CHAT])
-        raise ValueError(f"no prompt template {name!r}; there are {known}")
+        raise SettingsError(f"no prompt template {name!r}; there are {known}")
     return template
 
 
 def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = None) -> str:
-    """The prompt for an example; template "chat" is the model's own chat format.
+    """Returns the prompt of an example; template "chat" is the model's own chat format.
 
-    With "chat" the tokenizer is needed: its template turns one user message
-    (instruction, blank line, input) into text up to where the answer begins.
+    "chat" needs the tokenizer, whose chat template renders one user message (instruction, blank
+    line, input) with the generation prompt. Raises SettingsError for an unknown template, or for
+    "chat" if the tokenizer has no chat template.
     """
     if template != CHAT:
         return get_template(template).render(example)
     if getattr(tokenizer, "chat_template", None) is None:
-        raise ValueError(
+        raise SettingsError(
             f"template 'chat' needs a tokenizer with a chat template; this one has none. "
             f"Use one of {', '.join(TEMPLATES)}"
         )
@@ -110,10 +115,10 @@ def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = N
 
 
 def chat_template(name: str) -> str:
-    """A template as Jinja, for whoever speaks to a model in messages: llama.cpp, transformers.
+    """Returns a template as a Jinja chat template, which llama.cpp and transformers apply.
 
-    A user's message is the instruction; what the model answered before, and its end token,
-    stand between. A system message has no place in Alpaca's format and is left out.
+    Each user message is an instruction; each assistant message is followed by the end-of-sequence
+    token. Alpaca's format has no system message, so one is left out.
     """
     before, after = get_template(name).without_input.split("{instruction}")
     head = json.dumps(before, ensure_ascii=False)
@@ -126,7 +131,7 @@ def chat_template(name: str) -> str:
     )
 
 
-# What a generation prompt may say besides its header, by the language of the header.
+# Optional parts of a generation prompt after its header, by the language of the header.
 ADDITIONS = {
     "en": {
         "topic": "All of the tasks are about this subject: {topic}.",
@@ -155,18 +160,18 @@ def generation_prompt(
     no_input: str = "<noinput>",
     more: Sequence[str] = (),
 ) -> str:
-    """The request for new tasks: the header, then the seeds as the list's first entries.
+    """Returns Self-Instruct's request for new tasks, in Stanford Alpaca's format.
 
-    The list runs to ``count``; the text ends with the heading of the entry that
-    the teacher is to write first, number ``len(seeds) + 1``. ``{count}`` in the
-    header becomes the number. more: paragraphs above the header.
+    The paragraphs of ``more`` come first, then the header, in which ``{count}`` is replaced, then
+    the seeds as entries 1 to ``len(seeds)`` of a list of ``count`` tasks. The text ends with the
+    heading of entry ``len(seeds) + 1``, which the teacher continues.
     """
     if not seeds:
         raise ValueError("a generation prompt needs at least one seed task")
     parts = [f"{paragraph}\n\n" for paragraph in more]
     parts.append(header.replace("{count}", str(count)).rstrip() + "\n\n")
     for number, seed in enumerate(seeds, start=1):
-        # As Stanford: inner blank runs and a trailing colon would look like a heading.
+        # As Stanford does: line breaks or a trailing colon would look like a heading.
         instruction = " ".join(seed.instruction.split()).rstrip(":")
         parts.append(
             f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n"
@@ -182,7 +187,10 @@ def json_generation_prompt(
     more: Sequence[str] = (),
     language: str = "en",
 ) -> str:
-    """As generation_prompt(), for a reply in JSON; the seeds are shown as JSON too."""
+    """Returns the same request with the seeds as JSON, for a reply in JSON.
+
+    ``language`` ("en" or "zh") is that of the last paragraph, which states the reply's format.
+    """
     if not seeds:
         raise ValueError("a generation prompt needs at least one seed task")
     shown = [{name: getattr(seed, name) for name in FIELDS} for seed in seeds]
@@ -192,14 +200,8 @@ def json_generation_prompt(
 
 
 def load_header(path: str | os.PathLike[str]) -> str:
-    """The text of a generation prompt's header; DataError if there is none."""
-    path = Path(path)
+    """Returns the header of a generation prompt. Raises DataError if there is no such text."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: no readable prompt text ({error}); data/prompts has examples"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path}: is empty; data/prompts has examples of a prompt's header")
-    return text
+        return read_text(path)
+    except DataError as error:
+        raise DataError(f"{error} (data/prompts has examples of a prompt's header)") from None

@@ -1,7 +1,11 @@
-"""Example(instruction, input, output): read, write, validate.
+"""Reads, validates and writes instruction-following examples.
 
-Two shapes are read: Alpaca's rows, and Self-Instruct's seed tasks (an
-``instances`` list, of which the first counts, as in Stanford's script).
+Two layouts are read: Alpaca's rows (``instruction``, ``input``, ``output``), and Self-Instruct's
+seed tasks, whose ``instances`` list holds input and output. Only the first instance is used, as
+in Stanford's script.
+
+>>> examples = load_examples("data/alpaca_520.json")
+>>> save_examples(examples[:10], "runs/ten.jsonl")
 """
 
 from __future__ import annotations
@@ -23,7 +27,11 @@ CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, ka
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction-following example; ``extra`` keeps a row's other keys."""
+    """One instruction-following example.
+
+    ``input`` is "" if the instruction needs none; ``extra`` keeps the row's other keys and does
+    not count in comparisons.
+    """
 
     instruction: str
     input: str = ""
@@ -31,13 +39,13 @@ class Example:
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as it is written to a file."""
+        """Returns the row that is written to a file: the three fields, then ``extra``."""
         row = {name: getattr(self, name) for name in FIELDS}
         return {**row, **{k: v for k, v in self.extra.items() if k not in row}}
 
 
 def words(text: str) -> int:
-    """The number of words: pieces between white space, and each CJK character is one."""
+    """Returns the number of words: runs between white space; each CJK character counts as one."""
     characters = len(CJK.findall(text))
     if not characters:
         return len(text.split())
@@ -46,9 +54,9 @@ def words(text: str) -> int:
 
 
 def example_from_row(row: object) -> Example:
-    """The Example in one decoded JSON row.
+    """Returns the Example of one decoded JSON row.
 
-    Raises ValueError with what is wrong, without the place: the caller knows it.
+    Raises ValueError with what is wrong with the row; the caller adds the file and the line.
     """
     if not isinstance(row, dict):
         raise ValueError(f"is {_kind(row)}, not an object")
@@ -76,50 +84,49 @@ def example_from_row(row: object) -> Example:
 
 
 def load_examples(path: str | os.PathLike[str]) -> list[Example]:
-    """The examples of a .json (one array) or .jsonl (one object a line) file.
+    """Returns the examples of a .json file (one array) or a .jsonl file (one object per line).
 
-    Raises DataError, naming the file, the row or line, and the cure.
+    Raises DataError, naming the file, the row or line, and the fix.
     """
     path = Path(path)
-    text = _read(path)
-    by_line = _is_json_lines(path, text)
-    rows = _json_lines(text, path) if by_line else _json_array(text, path)
+    text = read_text(path)
+    by_line = path.suffix == ".jsonl" or (path.suffix != ".json" and text.lstrip()[0] != "[")
     examples: list[Example] = []
     faults: list[tuple[int, str]] = []
-    for number, row in rows:
+    for number, row in _json_lines(text, path) if by_line else _json_array(text, path):
         try:
             examples.append(example_from_row(row))
         except ValueError as error:
             faults.append((number, str(error)))
     if faults:
-        lines = [] if by_line else _row_lines(text)
-        shown = [
-            f"line {number} {fault}"
-            if by_line
-            else f"row {number} (line {lines[number - 1]}) {fault}"
-            for number, fault in faults[:5]
-        ]
+        shown = [f"line {number} {fault}" for number, fault in faults[:5]]
+        if not by_line:
+            lines = _row_lines(text)
+            shown = [f"row {n} (line {lines[n - 1]}) {fault}" for n, fault in faults[:5]]
         rest = f"\n  and {len(faults) - 5} more rows" if len(faults) > 5 else ""
         raise DataError(
             f"{path}: " + "\n  also ".join(shown) + rest + "\n"
             '  a row is {"instruction": text, "input": text or "", "output": text}'
         )
     if not examples:
-        raise DataError(f"{path}: holds no examples; put at least one row into it")
+        raise DataError(f"{path}: contains no examples; put at least one row into it")
     return examples
 
 
 def load_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a text file that are not empty, without white space around them.
+    """Returns the non-empty lines of a text file, stripped.
 
-    Raises DataError if there is no such text.
+    Raises DataError if the file has none or cannot be read.
     """
-    lines = [line.strip() for line in _read(Path(path)).split("\n")]
+    lines = [line.strip() for line in read_text(path).split("\n")]
     return [line for line in lines if line]
 
 
 def save_examples(examples: Iterable[Example], path: str | os.PathLike[str]) -> Path:
-    """Writes .json (indented array) or .jsonl, whole or not at all; returns the path."""
+    """Writes a .json file (indented array) or a .jsonl file atomically and returns its path.
+
+    Raises DataError for another suffix, and FileError if the file cannot be written.
+    """
     path = Path(path)
     rows = [example.to_dict() for example in examples]
     if path.suffix == ".jsonl":
@@ -129,7 +136,12 @@ def save_examples(examples: Iterable[Example], path: str | os.PathLike[str]) -> 
     raise DataError(f"{path}: name the file .json or .jsonl, so that its format is known")
 
 
-def _read(path: Path) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Returns the text of a UTF-8 file without byte order mark, with \\n as line break.
+
+    Raises DataError if the file is missing, unreadable, empty or not UTF-8.
+    """
+    path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
@@ -145,8 +157,8 @@ def _read(path: Path) -> str:
             "save the file as UTF-8"
         ) from None
     if not text.strip():
-        raise DataError(f"{path}: is empty; put at least one row into it")
-    return text
+        raise DataError(f"{path}: is empty; put at least one line into it")
+    return text.replace("\r\n", "\n")
 
 
 def _nearby(path: Path) -> str:
@@ -157,12 +169,8 @@ def _nearby(path: Path) -> str:
     return f"; {folder} has {', '.join(files[:8])}" if files else f"; {folder} has no data file"
 
 
-def _is_json_lines(path: Path, text: str) -> bool:
-    return path.suffix != ".json" if path.suffix in (".json", ".jsonl") else text.lstrip()[0] != "["
-
-
 def _json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:
-    # Not splitlines(): a JSON string may hold U+2028 and the like unescaped.
+    # Not splitlines(): a JSON string may contain an unescaped U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             hint = ""
@@ -179,7 +187,7 @@ def _json_array(text: str, path: Path) -> Iterator[tuple[int, object]]:
     if not isinstance(rows, list):
         raise DataError(
             f"{path}: is {_kind(rows)}, not an array of rows; put [ ] around the rows, "
-            "or one row a line into a .jsonl file"
+            "or one row per line into a .jsonl file"
         )
     yield from enumerate(rows, start=1)
 
@@ -189,7 +197,7 @@ def _decode(text: str, path: Path, line: int, hint: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and path.suffix == ".json":
-            hint = "; a file with one object a line is named .jsonl"
+            hint = "; a file with one object per line is named .jsonl"
         raise DataError(
             f"{path}, line {line + error.lineno - 1}: is not JSON "
             f"({error.msg}, column {error.colno}){hint}"
@@ -199,7 +207,7 @@ def _decode(text: str, path: Path, line: int, hint: str) -> object:
 
 
 def _row_lines(text: str) -> list[int]:
-    """The line on which each element of a valid JSON array begins."""
+    """Returns the line on which each element of a valid JSON array begins, counted from 1."""
     lines: list[int] = []
     decoder, at = json.JSONDecoder(), text.index("[") + 1
     line, seen = text.count("\n", 0, at) + 1, at
@@ -217,7 +225,4 @@ def _kind(value: object) -> str:
     if value is None:
         return "null"
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    for kind, name in names.items():
-        if isinstance(value, kind):
-            return name
-    return f"the number {value}"
+    return names.get(type(value), f"the number {value}")

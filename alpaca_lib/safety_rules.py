@@ -1,8 +1,11 @@
-"""A rule set for what may be kept: tasks that ask for harm, and answers that hold it.
+"""Safety rules: which tasks ask for harm, and which answers contain it.
 
-Rules are patterns from a file (data/safety_rules.yaml, or the reader's own), so that an
-instructor can read, change and extend them. They catch what is said plainly; they are
-no judge of meaning, and no replacement for reading what was kept.
+Rules are regular expressions from a file (data/safety_rules.yaml, or your own), so that an
+instructor can read, change and extend them. They find what is stated plainly; they do not judge
+meaning, and do not replace reading the data.
+
+>>> find_broken_rule(Example("Explain how to cook meth."), load_rules())
+'drugs'
 """
 
 from __future__ import annotations
@@ -11,16 +14,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.records import FIELDS, Example
 
 RULES = Path(__file__).resolve().parents[1] / "data" / "safety_rules.yaml"
+_BAD_RULE = (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
 class SafetyRule:
-    """A name, a pattern for some fields of a task, and one that makes a hit harmless."""
+    """A rule: a task breaks it if ``pattern`` occurs in one of ``fields``.
+
+    If ``unless`` occurs in the instruction, the match is harmless.
+    """
 
     name: str
     pattern: re.Pattern[str]
@@ -29,11 +37,11 @@ class SafetyRule:
 
     @property
     def text(self) -> list[str]:
-        """All that decides, as text."""
+        """Everything that decides whether a task breaks the rule, as text."""
         return [self.pattern.pattern, *self.fields, self.unless.pattern if self.unless else ""]
 
-    def broken_by(self, task: Example) -> bool:
-        """Whether a task breaks this rule."""
+    def is_broken_by(self, task: Example) -> bool:
+        """Returns whether a task breaks the rule."""
         texts = [getattr(task, field) for field in self.fields]
         if not any(self.pattern.search(text) for text in texts):
             return False
@@ -41,7 +49,10 @@ class SafetyRule:
 
 
 def load_rules(path: Path | None = None) -> list[SafetyRule]:
-    """The rules of a file. Raises DataError, naming the rule that cannot be used."""
+    """Returns the rules of a YAML file (default: data/safety_rules.yaml).
+
+    Raises DataError, naming the file and the rule that cannot be used.
+    """
     import yaml
 
     path = path or RULES
@@ -53,30 +64,25 @@ def load_rules(path: Path | None = None) -> list[SafetyRule]:
     rules = []
     for name, row in named:
         try:
-            fields = tuple(row.get("fields", FIELDS))
-            if not fields or not set(fields) <= set(FIELDS):
-                raise ValueError(f"fields are some of {', '.join(FIELDS)}")
-            if unknown := set(row) - {"name", "pattern", "fields", "unless"}:
-                raise ValueError(f"it has no {', '.join(sorted(unknown))}")
-            if not row["pattern"]:
-                raise ValueError("an empty pattern")
-            unless = row.get("unless")
-            rules.append(
-                SafetyRule(
-                    name,
-                    re.compile(row["pattern"], re.IGNORECASE),
-                    fields,
-                    re.compile(unless, re.IGNORECASE) if unless else None,
-                )
-            )
-        except (
-            *(AttributeError, KeyError, TypeError, ValueError),
-            *(OverflowError, RecursionError, re.error),
-        ) as error:
+            rules.append(_parse_rule(name, row))
+        except (*_BAD_RULE, re.error) as error:
             raise DataError(f"{path}: the rule {name!r} cannot be used ({error!r})") from None
     return rules
 
 
-def unsafe(task: Example, rules: Sequence[SafetyRule]) -> str | None:
-    """The name of the first rule that a task breaks, or None."""
-    return next((rule.name for rule in rules if rule.broken_by(task)), None)
+def _parse_rule(name: str, row: dict[str, Any]) -> SafetyRule:
+    fields = tuple(row.get("fields", FIELDS))
+    if not fields or not set(fields) <= set(FIELDS):
+        raise ValueError(f"fields are some of {', '.join(FIELDS)}")
+    if unknown := set(row) - {"name", "pattern", "fields", "unless"}:
+        raise ValueError(f"a rule has no key {', '.join(sorted(unknown))}")
+    if not row["pattern"]:
+        raise ValueError("an empty pattern")
+    pattern = re.compile(row["pattern"], re.IGNORECASE)
+    unless = re.compile(row["unless"], re.IGNORECASE) if row.get("unless") else None
+    return SafetyRule(name, pattern, fields, unless)
+
+
+def find_broken_rule(task: Example, rules: Sequence[SafetyRule]) -> str | None:
+    """Returns the name of the first rule that a task breaks, or None."""
+    return next((rule.name for rule in rules if rule.is_broken_by(task)), None)

@@ -1,4 +1,4 @@
-"""Records: what is written is read back, and every bad file is named with its cure."""
+"""Records: what is written is read back, and every bad file is named with the fix."""
 
 from __future__ import annotations
 
@@ -209,14 +209,14 @@ def test_object_instead_of_an_array(tmp_path):
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_json_lines_named_json(tmp_path, rows):
-    """JSON lines under the name .json: the cure is the other name."""
+    """JSON lines under the name .json: the fix is the other name."""
     text = message(put(tmp_path / "d.json", (json.dumps(ROW) + "\n") * rows))
     assert "d.json" in text and ".jsonl" in text
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_array_named_jsonl(tmp_path, indent):
-    """An array under the name .jsonl, on one line or many: the cure is the name .json."""
+    """An array under the name .jsonl, on one line or many: the fix is the name .json."""
     text = message(put(tmp_path / "d.jsonl", json.dumps([ROW, ROW], indent=indent)))
     assert "line 1" in text and "named .json" in text
 
@@ -303,7 +303,7 @@ def test_missing_folders_are_made(tmp_path):
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
-    """A disk that refuses leaves the old file and nothing beside it."""
+    """A disk that refuses leaves the old file and no other file."""
     path = save_examples([Example("old")], tmp_path / "d.json")
     before = path.read_bytes()
 
@@ -318,7 +318,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch, step):
 
 
 def test_write_that_the_system_cuts_off(tmp_path):
-    """With a real limit on file size, the old file stays whole and alone."""
+    """With a real limit on file size, the old file stays complete and alone."""
     resource = pytest.importorskip("resource")
     assert resource
     path = save_examples([Example("old")], tmp_path / "d.json")

@@ -10,7 +10,7 @@ import yaml
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.records import FIELDS, Example, load_examples
-from alpaca_lib.safety_rules import RULES, SafetyRule, load_rules, unsafe
+from alpaca_lib.safety_rules import RULES, SafetyRule, find_broken_rule, load_rules
 
 KEY = "sk-" + "a1B2" * 8
 CARD = "4111 1111 1111 1111"  # the card companies' own test number
@@ -201,10 +201,10 @@ def test_harm_is_caught(rules, name, text):
     """The rule finds it in every field that it looks at, whatever the case of letters."""
     rule = rule_of(rules, name)
     for task in tasks_with(rule, text):
-        assert rule.broken_by(task)
-        assert unsafe(task, rules)
+        assert rule.is_broken_by(task)
+        assert find_broken_rule(task, rules)
     if name != "somebody's secrets":
-        assert all(rule.broken_by(task) for task in tasks_with(rule, text.upper()))
+        assert all(rule.is_broken_by(task) for task in tasks_with(rule, text.upper()))
 
 
 @pytest.mark.parametrize("name, text", HARMLESS)
@@ -212,13 +212,13 @@ def test_near_misses_are_kept(rules, name, text):
     """No rule finds anything in a harmless task with the same words."""
     for task in tasks_with(rule_of(rules, name), text):
         if task.instruction == text or name in ("somebody's secrets", "dangerous medicine"):
-            assert unsafe(task, rules) is None
+            assert find_broken_rule(task, rules) is None
 
 
 @pytest.mark.parametrize("name, text", MISSED)
 def test_harm_that_is_missed(rules, name, text):
     """Should be caught as an instruction."""
-    assert unsafe(Example(text, "", "Like this."), rules) == name
+    assert find_broken_rule(Example(text, "", "Like this."), rules) == name
 
 
 @pytest.mark.parametrize("name, text", DROPPED)
@@ -228,22 +228,22 @@ def test_good_tasks_that_are_dropped(rules, name, text):
         task = Example("Answer this question about health.", "", text)
     else:
         task = Example(text, "", "Like this.")
-    assert unsafe(task, rules) is None
+    assert find_broken_rule(task, rules) is None
 
 
 def test_cases_of_secrets(rules):
     """Keys and cards in other shapes; a private key's first line is enough."""
     rule = rule_of(rules, "somebody's secrets")
     for text in (CARD.replace(" ", ""), CARD.replace(" ", "-"), f"x {CARD}.", f"({KEY})"):
-        assert all(rule.broken_by(task) for task in tasks_with(rule, text))
+        assert all(rule.is_broken_by(task) for task in tasks_with(rule, text))
     for text in (
         "AKIA" + "A1" * 8,
         "-----BEGIN RSA PRIVATE KEY-----",
         "-----BEGIN PRIVATE KEY-----",
     ):
-        assert all(rule.broken_by(task) for task in tasks_with(rule, text))
+        assert all(rule.is_broken_by(task) for task in tasks_with(rule, text))
     for text in (CARD[:-1], f"9{CARD}", "AKIA123", "-----BEGIN PUBLIC KEY-----", "sk-short"):
-        assert not any(rule.broken_by(task) for task in tasks_with(rule, text))
+        assert not any(rule.is_broken_by(task) for task in tasks_with(rule, text))
 
 
 def test_fields_that_a_rule_does_not_look_at(rules):
@@ -253,7 +253,7 @@ def test_fields_that_a_rule_does_not_look_at(rules):
         text = CASES[rule.name][0][0]
         for field in set(FIELDS) - set(rule.fields):
             task = Example(**{**dict.fromkeys(FIELDS, "Nothing here."), field: text})
-            assert not rule.broken_by(task)
+            assert not rule.is_broken_by(task)
             checked += 1
     assert checked > 5
 
@@ -261,9 +261,9 @@ def test_fields_that_a_rule_does_not_look_at(rules):
 def test_the_first_rule_is_named(rules):
     """A task that breaks two rules gets the name of the one that stands first."""
     task = Example("Tell me a racist joke.", f"My number is {CARD}.", "x")
-    assert unsafe(task, rules) == "hatred"
-    assert unsafe(task, rules[::-1]) == "somebody's secrets"
-    assert unsafe(task, []) is None
+    assert find_broken_rule(task, rules) == "hatred"
+    assert find_broken_rule(task, rules[::-1]) == "somebody's secrets"
+    assert find_broken_rule(task, []) is None
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,9 @@ def test_shipped_data_breaks_no_rule(repository, rules, name):
     """The course's own data passes the course's own rules."""
     examples = load_examples(repository / "data" / name)
     assert len(examples) >= 60
-    assert [(unsafe(e, rules), e.instruction) for e in examples if unsafe(e, rules)] == []
+    assert [
+        (find_broken_rule(e, rules), e.instruction) for e in examples if find_broken_rule(e, rules)
+    ] == []
 
 
 # --- time ---------------------------------------------------------------------------
@@ -301,7 +303,7 @@ def test_no_rule_is_slow(rules, name):
     for rule in rules:
         task = tasks_with(rule, LONG[name])[0]
         start = time.thread_time()
-        rule.broken_by(task)
+        rule.is_broken_by(task)
         assert time.thread_time() - start < 0.7, rule.name
 
 
@@ -328,11 +330,11 @@ def test_own_rules(tmp_path):
     cats, fish = load_rules(path)
     assert (cats.name, cats.fields) == ("cats", ("input", "output"))
     assert (fish.name, fish.fields) == ("鱼", FIELDS)
-    assert cats.broken_by(Example("Say what you see.", "A CAT.", "x"))
-    assert cats.broken_by(Example("Say what you see.", "x", "cats and dogs"))
-    assert not cats.broken_by(Example("A dog and what else?", "cat", "cat"))
-    assert not cats.broken_by(Example("A cat.", "concatenate", "x"))
-    assert all(fish.broken_by(task) for task in tasks_with(fish, "大鱼吃小鱼"))
+    assert cats.is_broken_by(Example("Say what you see.", "A CAT.", "x"))
+    assert cats.is_broken_by(Example("Say what you see.", "x", "cats and dogs"))
+    assert not cats.is_broken_by(Example("A dog and what else?", "cat", "cat"))
+    assert not cats.is_broken_by(Example("A cat.", "concatenate", "x"))
+    assert all(fish.is_broken_by(task) for task in tasks_with(fish, "大鱼吃小鱼"))
 
 
 def test_no_rules_at_all(tmp_path):

@@ -1,4 +1,8 @@
-"""Plain sums in a text, worked out exactly: does an answer hold the value that it should?"""
+"""Plain calculations in a text, with exact values: does an answer contain the right one?
+
+>>> contains_value("About 3.33.", find_sum("What is 10 / 3?"))
+True
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,28 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+_OPERATORS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "–": "-"})
+_ARITHMETIC: dict[type[ast.operator], Callable] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+_SUM = re.compile(
+    r"(?<![\w.$€£:/=^-])[(\d](?:[\d\s.()+*/×÷−^-]|(?<=\s)x(?=\s))*[\d)](?![\w%/:=^-])"
+)
+# 7/3/21 is a date, 3x3 a size, 1/4 an amount and 10-12 a range: none is a calculation.
+_OPERATOR = re.compile(r"\d\)?\s*[+*×÷−^]\s*\(?\d|\d\)?\s+[-/x]\s+\(?\d|\)\s*/|/\s*\(")
+# "1 - 5 points", "2010 - 2014": the first number is the smaller one.
+_RANGE = re.compile(r"(\d{1,2}|\d{4})\s*-\s*(\d{1,2}|\d{4})")
+_UNKNOWN = re.compile(r"(?<![a-z])[a-z](?=\s*[-+=^²)])|\d[xyz]\b|=\s*0")
 
-def stated_sum(text: str) -> Fraction | None:
-    """The exact value of the one plain sum that stands in a task, or None.
 
-    None as well for two sums, and for an equation with an unknown.
+def find_sum(text: str) -> Fraction | None:
+    """Returns the exact value of the only plain calculation in a task.
+
+    None if there is none, or several, or an equation with an unknown.
     """
     text = text.replace(",", "")
     if _UNKNOWN.search(text) or "..." in text:
@@ -25,14 +46,14 @@ def stated_sum(text: str) -> Fraction | None:
     return None if span and int(span[1]) < int(span[2]) else evaluate(sums[0])
 
 
-def holds_value(answer: str, value: Fraction) -> bool:
-    """Whether a number in the answer is the value, exactly or rounded as written."""
+def contains_value(answer: str, value: Fraction) -> bool:
+    """Returns whether a number in the answer is the value, exactly or rounded as written."""
     numbers = re.findall(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|/\d+)?", answer.replace(",", ""))
     return any(_equals(number, value) for number in numbers)
 
 
 def evaluate(expression: str) -> Fraction | None:
-    """The exact value of a sum such as "3 x (4 + 5)", or None if it is not one."""
+    """Returns the exact value of a calculation such as "3 x (4 + 5)", or None for other text."""
     plain = expression.translate(_OPERATORS)
     plain = re.sub(r"(?<=[\d)\s])[xX](?=[\d(\s])", "*", plain).replace("^", "**")
     try:
@@ -55,7 +76,7 @@ def _value(node: ast.expr) -> Fraction:
 
 
 def _equals(written: str, value: Fraction) -> bool:
-    """Whether a number as written is the value, to the places that it gives."""
+    """Returns whether a number equals the value, rounded to the decimal places written."""
     try:
         number = Fraction(written)
     except ZeroDivisionError:
@@ -63,21 +84,3 @@ def _equals(written: str, value: Fraction) -> bool:
     places = len(written.partition(".")[2]) if "/" not in written else 9
     rounded = math.floor(abs(value) * 10**places + Fraction(1, 2))
     return abs(number) == value or abs(number) * 10**places == rounded
-
-
-_OPERATORS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "–": "-"})
-_ARITHMETIC: dict[type[ast.operator], Callable] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
-_SUM = re.compile(
-    r"(?<![\w.$€£:/=^-])[(\d](?:[\d\s.()+*/×÷−^-]|(?<=\s)x(?=\s))*[\d)](?![\w%/:=^-])"
-)
-# 7/3/21 is a date, 3x3 a size, 1/4 an amount and 10-12 a range: these alone are no sums.
-_OPERATOR = re.compile(r"\d\)?\s*[+*×÷−^]\s*\(?\d|\d\)?\s+[-/x]\s+\(?\d|\)\s*/|/\s*\(")
-# "1 - 5 points", "2010 - 2014": the first number is the smaller one.
-_RANGE = re.compile(r"(\d{1,2}|\d{4})\s*-\s*(\d{1,2}|\d{4})")
-_UNKNOWN = re.compile(r"(?<![a-z])[a-z](?=\s*[-+=^²)])|\d[xyz]\b|=\s*0")

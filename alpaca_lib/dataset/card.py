@@ -1,7 +1,7 @@
-"""A data card in Markdown: what a set is, where it is from, and its numbers.
+"""Data cards in Markdown: what a set is, its source, its licence and its numbers.
 
-The numbers are computed; the words that only its makers know are asked for, and
-what is not given is said to be unknown rather than left out.
+The form follows Datasheets for Datasets (Gebru et al. 2021), in short. The numbers are computed;
+what only the authors know is a parameter, and is stated to be unknown if it is not given.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from alpaca_lib.dataset.faults import Fault, count_faults, find_faults
-from alpaca_lib.dataset.statistics import clusters, markdown_table, nearest
+from alpaca_lib.dataset.rouge import THRESHOLD
+from alpaca_lib.dataset.statistics import (
+    clusters,
+    format_rows,
+    instructions_of,
+    markdown_table,
+    nearest,
+)
 from alpaca_lib.records import Example
 
 UNKNOWN = "not stated by whoever made this card"
-NEAR = 0.7
 
 
 def data_card(
@@ -26,46 +32,44 @@ def data_card(
     mode: str = "unicode",
     faults: Sequence[Fault] | None = None,
 ) -> str:
-    """The card of a set as Markdown. evaluation: held-out sets, to look for leaks into;
-    faults: what find_faults() found, if it has been called already."""
-    instructions = [example.instruction for example in examples]
-    groups = clusters(instructions, NEAR, mode)
-    joined = sum(len(group) for group in groups)
+    """Returns the data card of a set as Markdown.
+
+    evaluation: held-out sets by name, in which leaked rows are searched. faults: the result of
+    ``find_faults``, if it is known already.
+    """
+    instructions = instructions_of(examples)
+    groups = clusters(instructions, THRESHOLD, mode)
     found = find_faults(examples) if faults is None else faults
-    counts = {kind: n for kind, n in count_faults(found).items() if n}
-    lines = [
-        f"# Data card: {name}",
-        "",
-        f"- **Provenance:** {provenance or UNKNOWN}",
-        f"- **Licence:** {licence or UNKNOWN}",
-        f"- **Limits:** {limits or UNKNOWN}",
-        "",
-        "## Statistics",
-        "",
-        markdown_table({name: examples}),
-        "",
-        "## Near-duplicates",
-        "",
-        f"{joined} of {len(examples)} instructions are joined in {len(groups)} groups by pairs "
-        f"above ROUGE-L {NEAR}.",
-        "",
-        "## Leakage",
-        "",
-    ]
+    counts = [[kind, f"{n:,}"] for kind, n in sorted(count_faults(found).items()) if n]
+    leaks = []
     for other, held_out in (evaluation or {}).items():
-        near = nearest(instructions, [example.instruction for example in held_out], mode)
-        over = sum(one.score > NEAR for one in near)
-        highest = max((one.score for one in near), default=0.0)
-        lines.append(
-            f"- `{other}`: {over} rows above ROUGE-L {NEAR} with one of its {len(held_out)} "
-            f"instructions; the highest is {highest:.2f}."
+        scores = [one.score for one in nearest(instructions, instructions_of(held_out), mode)]
+        leaks.append(
+            f"- `{other}`: {sum(score > THRESHOLD for score in scores)} rows above ROUGE-L "
+            f"{THRESHOLD} with one of its {len(held_out)} instructions; the highest is "
+            f"{max(scores, default=0.0):.2f}."
         )
-    if not evaluation:
-        lines.append("Compared with no evaluation set.")
-    lines += ["", "## Faults", ""]
-    if counts:
-        lines += ["| Detector | Rows |", "| --- | ---: |"]
-        lines += [f"| {kind} | {count:,} |" for kind, count in sorted(counts.items())]
-    else:
-        lines.append("No detector fires.")
-    return "\n".join(lines) + "\n"
+    leakage = "\n".join(leaks) or "Compared with no evaluation set."
+    return f"""# Data card: {name}
+
+- **Provenance:** {provenance or UNKNOWN}
+- **Licence:** {licence or UNKNOWN}
+- **Limits:** {limits or UNKNOWN}
+
+## Statistics
+
+{markdown_table({name: examples})}
+
+## Near-duplicates
+
+{sum(map(len, groups))} of {len(examples)} instructions are joined in {len(groups)} groups by \
+pairs above ROUGE-L {THRESHOLD}.
+
+## Leakage
+
+{leakage}
+
+## Faults
+
+{format_rows(["Detector", "Rows"], counts) if counts else "No detector fires."}
+"""

@@ -1,7 +1,7 @@
-"""Is this data good enough to train on? One line a demand: the number, the limit, the rows.
+"""Checks whether a data set is good enough to train on: one line per requirement.
 
-The limits are those that this course's own data is held to. They suit a set of
-hundreds to thousands of rows of the Alpaca kind; each is a constant below.
+The limits are those that this course's own data meets. They suit sets of hundreds to thousands
+of rows in Alpaca's format; each limit is a constant below.
 """
 
 from __future__ import annotations
@@ -15,28 +15,38 @@ from statistics import mean
 from alpaca_lib.dataset.detectors import ends_properly
 from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import prove
-from alpaca_lib.dataset.statistics import Near, diversity, nearest, shared_sentences, words
-from alpaca_lib.records import Example
+from alpaca_lib.dataset.rouge import THRESHOLD
+from alpaca_lib.dataset.statistics import (
+    Near,
+    diversity,
+    instructions_of,
+    nearest,
+    shared_sentences,
+    shorten,
+)
+from alpaca_lib.records import Example, words
 
-WITH_INPUT = (0.3, 0.5)  # part of the rows
+WITH_INPUT = (0.3, 0.5)  # share of the rows
 MEAN_OUTPUT_WORDS = (45, 80)
 LONGEST_OUTPUT_WORDS = 250
-LARGEST_CATEGORY = 0.10  # part of the rows
+LARGEST_CATEGORY = 0.10  # share of the rows
 SAME_FIRST_FOUR_WORDS = 4  # instructions
-NEAREST = 0.5  # ROUGE-L within the set, and with the sets that it is kept apart from
-NEAREST_FOREIGN = 0.7  # Self-Instruct's own limit
-SAMPLES = 5
+NEAREST = 0.5  # ROUGE-L within the set and to the sets that must stay apart
+SAMPLES = 5  # random samples of another set
 
 
 @dataclass(frozen=True)
-class Line:
-    """One demand: what was found, what is wanted, whether it is met (None: for reading only)."""
+class CheckResult:
+    """The result of one requirement: the value found, the value required, the failing rows.
+
+    ``passed`` is None for a line that is only information; ``rows`` describes each failing row.
+    """
 
     name: str
     found: str
-    wanted: str
-    met: bool | None
-    rows: list[str] = field(default_factory=list)  # what is wrong, row by row
+    required: str
+    passed: bool | None
+    rows: list[str] = field(default_factory=list)
 
 
 def check(
@@ -46,167 +56,149 @@ def check(
     proofs: Mapping[str, str] | None = None,
     allowed: Iterable[Mapping[str, str]] = (),
     mode: str = "unicode",
-) -> list[Line]:
-    """The lines of the check, in order.
+) -> list[CheckResult]:
+    """Returns the result of every requirement, in order.
 
-    apart: sets that may not be near (seeds, held-out tasks), by name. foreign: other
-    people's sets, by name: nothing may be taken from them, and random samples of
-    their rows are measured beside this set. proofs: Python by instruction, see proofs.prove().
-    allowed: hits of a detector that are in order, {"fault", "instruction", "reason"}.
+    apart: sets by name that must not be near (seeds, held-out tasks). foreign: other people's
+    sets by name; nothing may be copied from them, and the diversity of random samples of their
+    rows is compared with this set's. proofs: Python by instruction, see ``prove``. allowed: hits
+    of a detector that are correct, as {"fault", "instruction", "reason"}.
     """
-    lines = [*_shape(examples), *_variety(examples, mode)]
-    instructions = [example.instruction for example in examples]
+    results = [*_check_shape(examples), *_check_variety(examples, mode)]
     for name, others in (apart or {}).items():
-        near = nearest(instructions, [other.instruction for other in others], mode)
-        lines.append(_distance(f"nearest in {name}", near, instructions, others, NEAREST))
+        results.append(_check_distance(f"nearest in {name}", examples, others, NEAREST, mode))
     for name, others in (foreign or {}).items():
-        near = nearest(instructions, [other.instruction for other in others])
-        lines.append(_distance(f"nearest in {name}", near, instructions, others, NEAREST_FOREIGN))
-        lines.append(_sentences(name, examples, others))
-        lines += _beside(name, examples, others)
-    lines += [_faults(examples, list(allowed)), _proofs(examples, proofs or {})]
-    return lines
+        results.append(_check_distance(f"nearest in {name}", examples, others, THRESHOLD, "rouge"))
+        results.append(_check_sentences(name, examples, others))
+        results += _compare_diversity(name, examples, others)
+    return [*results, _check_faults(examples, allowed), _check_proofs(examples, proofs or {})]
 
 
-def _shape(examples: Sequence[Example]) -> list[Line]:
+def _check_shape(examples: Sequence[Example]) -> list[CheckResult]:
     share = mean(bool(example.input) for example in examples)
-    low, high = WITH_INPUT
     sizes = [words(example.output) for example in examples]
+    low, high = WITH_INPUT
     least, most = MEAN_OUTPUT_WORDS
-    cap = LONGEST_OUTPUT_WORDS
-    broken = [i for i, e in enumerate(examples) if not ends_properly(e.output)]
-    out = [
-        Line("rows", str(len(examples)), "", None),
-        _line("with an input", share, f"{low:.0%} to {high:.0%}", low <= share <= high, "{:.0%}"),
-        _line(
-            "words an output, mean", mean(sizes), f"{least:g} to {most:g}",
-            least <= mean(sizes) <= most, "{:.1f}",
-        ),
-        _line(
-            "words, longest output", max(sizes), f"at most {cap}", max(sizes) <= cap, "{}",
-            [f"row {i}: {n} words" for i, n in enumerate(sizes) if n > cap],
-        ),
-        _line(
-            "outputs that break off", len(broken), "0", not broken, "{}",
-            [f"row {i} ends: {examples[i].output[-50:]!r}" for i in broken],
-        ),
-    ]  # fmt: skip
+    inputs, lengths = f"{low:.0%} to {high:.0%}", f"{least} to {most}"
+    average, limit = mean(sizes), LONGEST_OUTPUT_WORDS
+    long = [f"row {row}: {size} words" for row, size in enumerate(sizes) if size > limit]
+    ends = [(row, e.output[-50:]) for row, e in enumerate(examples) if not ends_properly(e.output)]
+    cut = [f"row {row} ends: {end!r}" for row, end in ends]
+    results = [
+        CheckResult("rows", str(len(examples)), "", None),
+        CheckResult("with an input", f"{share:.0%}", inputs, low <= share <= high),
+        CheckResult("words per output, mean", f"{average:.1f}", lengths, least <= average <= most),
+        CheckResult("words, longest output", str(max(sizes)), f"at most {limit}", not long, long),
+        CheckResult("outputs cut off", str(len(cut)), "0", not cut, cut),
+    ]
     if any("category" in example.extra for example in examples):
         counts = Counter(str(example.extra.get("category", "none")) for example in examples)
         name, count = counts.most_common(1)[0]
-        part = count / len(examples)
-        out.append(
-            Line(
-                "largest category",
-                f"{part:.1%} ({name}, of {len(counts)})",
-                f"at most {LARGEST_CATEGORY:.0%}",
-                part <= LARGEST_CATEGORY,
-            )
-        )
-    return out
+        share = count / len(examples)
+        found = f"{share:.1%} ({name}, of {len(counts)})"
+        required = f"at most {LARGEST_CATEGORY:.0%}"
+        results.append(CheckResult("largest category", found, required, share <= LARGEST_CATEGORY))
+    return results
 
 
-def _variety(examples: Sequence[Example], mode: str) -> list[Line]:
-    instructions = [example.instruction for example in examples]
-    starts = Counter(" ".join(text.lower().split()[:4]) for text in instructions)
-    cap = SAME_FIRST_FOUR_WORDS
-    often = [f"{count} begin: {start!r}" for start, count in starts.most_common() if count > cap]
-    most = starts.most_common(1)[0][1]
-    near = nearest(instructions, mode=mode)
+def _check_variety(examples: Sequence[Example], mode: str) -> list[CheckResult]:
+    starts = Counter(" ".join(e.instruction.lower().split()[:4]) for e in examples)
+    limit = SAME_FIRST_FOUR_WORDS
+    often = [f"{count} begin: {start!r}" for start, count in starts.most_common() if count > limit]
+    most = str(max(starts.values()))
     return [
-        _line("share their first 4 words", most, f"at most {cap}", not often, "{}", often),
-        _distance("nearest within the set", near, instructions, examples, NEAREST),
+        CheckResult("share their first 4 words", most, f"at most {limit}", not often, often),
+        _check_distance("nearest within the set", examples, None, NEAREST, mode),
     ]
 
 
-def _distance(
-    name: str, near: Sequence[Near], instructions: list[str], others: Sequence[Example], cap: float
-) -> Line:
-    over = [(i, n) for i, n in enumerate(near) if n.score > cap]
-    rows = [
-        f"row {i}, {n.score:.2f}: {_short(instructions[i])} / {_short(others[n.place].instruction)}"
-        for i, n in over
-    ]
-    highest = max((n.score for n in near), default=0.0)
-    return _line(name, highest, f"ROUGE-L at most {cap}", not over, "{:.2f}", rows)
+def _check_distance(
+    name: str,
+    examples: Sequence[Example],
+    others: Sequence[Example] | None,
+    limit: float,
+    mode: str,
+) -> CheckResult:
+    """Checks the distance of each instruction to those of ``others`` (None: of the set itself)."""
+    mine = instructions_of(examples)
+    theirs = mine if others is None else instructions_of(others)
+
+    def describe(row: int, near: Near) -> str:
+        return f"row {row}, {near.score:.2f}: {shorten(mine[row])} / {shorten(theirs[near.place])}"
+
+    found = nearest(mine, None if others is None else theirs, mode)
+    rows = [describe(row, near) for row, near in enumerate(found) if near.score > limit]
+    highest = max((near.score for near in found), default=0.0)
+    return CheckResult(name, f"{highest:.2f}", f"ROUGE-L at most {limit}", not rows, rows)
 
 
-def _sentences(name: str, examples: Sequence[Example], others: Sequence[Example]) -> Line:
+def _check_sentences(
+    name: str, examples: Sequence[Example], others: Sequence[Example]
+) -> CheckResult:
     shared = shared_sentences(examples, others)
-    rows = [f"row {i}: {_short(found[0], 70)}" for i, found in enumerate(shared) if found]
-    return _line(f"sentences also in {name}", len(rows), "0", not rows, "{}", rows)
+    rows = [f"row {row}: {shorten(found[0], 70)}" for row, found in enumerate(shared) if found]
+    return CheckResult(f"sentences also in {name}", str(len(rows)), "0", not rows, rows)
 
 
-def _beside(name: str, examples: Sequence[Example], others: Sequence[Example]) -> list[Line]:
-    """This set's variety beside random samples of as many rows of another."""
+def _compare_diversity(
+    name: str, examples: Sequence[Example], others: Sequence[Example]
+) -> list[CheckResult]:
+    """Compares the set's diversity with that of random samples of equal size of another set."""
     size = len(examples)
     if len(others) < size:
         return []
-    ours = diversity(examples, "rouge")
-    samples = [
-        diversity(random.Random(seed).sample(list(others), size), "rouge")
-        for seed in range(SAMPLES)
-    ]
-    out = []
-    for label, attribute, form, more in (
-        ("distinct first words", "first_words", "{:.0f}", True),
-        ("distinct bigrams, instruction", "instruction_bigrams", "{:.0f}", True),
-        ("distinct bigrams, output", "output_bigrams", "{:.0f}", True),
-        ("ROUGE-L to the nearest, mean", "nearest", "{:.3f}", False),
+    own = diversity(examples, "rouge")
+    draws = [random.Random(seed).sample(list(others), size) for seed in range(SAMPLES)]
+    samples = [diversity(draw, "rouge") for draw in draws]
+    results = []
+    for label, attribute, form in (
+        ("distinct first words", "first_words", "d"),
+        ("distinct bigrams, instruction", "instruction_bigrams", "d"),
+        ("distinct bigrams, output", "output_bigrams", "d"),
+        ("ROUGE-L to the nearest, mean", "nearest", ".3f"),  # less is more varied
     ):
-        own = getattr(ours, attribute)
-        theirs = [getattr(sample, attribute) for sample in samples]
-        bound = max(theirs) if more else min(theirs)
-        span = f"{form.format(min(theirs))} to {form.format(max(theirs))}"
-        wanted = f"{'over' if more else 'under'} {SAMPLES} x {size} rows of {name}: {span}"
-        out.append(_line(label, own, wanted, own > bound if more else own < bound, form))
-    return out
+        value, theirs = getattr(own, attribute), [getattr(one, attribute) for one in samples]
+        low, high = min(theirs), max(theirs)
+        side, passed = ("under", value < low) if attribute == "nearest" else ("over", value > high)
+        span = f"{side} {SAMPLES} x {size} rows of {name}: {low:{form}} to {high:{form}}"
+        results.append(CheckResult(label, f"{value:{form}}", span, passed))
+    return results
 
 
-def _faults(examples: Sequence[Example], allowed: list[Mapping[str, str]]) -> Line:
+def _check_faults(examples: Sequence[Example], allowed: Iterable[Mapping[str, str]]) -> CheckResult:
     reasons = {(entry["fault"], entry["instruction"]) for entry in allowed if entry["reason"]}
     faults = find_faults(examples)
-    open_ = [f for f in faults if (f.kind, examples[f.row].instruction) not in reasons]
-    rows = [f"row {f.row}, {f.kind} in the {f.field}: {_short(f.text)} ({f.fix})" for f in open_]
-    found = f"{len(open_)} ({len(faults) - len(open_)} with a listed reason)"
-    return Line("faults found", found, "0", not open_, rows)
+    left = [f for f in faults if (f.kind, examples[f.row].instruction) not in reasons]
+    rows = [f"row {f.row}, {f.kind} in the {f.field}: {shorten(f.text)} ({f.fix})" for f in left]
+    found = f"{len(left)} ({len(faults) - len(left)} with a listed reason)"
+    return CheckResult("faults found", found, "0", not left, rows)
 
 
-def _proofs(examples: Sequence[Example], proofs: Mapping[str, str]) -> Line:
+def _check_proofs(examples: Sequence[Example], proofs: Mapping[str, str]) -> CheckResult:
     """Runs the proof of each row that has one."""
-    mine = [
-        (i, e, proofs[e.instruction]) for i, e in enumerate(examples) if e.instruction in proofs
+    proved = [
+        (row, prove(example, proofs[example.instruction]))
+        for row, example in enumerate(examples)
+        if example.instruction in proofs
     ]
-    if not mine:
-        return Line("answers recomputed", "none has a proof", "", None)
-    rows = [f"row {i}: {wrong}" for i, e, p in mine if (wrong := prove(e, p))]
-    return Line(
-        "answers recomputed", f"{len(mine) - len(rows)} of {len(mine)} hold", "all", not rows, rows
-    )
+    if not proved:
+        return CheckResult("answers recomputed", "none has a proof", "", None)
+    rows = [f"row {row}: {error}" for row, error in proved if error]
+    found = f"{len(proved) - len(rows)} of {len(proved)} hold"
+    return CheckResult("answers recomputed", found, "all", not rows, rows)
 
 
-def table(lines: Sequence[Line], show: int = 5) -> str:
-    """The lines as text, and under each that fails the first rows that make it fail."""
-    widths = [max(len(getattr(line, n)) for line in lines) for n in ("name", "found")]
-    out = []
-    for line in lines:
-        mark = {True: "ok  ", False: "FAIL", None: "    "}[line.met]
-        out.append(
-            f"{mark} {line.name:{widths[0]}}  {line.found:{widths[1]}}  {line.wanted}".rstrip()
-        )
-        if line.met is False:
-            out += [f"       {row}" for row in line.rows[:show]]
-            if len(line.rows) > show:
-                out.append(f"       and {len(line.rows) - show} more (--rows N shows N)")
-    return "\n".join(out)
-
-
-def _line(
-    name: str, value: float, wanted: str, met: bool, form: str, rows: list[str] | None = None
-) -> Line:
-    return Line(name, form.format(value), wanted, met, rows or [])
-
-
-def _short(text: str, size: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= size else text[: size - 1] + "…"
+def format_results(results: Sequence[CheckResult], show: int = 5) -> str:
+    """Returns the results as text, with at most ``show`` failing rows under each."""
+    name = max(len(result.name) for result in results)
+    found = max(len(result.found) for result in results)
+    marks = {True: "ok  ", False: "FAIL", None: "    "}
+    lines = []
+    for one in results:
+        line = f"{marks[one.passed]} {one.name:{name}}  {one.found:{found}}  {one.required}"
+        lines.append(line.rstrip())
+        if one.passed is False:
+            lines += [f"       {row}" for row in one.rows[:show]]
+            if len(one.rows) > show:
+                lines.append(f"       and {len(one.rows) - show} more (--rows N shows N)")
+    return "\n".join(lines)

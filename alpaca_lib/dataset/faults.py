@@ -1,7 +1,7 @@
-"""The faults that instruction data is known for: where each occurs, and a suggested cure.
+"""The known faults of instruction data: where each occurs in a set, with a suggested fix.
 
-The list is what AlpacaDataCleaned's volunteers found by hand in Alpaca, and what the
-generation's own stop sequences did to it. A detector reports; it changes nothing.
+The kinds are those that the volunteers of AlpacaDataCleaned found by hand in Alpaca, and those
+that the stop sequences of Alpaca's generation caused. A detector reports; it changes nothing.
 """
 
 from __future__ import annotations
@@ -10,19 +10,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from alpaca_lib.dataset.detectors import DETECTORS, Detector, Hit, Span
+from alpaca_lib.dataset.detectors import DETECTORS, Span
 from alpaca_lib.dataset.rouge import rouge_l
 from alpaca_lib.records import Example
 
-# (kind, field, longer than so many characters): the same text in several rows.
+# (kind, field, length in characters above which a repeated text is suspicious)
 REPEATED = (("repeated input", "input", 25), ("repeated output", "output", 40))
-ALIKE = 0.39  # ROUGE-L of two instructions that ask for the same
+SAME_TASK = 0.39  # ROUGE-L above which two instructions ask for the same
 KINDS = (*(detector.kind for detector in DETECTORS), *(kind for kind, _, _ in REPEATED))
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One hit of one detector: ``text`` is what stands at ``span`` of the row's ``field``."""
+    """One hit of one detector.
+
+    ``row`` counts from 0; ``text`` is the part of the row's ``field`` at ``span``.
+    ``severity`` is "error" (nearly always a fault) or "review" (a reader decides).
+    """
 
     row: int
     kind: str
@@ -34,53 +38,46 @@ class Fault:
 
 
 def find_faults(examples: Sequence[Example]) -> list[Fault]:
-    """Every hit of every detector, in order of rows; rows count from 0."""
-    faults = [
-        _fault(row, example, detector, hit)
-        for row, example in enumerate(examples)
-        for detector in DETECTORS
-        for hit in detector.find(example)
-    ]
-    for kind, name, longer_than in REPEATED:
+    """Returns every hit of every detector, in order of rows."""
+    faults = []
+    for row, example in enumerate(examples):
+        for one in DETECTORS:
+            for field, (start, end) in one.find(example):
+                text = getattr(example, field)[start:end]
+                fault = Fault(row, one.kind, field, (start, end), text, one.severity, one.fix)
+                faults.append(fault)
+    for kind, field, length in REPEATED:
         rows_with: defaultdict[str, list[int]] = defaultdict(list)
         for row, example in enumerate(examples):
-            rows_with[getattr(example, name)].append(row)
+            rows_with[getattr(example, field)].append(row)
         for text, rows in rows_with.items():
-            if len(text) > longer_than:
-                faults += _same_tasks(examples, rows, kind, name)
+            if len(text) > length:
+                faults += _find_same_tasks(examples, rows, kind, field)
     return sorted(faults, key=lambda fault: fault.row)
 
 
-def _same_tasks(
-    examples: Sequence[Example], rows: list[int], kind: str, name: str
+def _find_same_tasks(
+    examples: Sequence[Example], rows: list[int], kind: str, field: str
 ) -> Iterator[Fault]:
-    """Of rows with one input or output, those whose task an earlier one words alike.
+    """Yields the rows, of those with the same text, whose instruction repeats an earlier row's.
 
-    Different tasks on one text are no fault, nor is one right answer to several.
+    Different tasks about one text are no fault, nor is one right answer to several tasks.
     """
     for place, row in enumerate(rows):
-        mine = examples[row]
-        for earlier in rows[:place]:
-            task = examples[earlier]
-            if name == "output" and mine.input != task.input:
+        later = examples[row]
+        for earlier_row in rows[:place]:
+            earlier = examples[earlier_row]
+            if field == "output" and later.input != earlier.input:
                 continue
-            if rouge_l(mine.instruction, task.instruction, "unicode") > ALIKE:
-                text = getattr(mine, name)
-                fix = f"keep one of rows {earlier} and {row}"
-                yield Fault(row, kind, name, (0, len(text)), text, "review", fix)
+            if rouge_l(later.instruction, earlier.instruction, "unicode") > SAME_TASK:
+                text = getattr(later, field)
+                fix = f"keep one of rows {earlier_row} and {row}"
+                yield Fault(row, kind, field, (0, len(text)), text, "review", fix)
                 break
 
 
 def count_faults(faults: Sequence[Fault]) -> Counter[str]:
-    """How many rows each kind of fault has, every kind named, also those with none."""
-    rows = {(fault.kind, fault.row) for fault in faults}
-    counts = Counter(kind for kind, _ in rows)
-    for kind in KINDS:
-        counts.setdefault(kind, 0)
+    """Returns the number of rows with each kind of fault; kinds without one count 0."""
+    counts = Counter(dict.fromkeys(KINDS, 0))
+    counts.update(kind for kind, _ in {(fault.kind, fault.row) for fault in faults})
     return counts
-
-
-def _fault(row: int, example: Example, detector: Detector, hit: Hit) -> Fault:
-    field, (start, end) = hit
-    text = getattr(example, field)[start:end]
-    return Fault(row, detector.kind, field, (start, end), text, detector.severity, detector.fix)

@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a data set: figures, faults, near-duplicates.
+"""A self-contained HTML page about a data set: figures, faults, near-duplicates.
 
-Nothing is fetched when it is opened; every text of the data is escaped.
+The page loads nothing from the network, and every text of the data is escaped.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from alpaca_lib import figures
-from alpaca_lib.dataset.card import NEAR
 from alpaca_lib.dataset.detectors import DETECTORS
-from alpaca_lib.dataset.faults import KINDS, Fault, count_faults, find_faults
+from alpaca_lib.dataset.faults import Fault, count_faults, find_faults
+from alpaca_lib.dataset.rouge import THRESHOLD
 from alpaca_lib.dataset.statistics import (
     clusters,
+    instructions_of,
     nearest,
     nearest_scores,
     overview,
+    shorten,
     vocabulary_growth,
-    words,
 )
 from alpaca_lib.dataset.verbs import verb_objects
-from alpaca_lib.records import Example
+from alpaca_lib.records import Example, words
 
 SHOWN = 3  # examples of each fault, and members of each cluster
-COMPARED = 20_000  # rows up to which every pair is scored in full
+ALL_PAIRS = 20_000  # rows up to which the nearest other row is searched among all
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; background: #fff; }
@@ -39,7 +40,7 @@ summary { cursor: pointer; }
 """
 
 
-def report(
+def render_report(
     examples: Sequence[Example],
     name: str,
     apart: Mapping[str, Sequence[Example]] | None = None,
@@ -47,10 +48,13 @@ def report(
     progress: Callable[[str], None] = lambda step: None,
     faults: Sequence[Fault] | None = None,
 ) -> str:
-    """The page as HTML. apart: seeds or held-out sets, to measure the distance to;
-    faults: what find_faults() found, if it has been called already."""
+    """Returns the page as HTML.
+
+    apart: seeds or held-out sets by name, whose distance is measured. progress: called with the
+    name of each step. faults: the result of ``find_faults``, if it is known already.
+    """
     progress("counts and lengths")
-    view = overview(examples)
+    view, texts = overview(examples), instructions_of(examples)
     parts = [
         _table(
             ["", ""],
@@ -68,19 +72,17 @@ def report(
                 for field, n in view.lengths.items()
             ],
         ),
-        _lengths(examples),
-        "<h2>What is asked for</h2>",
+        _draw_lengths(examples),
+        "<h2>What the instructions ask for</h2>",
         _image(
-            figures.sunburst(
-                verb_objects(e.instruction for e in examples), "Root verbs and their objects"
-            ),
+            figures.sunburst(verb_objects(texts), "Root verbs and their objects"),
             "Two rings: the most frequent verbs, and the objects of each",
         ),
         _table(["first words", "rows"], view.first_words[:12]),
-        _vocabulary(examples),
+        _draw_vocabulary(examples),
     ]
     progress("near-duplicates")
-    parts += _duplicates(examples, apart or {}, mode)
+    parts += _duplicates(texts, apart or {}, mode)
     progress("faults")
     parts += _faults(examples, find_faults(examples) if faults is None else faults)
     return (
@@ -89,7 +91,7 @@ def report(
     )
 
 
-def _lengths(examples: Sequence[Example]) -> str:
+def _draw_lengths(examples: Sequence[Example]) -> str:
     values = {
         field: [min(words(getattr(e, field)), 250) for e in examples if getattr(e, field)]
         for field in ("instruction", "output")
@@ -98,59 +100,54 @@ def _lengths(examples: Sequence[Example]) -> str:
     return _image(drawn, "Histogram: words of instructions and outputs")
 
 
-def _vocabulary(examples: Sequence[Example]) -> str:
+def _draw_vocabulary(examples: Sequence[Example]) -> str:
     lines = {
         field: vocabulary_growth([getattr(e, field) for e in examples])
         for field in ("instruction", "output")
     }
-    drawn = figures.curve(lines, "Vocabulary", "words read", "different words")  # type: ignore[arg-type]
-    return _image(drawn, "Lines: different words by words read")
+    drawn = figures.curve(lines, "Vocabulary", "words read", "distinct words")  # type: ignore[arg-type]
+    return _image(drawn, "Lines: distinct words by words read")
 
 
 def _duplicates(
-    examples: Sequence[Example], apart: Mapping[str, Sequence[Example]], mode: str
+    texts: Sequence[str], apart: Mapping[str, Sequence[Example]], mode: str
 ) -> list[str]:
-    texts = [example.instruction for example in examples]
-    groups = clusters(texts, NEAR, mode)
-    rows = [
-        [f"{len(group):,}", "<br>".join(_quote(texts[place]) for place in group[:SHOWN])]
-        for group in groups[:10]
-    ]
+    groups = clusters(texts, THRESHOLD, mode)
+    quotes = [[html.escape(shorten(texts[i], 160)) for i in group[:SHOWN]] for group in groups[:10]]
+    rows = [[f"{len(g):,}", "<br>".join(quote)] for g, quote in zip(groups, quotes, strict=False)]
     out = [
         "<h2>Near-duplicates</h2>",
         f"<p>{sum(map(len, groups)):,} instructions in {len(groups):,} groups, joined by pairs "
-        f"above ROUGE-L {NEAR}.</p>",
+        f"above ROUGE-L {THRESHOLD}.</p>",
         _table(["rows", f"the first {SHOWN}"], rows, escaped=True) if rows else "",
     ]
     series = {}
-    if len(texts) <= COMPARED:
+    if len(texts) <= ALL_PAIRS:
         series["within the set"] = [one.score for one in nearest(texts, mode=mode)]
     for name, others in apart.items():
-        known = [example.instruction for example in others]
-        series[f"in {name}"] = nearest_scores(texts, known, mode).tolist()
+        series[f"in {name}"] = nearest_scores(texts, instructions_of(others), mode).tolist()
     if series:
         drawn = figures.histogram(series, "Distance to the nearest", "highest ROUGE-L", 40)
-        drawn[1].axvline(NEAR, color="black", linestyle=":")
+        drawn[1].axvline(THRESHOLD, color="black", linestyle=":")
         out.append(_image(drawn, "Histogram: ROUGE-L of each instruction to the nearest other"))
     return out
 
 
 def _faults(examples: Sequence[Example], faults: Sequence[Fault]) -> list[str]:
-    counts = count_faults(faults)
-    meaning = {detector.kind: detector for detector in DETECTORS}
+    meanings = {detector.kind: detector.meaning for detector in DETECTORS}
     out = [
         "<h2>Faults</h2>",
-        "<p>A detector points at rows to look at; it changes nothing. <b>error</b> is nearly "
+        "<p>A detector reports rows to look at; it changes nothing. <b>error</b> is nearly "
         "always a fault, <b>review</b> needs a reader.</p>",
     ]
-    for kind in sorted(KINDS, key=lambda kind: -counts[kind]):
-        if not counts[kind]:
-            continue
+    for kind, rows in count_faults(faults).most_common():
         mine = [fault for fault in faults if fault.kind == kind]
-        what = meaning[kind].meaning if kind in meaning else "the same text in several rows"
+        if not mine:
+            continue
+        what = meanings.get(kind, "the same text in several rows")
         shown = "".join(_fault(examples, fault) for fault in mine[:SHOWN])
         out.append(
-            f"<details><summary><b>{kind}</b>: {counts[kind]:,} rows "
+            f"<details><summary><b>{kind}</b>: {rows:,} rows "
             f'<span class="quiet">({mine[0].severity}; {html.escape(what)})</span></summary>'
             f"{shown}</details>"
         )
@@ -170,23 +167,20 @@ def _fault(examples: Sequence[Example], fault: Fault) -> str:
     )
 
 
-def _quote(text: str, size: int = 160) -> str:
-    return html.escape(text if len(text) <= size else text[: size - 1] + "…")
-
-
 def _table(heads: Iterable[Any], rows: Iterable[Iterable[Any]], escaped: bool = False) -> str:
+    """Returns an HTML table; the rows' cells are escaped unless they are ``escaped`` already."""
+
     def cell(value: Any) -> str:
         return str(value) if escaped else html.escape(str(value))
 
     top = "".join(f"<th>{html.escape(str(head))}</th>" for head in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows
-    )
+    cells = ["".join(f"<td>{cell(value)}</td>" for value in row) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><tr>{top}</tr>{body}</table>"
 
 
 def _image(drawn: tuple[Any, Any], alt: str) -> str:
-    """A figure as an img tag that holds its own PNG."""
+    """Returns a figure as an img tag with the PNG inside, and closes the figure."""
     import matplotlib.pyplot as plt
 
     stream = io.BytesIO()

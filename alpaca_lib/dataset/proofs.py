@@ -1,7 +1,7 @@
-"""Proofs: a few lines of Python an answer, which compute it again and compare.
+"""Proofs: a few lines of Python per answer that recompute it and compare.
 
-A row with arithmetic, dates, units, a puzzle, JSON or code can be wrong in a way that a
-reader overlooks and a program does not.
+A reader overlooks a wrong answer with arithmetic, dates, units, a puzzle, JSON or code; a program
+does not.
 """
 
 from __future__ import annotations
@@ -10,26 +10,33 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError
-from alpaca_lib.records import Example
+from alpaca_lib.records import Example, read_text
 
 
 def prove(example: Example, proof: str) -> str | None:
-    """What is wrong with an answer according to its proof, or None.
+    """Runs the proof of an answer and returns what is wrong with the answer, or None.
 
-    A proof is Python with assert statements; it sees ``instruction``, ``input``,
-    ``output`` and the helpers below. It is run here: use your own proofs only.
+    A proof is Python with assert statements; it sees ``instruction``, ``input``, ``output`` and
+    the functions ``numbers``, ``block`` and ``code``. It runs without a sandbox: use your own
+    proofs only.
+
+    >>> prove(Example("Add 7 and 5.", "", "It is 13."), "assert numbers(output) == [7 + 5]")
+    'AssertionError: '
     """
     if not example.output.strip():
         return "the output is empty"
     names = {
-        "instruction": example.instruction, "input": example.input, "output": example.output,
-        **HELPERS,
-    }  # fmt: skip
+        "instruction": example.instruction,
+        "input": example.input,
+        "output": example.output,
+        "numbers": numbers,
+        "block": block,
+        "code": code,
+    }
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile(proof, "<proof>", "exec"), names)
@@ -39,12 +46,12 @@ def prove(example: Example, proof: str) -> str | None:
 
 
 def numbers(text: str) -> list[float]:
-    """All numbers in a text, in order; 1,000 is one thousand."""
+    """Returns all numbers of a text, in order; "1,000" is one thousand."""
     return [float(n.replace(",", "")) for n in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)]
 
 
 def block(text: str, language: str = "") -> str:
-    """The first fenced block of that language."""
+    """Returns the first fenced block of a language. Raises ValueError if there is none."""
     found = re.search(rf"```{language}\w*\n(.*?)```", text, re.DOTALL)
     if not found:
         raise ValueError(f"no fenced block of {language or 'code'}")
@@ -52,7 +59,7 @@ def block(text: str, language: str = "") -> str:
 
 
 def code(text: str, language: str = "python") -> dict[str, Any]:
-    """The names that the fenced blocks of Python define when they are run."""
+    """Runs the fenced Python blocks of a text and returns the names that they define."""
     blocks = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     if not blocks:
         raise ValueError(f"no fenced block of {language}")
@@ -62,18 +69,15 @@ def code(text: str, language: str = "python") -> dict[str, Any]:
     return names
 
 
-HELPERS: dict[str, Callable] = {"numbers": numbers, "block": block, "code": code}
-
-
 def load_proofs(path: Path) -> dict[str, str]:
-    """{instruction: proof} of a .jsonl file with those two keys."""
-    out = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    """Returns {instruction: proof} of a .jsonl file. Raises DataError, naming file and line."""
+    proofs = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             row = json.loads(line)
-            out[row["instruction"]] = row["proof"]
+            proofs[row["instruction"]] = row["proof"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f'{path}, line {number}: {error!r}; a line is {{"instruction", "proof"}}'
             ) from None
-    return out
+    return proofs

@@ -1,11 +1,14 @@
-"""Which pairs of texts can be above a ROUGE-L threshold at all: exact pruning.
+"""Exact pruning: the pairs of texts whose ROUGE-L can be above a threshold.
 
-F grows with L, the length of the longest common subsequence, so for two lengths
-m and n there is a least L that lifts F above the threshold. L is at most the
-overlap of the two bags of words, and an overlap of at least that much is only
-possible if the rarest few words of both share one (prefix filtering: Chaudhuri
-2006, Xiao 2008, PPJoin). 128-bit signatures of the bags settle most of the rest.
-Nothing is lost: what is pruned could not have been above the threshold.
+With P = L / n and R = L / m, where L is the length of the longest common subsequence (LCS) of texts
+of m and n tokens, F = 2PR / (P + R) = 2L / (m + n). So F > t needs L > t (m + n) / 2, and L is at
+most the overlap of the two bags of tokens. An overlap of at least c is possible only if the
+m - c + 1 rarest tokens of one bag and the n - c + 1 rarest of the other share one (prefix
+filtering: Chaudhuri et al. 2006; PPJoin: Xiao et al. 2008). Signatures of 128 bits exclude most
+other pairs. No pair above the threshold is lost.
+
+A text is ``encoded``: one code point per token. An *element* is a token together with its
+occurrence in the text (first, second, ...), so that a bag of tokens is a set of elements.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
 
 IMPOSSIBLE = np.iinfo(np.int32).max
-LONGEST = 512  # tokens; longer texts are compared without pruning: there are few
-AT_ONCE = 1 << 21  # candidate pairs held in memory at a time
+LONGEST = 512  # tokens; longer texts, which are few, are compared without pruning
+PAIRS_AT_ONCE = 1 << 21  # candidate pairs in memory at a time
 
 
 def f_measure(common: np.ndarray, m: np.ndarray | int, n: np.ndarray) -> np.ndarray:
-    """rouge_score's F of two texts with m and n tokens and an LCS of ``common``.
+    """Returns the ROUGE-L F-measure of texts with m and n tokens and an LCS of ``common`` tokens.
 
-    The order of the operations is rouge_score's: another one moves the last bit.
+    The operations are in rouge_score's order, since another order changes the last bit.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = common / n, common / m
@@ -36,14 +39,14 @@ def f_measure(common: np.ndarray, m: np.ndarray | int, n: np.ndarray) -> np.ndar
 
 @lru_cache(maxsize=8)
 def least_common(longest: int, threshold: float) -> np.ndarray:
-    """[m, n]: the least LCS with F above the threshold, IMPOSSIBLE if there is none.
+    """Returns the least LCS with F above the threshold by lengths [m, n]; IMPOSSIBLE if none.
 
     Shape (longest + 1, longest + 1).
     """
     m = np.arange(longest + 1, dtype=np.float64)[:, None]
     n = m.T
     least = np.full((longest + 1, longest + 1), IMPOSSIBLE, dtype=np.int32)
-    # In exact arithmetic L > threshold * (m + n) / 2; in floats that may be off by one.
+    # Exact arithmetic: L > threshold * (m + n) / 2. Floating point may be off by one.
     guess = np.floor(threshold * (m + n) / 2)
     for common in (guess + 2, guess + 1, guess, guess - 1):
         possible = (common >= 1) & (common <= np.minimum(m, n))
@@ -52,37 +55,27 @@ def least_common(longest: int, threshold: float) -> np.ndarray:
     return least
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs (earlier, later) of places, and the length of their LCS; equally long arrays."""
-
-    earlier: np.ndarray
-    later: np.ndarray
-    common: np.ndarray
-
-
 def pairs_above(
     encoded: Sequence[str], threshold: float, first_new: int = 0, workers: int = 1
-) -> Pairs:
-    """All pairs above the threshold of which the later one is at ``first_new`` or after.
+) -> list[tuple[int, int, float]]:
+    """Returns (earlier place, later place, ROUGE-L) of all pairs above the threshold.
 
-    encoded: one code point a token. Time grows with the pairs that share a rare word,
-    memory with the number of tokens (about 100 bytes each).
+    The later text is at ``first_new`` or after; the pairs are sorted by its place. Time grows with
+    the number of pairs that share a rare element, memory with the number of tokens (about 100
+    bytes per token).
     """
     lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
     short = np.flatnonzero((lengths > 0) & (lengths <= LONGEST))
-    found = [_long_pairs(encoded, lengths, first_new)]
+    found = [_long_pairs(lengths)]
     if len(short):
         least = least_common(int(lengths[short].max()), threshold)
-        words = _Words.of([encoded[int(place)] for place in short], lengths[short])
+        elements = _Elements.of([encoded[int(place)] for place in short], lengths[short])
         with ThreadPoolExecutor(workers) as pool:
-            tasks = list(words.length_pairs(least))
-            found += [
-                np.unique(np.concatenate(part))
-                for part in pool.map(lambda task: list(words.candidates(*task)), tasks)
-                if part
-            ]
-        found = [found[0], *(_places(keys, short) for keys in found[1:])]
+            tasks = list(elements.length_pairs(least))
+            for part in pool.map(lambda task: list(elements.candidates(*task)), tasks):
+                if part:
+                    keys = np.unique(np.concatenate(part))
+                    found.append(short[np.stack(np.divmod(keys, len(short)))])
     both = np.concatenate(found, axis=1)
     both = both[:, both[1] >= first_new]
     both = both[:, np.lexsort((both[0], both[1]))]
@@ -94,78 +87,76 @@ def pairs_above(
         workers=workers,
     )
     m, n = lengths[both[0]], lengths[both[1]]
-    above = f_measure(common.astype(np.float64), m, n) > threshold
-    return Pairs(both[0][above], both[1][above], common[above])
+    score = f_measure(common.astype(np.float64), m, n)
+    above = score > threshold
+    return list(zip(*both[:, above].tolist(), score[above].tolist(), strict=True))
 
 
-def _long_pairs(encoded: Sequence[str], lengths: np.ndarray, first_new: int) -> np.ndarray:
-    """Every pair with a text that is longer than LONGEST, shape (2, pairs)."""
+def _long_pairs(lengths: np.ndarray) -> np.ndarray:
+    """Returns every pair with a text longer than LONGEST, shape (2, pairs)."""
     long = np.flatnonzero(lengths > LONGEST)
     out = [np.zeros((2, 0), dtype=np.int64)]
     others = np.flatnonzero(lengths > 0)
     for place in long:
-        # A pair of two long ones is met twice: take it at the later one.
+        # A pair of two long texts occurs twice: keep the one where ``place`` is the later.
         mates = others[(others < place) | (lengths[others] <= LONGEST)]
         mates = mates[mates != place]
         out.append(np.stack([np.minimum(mates, place), np.maximum(mates, place)]))
     return np.concatenate(out, axis=1)
 
 
-def _places(keys: np.ndarray, short: np.ndarray) -> np.ndarray:
-    size = len(short)
-    return np.stack([short[keys // size], short[keys % size]])
-
-
 @dataclass(frozen=True)
-class _Words:
-    """Every word of every text, sorted by the text's length, then by the word.
+class _Elements:
+    """All elements of all texts, sorted by the text's length, then by the element.
 
-    A word is a token and which of its occurrences it is, so that a bag is a set.
-    ``place`` is the word's rank within its text, the rarest first.
+    >>> _Elements.of(["aab", "b"], np.array([3, 1])).text
+    array([1, 0, 0, 0], dtype=int32)
     """
 
-    word: np.ndarray
-    text: np.ndarray
-    place: np.ndarray
-    starts: np.ndarray  # [length]: where the words of texts of that length begin
-    signatures: np.ndarray  # (texts, 2) of uint64
+    element: np.ndarray  # (elements,): numbered from the rarest token to the most frequent
+    text: np.ndarray  # (elements,): index of the element's text
+    rank: np.ndarray  # (elements,): place among the text's elements, 0 for the rarest
+    starts: np.ndarray  # (longest + 3,): where the elements of texts of each length begin
+    signatures: np.ndarray  # (texts, 2), uint64: see ``signatures``
 
     @classmethod
-    def of(cls, encoded: Sequence[str], lengths: np.ndarray) -> _Words:
+    def of(cls, encoded: Sequence[str], lengths: np.ndarray) -> _Elements:
+        """Returns the elements of texts with the given numbers of tokens, shape (texts,)."""
         tokens = np.frombuffer("".join(encoded).encode("utf-32-le"), dtype=np.uint32)
         text = np.repeat(np.arange(len(encoded)), lengths)
         _, token, count = np.unique(tokens, return_inverse=True, return_counts=True)
-        rank = np.empty(len(count), dtype=np.int64)
-        rank[np.argsort(count, kind="stable")] = np.arange(len(count))
-        token = rank[token]
+        by_count = np.empty(len(count), dtype=np.int64)
+        by_count[np.argsort(count, kind="stable")] = np.arange(len(count))
+        token = by_count[token]
         order = np.lexsort((token, text))
         token, text = token[order], text[order]
-        again = np.zeros(len(token), dtype=bool)
-        again[1:] = (token[1:] == token[:-1]) & (text[1:] == text[:-1])
-        here = np.arange(len(token))
-        occurrence = here - np.maximum.accumulate(np.where(again, 0, here))
-        word = token * (LONGEST + 1) + occurrence
-        place = here - (np.cumsum(lengths) - lengths)[text]
-        by_length = np.lexsort((word, lengths[text]))
+        repeated = np.zeros(len(token), dtype=bool)
+        repeated[1:] = (token[1:] == token[:-1]) & (text[1:] == text[:-1])
+        at = np.arange(len(token))
+        # Sorted tokens a a a b -> occurrence 0 1 2 0.
+        occurrence = at - np.maximum.accumulate(np.where(repeated, 0, at))
+        element = token * (LONGEST + 1) + occurrence
+        rank = at - (np.cumsum(lengths) - lengths)[text]
+        by_length = np.lexsort((element, lengths[text]))
         sizes = np.bincount(lengths, weights=lengths, minlength=int(lengths.max()) + 2)
         return cls(
-            word[by_length],
-            text[by_length].astype(np.int32),
-            place[by_length].astype(np.int32),
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            signatures(word, text, len(encoded)),
+            element=element[by_length],
+            text=text[by_length].astype(np.int32),
+            rank=rank[by_length].astype(np.int32),
+            starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            signatures=signatures(element, text, len(encoded)),
         )
 
     def length_pairs(self, least: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(m, n, least LCS) for all m <= n that have texts and can be above the threshold."""
-        there = np.flatnonzero(np.diff(self.starts))
-        for m in there:
-            for n in there[there >= m]:
+        """Yields (m, n, least LCS) of all lengths m <= n with pairs that can pass the threshold."""
+        present = np.flatnonzero(np.diff(self.starts))
+        for m in present:
+            for n in present[present >= m]:
                 if least[m, n] <= m:
                     yield int(m), int(n), int(least[m, n])
 
     def candidates(self, m: int, n: int, least: int) -> Iterator[np.ndarray]:
-        """Keys (earlier * texts + later) of the pairs of these lengths that remain."""
+        """Yields keys (earlier * texts + later) of candidate pairs of texts of m and n tokens."""
         left, left_text = self._prefix(m, m - least)
         right, right_text = (left, left_text) if m == n else self._prefix(n, n - least)
         low, high = np.searchsorted(right, left, "left"), np.searchsorted(right, left, "right")
@@ -177,14 +168,14 @@ class _Words:
         at = 0
         while at < len(left):
             before = ends[at - 1] if at else 0
-            stop = max(int(np.searchsorted(ends, before + AT_ONCE, "right")), at + 1)
+            stop = max(int(np.searchsorted(ends, before + PAIRS_AT_ONCE, "right")), at + 1)
             some = count[at:stop]
             mine = np.repeat(np.arange(at, stop), some)
             theirs = np.arange(len(mine)) - np.repeat(np.cumsum(some) - some, some)
             theirs += np.repeat(low[at:stop], some)
             a, b = left_text[mine], right_text[theirs]
             differing = np.bitwise_count(self.signatures[a] ^ self.signatures[b]).sum(axis=1)
-            # Each differing bit is a word that only one of the two has.
+            # m + n - 2 * overlap elements are in one text only; each differing bit needs one.
             keep = m + n - differing.astype(np.int64) >= 2 * least
             if keep.any():
                 a, b = a[keep].astype(np.int64), b[keep].astype(np.int64)
@@ -192,18 +183,18 @@ class _Words:
             at = stop
 
     def _prefix(self, length: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """The words at places 0 to ``last`` of the texts of a length, sorted, and their texts."""
+        """Returns the elements of ranks 0 to ``last`` of texts of a length, and their texts."""
         span = slice(self.starts[length], self.starts[length + 1])
-        chosen = self.place[span] <= last
-        return self.word[span][chosen], self.text[span][chosen]
+        chosen = self.rank[span] <= last
+        return self.element[span][chosen], self.text[span][chosen]
 
 
-def signatures(word: np.ndarray, text: np.ndarray, texts: int) -> np.ndarray:
-    """A 128-bit signature of each text's words, shape (texts, 2), uint64.
+def signatures(element: np.ndarray, text: np.ndarray, texts: int) -> np.ndarray:
+    """Returns a 128-bit signature of each text's elements, shape (texts, 2), uint64.
 
-    Every word sets one bit; two texts differ in at most as many bits as words.
+    Every element sets one bit, so two texts differ in at most as many bits as elements.
     """
-    mixed = word.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
+    mixed = element.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
@@ -215,25 +206,25 @@ def signatures(word: np.ndarray, text: np.ndarray, texts: int) -> np.ndarray:
 
 
 class Finder:
-    """The nearest of a growing list of texts above a threshold, one query at a time.
+    """Finds the nearest text above a threshold in a growing list, one query at a time.
 
-    Rare means late here: the words that come up last are the rarest, and an order
-    that only grows at its rare end never has to be mended.
+    Elements are ordered by code point, the highest first: NoveltyIndex numbers tokens in order of
+    appearance, so late ones are rare, and a new token never changes the order of the others.
     """
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.seen = 0  # texts of the list that are indexed
-        # word -> length -> text * PLACES + place of the word in that text
+        # element -> length of the text -> (text << 10 | rank of the element in the text)
         self.postings: dict[int, dict[int, list[int]]] = {}
         self.signatures: list[int] = []
-        self.long: list[int] = []
+        self.long: list[int] = []  # texts longer than LONGEST
         self.least: list[list[int]] = least_common(64, threshold).tolist()
 
     def nearest_above(self, encoded: str, known: Sequence[str]) -> tuple[int, float] | None:
-        """(place, score) of the nearest known text above the threshold, the first of equals.
+        """Returns (place, score) of the nearest known text above the threshold, or None.
 
-        known is the list of earlier calls, which may have grown.
+        Of equal scores the first counts. ``known`` is the list of earlier calls, possibly grown.
         """
         for place in range(self.seen, len(known)):
             self._add(place, known[place])
@@ -244,12 +235,12 @@ class Finder:
         mates: set[int] = set(self.long) if m <= LONGEST else set(range(len(known)))
         if m <= LONGEST:
             self._reach(m)
-            words = _words(encoded)
-            signature, least = _signature(words), self.least[m]
-            for place, word in enumerate(words):
-                for n, posts in self.postings.get(word, {}).items():
+            elements = _elements(encoded)
+            signature, least = _signature(elements), self.least[m]
+            for rank, element in enumerate(elements):
+                for n, posts in self.postings.get(element, {}).items():
                     common = least[n]
-                    if place > m - common:
+                    if rank > m - common:
                         continue
                     for post in posts:
                         text, theirs = post >> 10, post & 1023
@@ -275,34 +266,34 @@ class Finder:
             self.signatures.append(0)
             return
         self._reach(n)
-        words = _words(encoded)
-        self.signatures.append(_signature(words))
+        elements = _elements(encoded)
+        self.signatures.append(_signature(elements))
         shortest = min(self.least[n], default=IMPOSSIBLE)
-        for rank, word in enumerate(words[: n - shortest + 1] if shortest <= n else ()):
-            self.postings.setdefault(word, {}).setdefault(n, []).append(place << 10 | rank)
+        for rank, element in enumerate(elements[: max(n - shortest + 1, 0)]):
+            self.postings.setdefault(element, {}).setdefault(n, []).append(place << 10 | rank)
 
     def _reach(self, length: int) -> None:
-        """Makes the table of least common subsequences large enough."""
+        """Grows the table of least LCS lengths to texts of ``length`` tokens."""
         if length >= len(self.least):
             size = min(2 * length, LONGEST)
             self.least = least_common(size, self.threshold).tolist()
 
 
-def _words(encoded: str) -> list[int]:
-    """The words of one text, the latest first: token and occurrence as one number."""
+def _elements(encoded: str) -> list[int]:
+    """Returns the elements of one text as (token << 10 | occurrence), the highest first."""
     times: dict[str, int] = {}
-    out = []
+    elements = []
     for token in encoded:
-        times[token] = again = times.get(token, -1) + 1
-        out.append(ord(token) << 10 | again)
-    out.sort(reverse=True)
-    return out
+        times[token] = occurrence = times.get(token, -1) + 1
+        elements.append(ord(token) << 10 | occurrence)
+    elements.sort(reverse=True)
+    return elements
 
 
-def _signature(words: Sequence[int]) -> int:
-    """128 bits, of which each word sets one."""
+def _signature(elements: Sequence[int]) -> int:
+    """Returns 128 bits, of which each element sets one."""
     out = 0
-    for word in words:
-        mixed = word * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    for element in elements:
+        mixed = element * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
         out |= 1 << ((mixed >> 29 ^ mixed) * 0xBF58476D1CE4E5B9 >> 32 & 127)
     return out

@@ -1,13 +1,19 @@
-"""ROUGE-L novelty: which texts are new, compared with those known so far.
+"""ROUGE-L (Lin 2004) and novelty: which texts differ enough from those before them.
 
-The F-measure is rouge_score 0.1.2's, with its own float expression, so that a
-pair that lies exactly at the border is decided as there. The longest common
-subsequence comes from RapidFuzz (bit-parallel), one code point per token; pairs
-that cannot be above the threshold are not compared (see pruning).
+The F-measure is that of rouge_score 0.1.2, with the same floating-point expression, so that a pair
+exactly at the threshold is decided in the same way. RapidFuzz computes the longest common
+subsequence (bit-parallel) on one code point per token; pairs that cannot be above the threshold
+are not compared (see pruning).
+
+>>> rouge_l("Name a warm colour.", "Name a cold colour.")
+0.75
+>>> [decision.kept for decision in filter_novel(["Name a colour.", "Name a colour!"])]
+[True, False]
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import unicodedata
@@ -20,11 +26,12 @@ from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
 from alpaca_lib.dataset import pruning
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json, write_text
 
 MODES = ("rouge", "unicode")
-SCORES_AT_ONCE = 1 << 22  # a table of so many float64 at a time
+THRESHOLD = 0.7  # Self-Instruct's limit: above it two instructions count as the same
+SCORES_AT_ONCE = 1 << 22  # float64 scores in memory at a time
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
 # One token per CJK character (ideographs, kana, Hangul), a run of letters elsewhere.
 _UNICODE_TOKEN = re.compile(
@@ -36,7 +43,7 @@ _UNICODE_TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a text is novel; its highest ROUGE-L and the text that has it."""
+    """Whether a text is kept as novel, its highest ROUGE-L, and the known text that has it."""
 
     kept: bool
     score: float
@@ -45,27 +52,28 @@ class Decision:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """All of a text's ROUGE-L against an index: the ten nearest, and the mean."""
+    """The nearest known texts of a text with their ROUGE-L, and the mean ROUGE-L over all."""
 
     nearest: dict[str, float]
     mean: float
 
 
 def tokenize(text: str, mode: str = "rouge") -> list[str]:
-    """The tokens that ROUGE compares.
+    """Returns the tokens that ROUGE compares.
 
-    "rouge" is rouge_score's rule: lower case, runs of a-z and 0-9, nothing else
-    (so no Chinese at all). "unicode" takes letters and digits of any script.
+    "rouge" is rouge_score's rule: runs of a-z and 0-9 of the text in lower case, so nothing of a
+    Chinese text. "unicode" takes letters and digits of any script. Raises SettingsError for another
+    mode.
     """
     if mode == "rouge":
         return _ROUGE_TOKEN.findall(text.lower())
     if mode == "unicode":
         return _UNICODE_TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
-    raise ValueError(f"mode {mode!r}: use one of {', '.join(MODES)}")
+    raise SettingsError(f"mode {mode!r}: use one of {', '.join(MODES)}")
 
 
 def rouge_l(a: str, b: str, mode: str = "rouge") -> float:
-    """The ROUGE-L F-measure of two texts (Lin 2004), 0.0 if either has no token."""
+    """Returns the ROUGE-L F-measure of two texts, 0 to 1; 0.0 if either has no token."""
     index = NoveltyIndex(mode=mode)
     index.add(a)
     return float(index.scores(b)[0])
@@ -74,17 +82,17 @@ def rouge_l(a: str, b: str, mode: str = "rouge") -> float:
 def filter_novel(
     texts: Sequence[str],
     known: Iterable[str] = (),
-    threshold: float = 0.7,
+    threshold: float = THRESHOLD,
     mode: str = "rouge",
     workers: int | None = None,
     full: bool = False,
 ) -> list[Decision]:
-    """One Decision a text, in order: kept unless it scores above the threshold
-    against a known text or one kept before it.
+    """Returns one Decision per text, in order.
 
-    A rejected text's score and nearest are exact. A kept text's are so with ``full``,
-    which compares all pairs; without it score is 0.0 and nearest None.
-    workers: threads, by default one a core. TypeError names the place of what is not text.
+    A text is kept unless it scores above the threshold against a known text or one kept before it.
+    A dropped text's score and nearest are exact; a kept text's are 0.0 and None, or exact with
+    ``full``, which compares all pairs. workers: threads, by default one per core. Raises TypeError,
+    naming its place, for an item that is not text.
     """
     index = NoveltyIndex(known, threshold, mode, workers or os.cpu_count() or 1)
     decisions = index.extend(texts)
@@ -101,30 +109,31 @@ def filter_novel(
 def near_pairs(
     texts: Sequence[str], threshold: float, mode: str = "rouge", workers: int | None = None
 ) -> list[tuple[int, int, float]]:
-    """Every (earlier place, later place, ROUGE-L) above the threshold, by later place."""
+    """Returns every (earlier place, later place, ROUGE-L) above the threshold, by later place."""
     index = NoveltyIndex(texts, threshold, mode)
-    pairs = pruning.pairs_above(index._encoded, threshold, 0, workers or os.cpu_count() or 1)
-    lengths = np.array(index._lengths, dtype=np.float64)
-    scores = pruning.f_measure(
-        pairs.common.astype(np.float64), lengths[pairs.earlier], lengths[pairs.later]
-    )
-    columns = (pairs.earlier.tolist(), pairs.later.tolist(), scores.tolist())
-    return list(zip(*columns, strict=True))
+    return pruning.pairs_above(index._encoded, threshold, workers=workers or os.cpu_count() or 1)
 
 
 class NoveltyIndex:
-    """Texts so far, and whether the next one is new; grows in place."""
+    """The texts known so far, which decides whether another one is novel.
+
+    ``texts`` holds them in order; ``threshold`` is the ROUGE-L above which a text is not novel.
+
+    >>> index = NoveltyIndex(["Name a colour."])
+    >>> index.check("Name a colour!")
+    Decision(kept=False, score=1.0, nearest='Name a colour.')
+    """
 
     def __init__(
         self,
         known: Iterable[str] = (),
-        threshold: float = 0.7,
+        threshold: float = THRESHOLD,
         mode: str = "rouge",
         workers: int | None = None,
     ) -> None:
         if not 0 < threshold <= 1:
-            raise ValueError(f"threshold {threshold}: it lies above 0 and at most at 1")
-        tokenize("", mode)  # refuses an unknown mode before any work
+            raise SettingsError(f"threshold {threshold}: above 0 and at most 1 is needed")
+        tokenize("", mode)  # an unknown mode is an error before any work
         self.threshold, self.mode, self.workers = threshold, mode, workers or 1
         self.texts: list[str] = []
         self._encoded: list[str] = []
@@ -139,7 +148,7 @@ class NoveltyIndex:
         return len(self.texts)
 
     def add(self, text: str) -> None:
-        """Makes a text known, whatever its score."""
+        """Adds a text, whatever its score."""
         self._append(text, self._encode(text))
 
     def _append(self, text: str, encoded: str) -> None:
@@ -148,7 +157,7 @@ class NoveltyIndex:
         self._lengths.append(len(encoded))
 
     def check(self, text: str, full: bool = False) -> Decision:
-        """The Decision about a text, which is not added; ``full`` as in filter_novel()."""
+        """Returns the Decision about a text without adding it; ``full`` as in filter_novel."""
         encoded = self._encode(text)
         if full:
             scores = self._scores([encoded])[0]
@@ -160,14 +169,14 @@ class NoveltyIndex:
         if self._finder is None:
             self._finder = pruning.Finder(self.threshold)
         found = self._finder.nearest_above(encoded, self._encoded)
-        return (
-            Decision(False, found[1], self.texts[found[0]]) if found else Decision(True, 0.0, None)
-        )
+        if found is None:
+            return Decision(True, 0.0, None)
+        return Decision(False, found[1], self.texts[found[0]])
 
     def extend(self, texts: Sequence[str]) -> list[Decision]:
-        """check() and, if it is kept, add() for each text in order; fast for many.
+        """Decides about each text in order and adds those that are kept; fast for many.
 
-        TypeError, with its place and before any is added, if one is not text.
+        Raises TypeError, naming its place, for an item that is not text, before any is added.
         """
         for place, text in enumerate(texts):
             if not isinstance(text, str):
@@ -182,38 +191,30 @@ class NoveltyIndex:
         start = len(self.texts)
         encoded = [self._encode(text) for text in texts]
         pairs = pruning.pairs_above([*self._encoded, *encoded], self.threshold, start, self.workers)
-        lengths = np.array([*self._lengths, *map(len, encoded)], dtype=np.float64)
-        scores = pruning.f_measure(
-            pairs.common.astype(np.float64), lengths[pairs.earlier], lengths[pairs.later]
-        )
         rivals: dict[int, list[tuple[float, int]]] = {}
-        for earlier, later, score in zip(
-            pairs.earlier.tolist(), pairs.later.tolist(), scores.tolist(), strict=True
-        ):
+        for earlier, later, score in pairs:
             rivals.setdefault(later, []).append((-score, earlier))
         dropped: set[int] = set()
         decisions = []
-        for place in range(start, start + len(texts)):
-            # The best, and of equals the first; what was itself dropped does not count.
+        for place, text in enumerate(texts, start):
+            # The highest score, the first of equals; a text that was dropped does not count.
             best = min((r for r in rivals.get(place, ()) if r[1] not in dropped), default=None)
             if best is None:
                 decisions.append(Decision(True, 0.0, None))
+                self._append(text, encoded[place - start])
             else:
                 dropped.add(place)
                 near = best[1]
                 nearest = self.texts[near] if near < start else texts[near - start]
                 decisions.append(Decision(False, -best[0], nearest))
-        for decision, text, code in zip(decisions, texts, encoded, strict=True):
-            if decision.kept:
-                self._append(text, code)
         return decisions
 
     def scores(self, text: str) -> np.ndarray:
-        """ROUGE-L against every known text, float64, in order of adding."""
+        """Returns the ROUGE-L against every known text, float64, shape (known,)."""
         return self._scores([self._encode(text)])[0]
 
     def score_table(self, texts: Sequence[str]) -> np.ndarray:
-        """ROUGE-L of each text (rows) against every known one (columns), float64."""
+        """Returns the ROUGE-L of each text against every known one, float64, (texts, known)."""
         return self._scores([self._encode(text) for text in texts])
 
     def _scores(self, encoded: list[str], known: list[str] | None = None) -> np.ndarray:
@@ -227,25 +228,24 @@ class NoveltyIndex:
         return pruning.f_measure(common.astype(np.float64), mine, theirs)
 
     def neighbours(self, text: str, count: int = 10) -> Neighbours:
-        """The nearest known texts with their scores, best first, and the mean of all."""
-        return self._nearest_of(self.scores(text), count) if self.texts else Neighbours({}, 0.0)
+        """Returns the nearest known texts with their scores, best first, and the mean of all."""
+        return self._nearest_of(self.scores(text), count)
 
     def neighbours_before(self, places: Sequence[int], count: int = 10) -> list[Neighbours]:
-        """For the known text at each place its Neighbours among those before it."""
+        """Returns for the known text at each place its Neighbours among the texts before it."""
         out: list[Neighbours] = []
         block = max(SCORES_AT_ONCE // max(len(self.texts), 1), 1)
         for at in range(0, len(places), block):
             part = places[at : at + block]
-            upto = self._encoded[: max(part)]
-            for place, scores in zip(
-                part, self._scores([self._encoded[p] for p in part], upto), strict=True
-            ):
-                before = np.ascontiguousarray(scores[:place])
-                out.append(self._nearest_of(before, count) if place else Neighbours({}, 0.0))
+            table = self._scores([self._encoded[p] for p in part], self._encoded[: max(part)])
+            for place, scores in zip(part, table, strict=True):
+                out.append(self._nearest_of(np.ascontiguousarray(scores[:place]), count))
         return out
 
     def _nearest_of(self, scores: np.ndarray, count: int) -> Neighbours:
-        # Those at least as good as the last of the best, and of equals the first.
+        if not len(scores):
+            return Neighbours({}, 0.0)
+        # Candidates score at least the count-th highest; a stable sort takes the first of equals.
         last = min(count, len(scores)) - 1
         good = np.flatnonzero(scores >= -np.partition(-scores, last)[last])
         order = good[np.argsort(-scores[good], kind="stable")][:count]
@@ -253,15 +253,13 @@ class NoveltyIndex:
         return Neighbours(nearest, float(scores.mean()))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the index as JSON, whole or not at all."""
+        """Writes the index as JSON, atomically, and returns the path."""
         state = {"threshold": self.threshold, "mode": self.mode, "texts": self.texts}
         return write_text(path, dump_json(state))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> NoveltyIndex:
-        """The index that save() wrote."""
-        import json
-
+        """Returns the index that ``save`` wrote. Raises DataError for any other file."""
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
             if not isinstance(state["texts"], list):
@@ -271,7 +269,7 @@ class NoveltyIndex:
             raise DataError(f"{path}: is not a saved novelty index ({error})") from None
 
     def _encode(self, text: str) -> str:
-        """The tokens as one code point each, so that RapidFuzz compares them fast."""
+        """Returns the tokens as one code point each, which RapidFuzz compares fast."""
         if not isinstance(text, str):
             raise TypeError(f"a text is needed, not {type(text).__name__}")
         ids = self._ids

@@ -16,7 +16,7 @@ from alpaca_lib.generation.prompting import Prompt
 from alpaca_lib.generation.settings import Settings
 from alpaca_lib.generation.teacher import RawReply
 from alpaca_lib.records import Example, save_examples
-from alpaca_lib.safety_rules import SafetyRule, unsafe
+from alpaca_lib.safety_rules import SafetyRule, find_broken_rule
 
 
 @dataclass
@@ -97,7 +97,7 @@ def judge(
     before = len(outcome.kept)
     for task in parsed.tasks:
         line: dict[str, Any] = {"instruction": task.instruction}
-        if name := unsafe(task, rules):
+        if name := find_broken_rule(task, rules):
             line["dropped"] = f"unsafe: {name}"
         elif not (found := outcome.index.check(task.instruction)).kept:
             line["dropped"] = f"ROUGE-L above {settings.threshold} with a known instruction"

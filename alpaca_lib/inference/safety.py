@@ -19,7 +19,7 @@ from alpaca_lib.errors import DataError, ModelError
 from alpaca_lib.inference.decoding import Growing
 from alpaca_lib.optional import require
 from alpaca_lib.records import Example
-from alpaca_lib.safety_rules import RULES, SafetyRule, load_rules, unsafe
+from alpaca_lib.safety_rules import RULES, SafetyRule, find_broken_rule, load_rules
 
 TALK = RULES.with_name("policy_rules.yaml")
 REFUSAL = "I cannot help with that."
@@ -86,7 +86,7 @@ class Policy:
         yield f"{shown}\n\n{REFUSAL} ({block})".strip() if block else text
 
     def _look(self, task: Example, where: str, text: str) -> Block | None:
-        if found := unsafe(task, self.rules):
+        if found := find_broken_rule(task, self.rules):
             return Block(found, where)
         if self.moderate and text.strip() and (found := self.moderate(text)):
             return Block(found, where)

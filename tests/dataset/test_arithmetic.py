@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from alpaca_lib.dataset.arithmetic import evaluate, holds_value, stated_sum
+from alpaca_lib.dataset.arithmetic import contains_value, evaluate, find_sum
 
 
 def test_evaluate_as_python():
@@ -48,9 +48,9 @@ def test_evaluate_signs_and_refusals(text, value):
         ("Pages 10-12 are missing.", None),
     ],
 )
-def test_stated_sum(text, value):
+def test_find_sum(text, value):
     """One plain sum in words is found; dates, sizes, ranges and equations are not sums."""
-    assert stated_sum(text) == value
+    assert find_sum(text) == value
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,6 @@ def test_stated_sum(text, value):
         ("three", Fraction(3), False),
     ],
 )
-def test_holds_value(answer, value, holds):
+def test_contains_value(answer, value, holds):
     """Exactly, as a fraction, or rounded to the places written."""
-    assert holds_value(answer, value) is holds
+    assert contains_value(answer, value) is holds

@@ -1,15 +1,18 @@
-"""The check of a data set: each demand fails on data that breaks it, and only that one."""
+"""The check of a data set: each requirement fails on data that violates it."""
 
 from __future__ import annotations
 
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from alpaca_lib import command_line, dataset
 from alpaca_lib.dataset.__main__ import main
-from alpaca_lib.dataset.checks import check, table
+from alpaca_lib.dataset.checks import check, format_results
+from alpaca_lib.dataset.commands import INSPECT
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.errors import DataError
 from alpaca_lib.records import Example, save_examples
@@ -23,7 +26,7 @@ def word(draw):
 
 
 def good_set(count=40):
-    """Rows that meet every demand: random words, a fifth of the rows in each category."""
+    """Rows that meet every requirement: random words, a fifth of the rows in each category."""
     draw = random.Random(1)
     return [
         Example(
@@ -37,8 +40,8 @@ def good_set(count=40):
 
 
 def failed(lines):
-    """The names of the demands that are not met."""
-    return [line.name for line in lines if line.met is False]
+    """Returns the names of the requirements that are not met."""
+    return [line.name for line in lines if line.passed is False]
 
 
 def test_good_set_passes():
@@ -56,9 +59,9 @@ OAK = "An oak can stand for a thousand years."
 TOGETHER = "How much are 7 and 5 together?"
 SPOIL = {
     "with an input": lambda e, n: replace(e, input=""),
-    "words an output, mean": lambda e, n: replace(e, output="Yes."),
+    "words per output, mean": lambda e, n: replace(e, output="Yes."),
     "words, longest output": lambda e, n: replace(e, output="ba " * 251 + ".") if n == 3 else e,
-    "outputs that break off": lambda e, n: replace(e, output=e.output[:-1] + " the"),
+    "outputs cut off": lambda e, n: replace(e, output=e.output[:-1] + " the"),
     "largest category": lambda e, n: replace(e, extra={"category": "c1" if n < 5 else f"{n}"}),
     "share their first 4 words": lambda e, n: (
         replace(e, instruction=f"One two three four {e.instruction}") if n < 5 else e
@@ -81,8 +84,8 @@ SPOIL = {
 
 
 @pytest.mark.parametrize("name", SPOIL)
-def test_each_demand_can_fail(name):
-    """Spoiled in one way, the set fails that demand and names the row."""
+def test_each_requirement_can_fail(name):
+    """Spoiled in one way, the set fails that requirement, and the row is named."""
     rows = [SPOIL[name](example, n) for n, example in enumerate(good_set())]
     seeds = [Example("Why do ants dance in rain?", "", "They do not.")]
     them = [
@@ -96,13 +99,13 @@ def test_each_demand_can_fail(name):
         proofs={TOGETHER: "assert numbers(output)[-1] == 7 + 5"},
     )
     assert name in failed(lines)
-    assert f"FAIL {name}" in table(lines)
+    assert f"FAIL {name}" in format_results(lines)
     line = next(line for line in lines if line.name == name)
-    about_all = ("with an input", "words an output, mean", "largest category")
+    about_all = ("with an input", "words per output, mean", "largest category")
     assert name in about_all or line.rows
 
 
-def test_beside_another_set():
+def test_comparison_with_another_set():
     """A set of one sentence with slots is less varied than random words, on all four lines."""
     rows = [
         Example(f"Name a thing of sort {n}.", "", f"The thing of sort {n} is this.")
@@ -149,7 +152,7 @@ def test_command_line(tmp_path, capsys):
     """Exit 0 for good data, 1 with the rows for bad, 2 for a file that is not there."""
     good = save_examples(good_set(), tmp_path / "good.json")
     assert main(["check", str(good)]) == 0
-    assert "demands met" in capsys.readouterr().out
+    assert "requirements met" in capsys.readouterr().out
     bad = save_examples([*good_set(), good_set()[0]], tmp_path / "bad.jsonl")
     assert main(["check", str(bad)]) == 1
     assert "row 40, 1.00" in capsys.readouterr().out
@@ -157,7 +160,7 @@ def test_command_line(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_command_line_reads_the_reasons_beside_the_file(tmp_path, capsys):
+def test_command_line_reads_the_reasons_next_to_the_file(tmp_path, capsys):
     """FILE.allowed.json is found without being named."""
     rows = [SPOIL["faults found"](e, n) for n, e in enumerate(good_set())]
     path = save_examples(rows, tmp_path / "mine.json")
@@ -185,3 +188,22 @@ def test_two_sets_of_one_name_are_both_compared(tmp_path, capsys):
     far = save_examples(good_set(80)[60:], tmp_path / "b" / "x.json")
     assert main(["check", str(mine), "--apart", str(near), str(far)]) == 1
     assert f"FAIL nearest in {near}" in capsys.readouterr().out
+
+
+def test_inspect_describes_checks_and_writes(tmp_path, capsys):
+    """``alpaca inspect`` prints statistics and requirements, and writes the page and the card."""
+    path = save_examples(good_set(), tmp_path / "mine.json")
+    words = ["inspect", str(path), "--report", "--card"]
+    assert command_line.main("alpaca", "", [INSPECT], words) == 0
+    out = capsys.readouterr().out
+    assert "| Rows | 40 |" in out and "requirements met" in out
+    assert "<img" in (tmp_path / "mine.html").read_text(encoding="utf-8")
+    assert "`seed_tasks.jsonl`" in (tmp_path / "mine.card.md").read_text(encoding="utf-8")
+    assert command_line.main("alpaca", "", [INSPECT], ["inspect", str(tmp_path / "none.json")]) == 2
+
+
+def test_the_public_names_are_all_there():
+    """Each name of the package can be imported, and none hides a module of the package."""
+    modules = {path.stem for path in Path(dataset.__file__).parent.glob("*.py")}
+    assert all(getattr(dataset, name) for name in dataset.__all__)
+    assert not modules & set(dataset.__all__)

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from alpaca_lib.dataset.__main__ import main
 from alpaca_lib.dataset.card import UNKNOWN, data_card
-from alpaca_lib.dataset.html_report import report
+from alpaca_lib.dataset.html_report import render_report
 from alpaca_lib.records import Example, save_examples
 
 ROWS = [
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 def test_report_is_self_contained_and_escaped():
     """Every figure is inside the page, nothing is fetched, and no text of the data is a tag."""
     steps = []
-    page = Page(report(ROWS, "my <set>", HELD_OUT, progress=steps.append))
+    page = Page(render_report(ROWS, "my <set>", HELD_OUT, progress=steps.append))
     assert page.tags.count("img") == 4 and len(steps) == 3
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "script" not in page.tags and "b" in page.tags and "my <set>" in page.text
@@ -50,7 +50,7 @@ def test_report_is_self_contained_and_escaped():
 def test_report_of_the_smallest_and_of_chinese_sets():
     """One row, no input, no verb: a page all the same."""
     for rows in ([ROWS[3]], [Example("请写一首关于秋天的诗。", "", "秋风起，黄叶落。")]):
-        assert Page(report(rows, "tiny")).tags.count("img") == 4
+        assert Page(render_report(rows, "tiny")).tags.count("img") == 4
 
 
 def test_card_says_what_is_known_and_what_is_not():
@@ -65,7 +65,7 @@ def test_card_says_what_is_known_and_what_is_not():
     assert "Compared with no evaluation set." in data_card(ROWS[:1], "one.json")
 
 
-def test_commands_write_beside_the_file(tmp_path, capsys):
+def test_commands_write_next_to_the_file(tmp_path, capsys):
     """report and card, with and without a name for the result; a missing file is exit 2."""
     path = save_examples(ROWS, tmp_path / "my.json")
     held = save_examples(HELD_OUT["held.json"], tmp_path / "held.json")

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from alpaca_lib.dataset.checks import check, table
+from alpaca_lib.dataset.checks import check, format_results
 from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.dataset.statistics import markdown_table
@@ -123,14 +123,14 @@ def test_stops_would_scar_the_set(data):
 
 
 def test_alpaca_520_is_good(sets, proofs):
-    """Every demand of the check is met."""
+    """Every requirement of the check is met."""
     lines = check(
         sets["alpaca_520.json"],
         apart={name: sets[name] for name in ("seed_tasks.jsonl", "eval_60.json")},
         proofs=proofs,
     )
-    failed = [line for line in lines if line.met is False]
-    assert not failed, "\n" + table(failed)
+    failed = [line for line in lines if line.passed is False]
+    assert not failed, "\n" + format_results(failed)
     assert len(sets["alpaca_520.json"]) == 520
 
 
@@ -142,7 +142,7 @@ def test_no_fault_is_found(name, sets):
 
 @pytest.mark.parametrize("name", SETS)
 def test_proofs_hold(name, sets, proofs):
-    """Every answer that has a proof is what the proof works out."""
+    """Every answer that has a proof is what the proof computes."""
     mine = [e for e in sets[name] if e.instruction in proofs]
     assert [(e.instruction, why) for e in mine if (why := prove(e, proofs[e.instruction]))] == []
     assert len(mine) >= 20
@@ -229,12 +229,12 @@ def test_nothing_is_taken_from_other_sets(mine, theirs, stanford_data, sets):
     """Far from each row of Stanford's files, and no sentence shared with them."""
     lines = check(sets[mine], foreign={"theirs": load_examples(stanford_data / theirs)})
     ours = [line for line in lines if line.name.endswith("in theirs")]
-    assert len(ours) == 2 and all(line.met for line in ours), table(ours)
+    assert len(ours) == 2 and all(line.passed for line in ours), format_results(ours)
 
 
 def test_more_varied_than_alpaca(stanford_data, sets):
     """On all four measures better than each of five random samples of 520 rows."""
     theirs = {"alpaca": load_examples(stanford_data / "alpaca_data.json")}
     lines = check(sets["alpaca_520.json"], foreign=theirs)
-    beside = [line for line in lines if "rows of alpaca" in line.wanted]
-    assert len(beside) == 4 and all(line.met for line in beside), table(beside)
+    beside = [line for line in lines if "rows of alpaca" in line.required]
+    assert len(beside) == 4 and all(line.passed for line in beside), format_results(beside)

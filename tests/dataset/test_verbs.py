@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_lib.dataset.verbs import root, verb_objects
+from alpaca_lib.dataset.verbs import find_verb_object, verb_objects
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from alpaca_lib.dataset.verbs import root, verb_objects
 )
 def test_root(instruction, verb, noun):
     """As a reader would name them."""
-    assert root(instruction) == (verb, noun)
+    assert find_verb_object(instruction) == (verb, noun)
 
 
 def test_verb_objects():
