@@ -279,8 +279,7 @@ def work(given: Given) -> None:
 
 def foresee(settings: Settings, limits: Limits, model: str) -> str:
     """What the run will probably cost, judging by the course's own replies."""
-    from alpaca_lib.generation import budget, replay_teacher
-    from alpaca_lib.generation import filtering
+    from alpaca_lib.generation import budget, filtering, replay_teacher
     from alpaca_lib.generation.messages import parse_completion
     from alpaca_lib.generation.teacher import REPLIES
     from alpaca_lib.records import load_examples

@@ -18,9 +18,7 @@ class _Shared(Options):
     temperature: float = option(1.0, "sampling temperature", least=0)
     top_p: float = option(1.0, "sample from the likeliest tokens with this total", above=0, most=1)
     max_tokens: int = option(3072, "most tokens of a reply", least=1)
-    reply_format: Literal["text", "json"] = option(
-        "text", "text: Stanford's numbered list; json: structured output"
-    )
+    reply_format: Literal["text", "json"] = option("text", "text as Stanford's, or structured JSON")
     reasoning_effort: str = option(
         "none", "how long a reasoning model thinks, billed as output; empty: not sent"
     )
@@ -43,17 +41,11 @@ class Settings(_Shared):
 
     tasks_wanted: int = option(100, "stop when that many tasks are kept")
     seeds_per_prompt: int = option(3, "seed tasks that a prompt shows", least=0)
-    machine_tasks: int = option(
-        0,
-        "the teacher's own tasks that a prompt also shows (Self-Instruct: 6 seeds and 2)",
-        least=0,
-    )
+    machine_tasks: int = option(0, "the teacher's own tasks that a prompt also shows", least=0)
     tasks_per_request: int = option(20, "new tasks that one prompt asks for", least=1)
     seed_words: int = option(0, "show only seeds of at most that many words; 0: any", least=0)
     threshold: float = option(0.7, "drop a task whose ROUGE-L with a known one is above this")
-    rouge_mode: Literal["rouge", "unicode"] = option(
-        "rouge", "tokenizer of ROUGE-L; unicode for other scripts"
-    )
+    rouge_mode: Literal["rouge", "unicode"] = option("rouge", "unicode: for non-Latin scripts")
     seed: int = option(0, "draws the seeds of each prompt, and the local teacher's sampling")
     window: int = option(
         64, "replies by which a prompt that depends on earlier replies lags behind", least=0
@@ -81,21 +73,17 @@ class Limits(Options):
     concurrency: int = option(4, "concurrent requests", least=1)
     max_requests: int | None = option(
         None,
-        "stop after that many requests; unset: 5 times what is needed if all are kept",
+        "stop after that many requests; default: 5 times what is needed if all are kept",
         least=1,
     )
     max_usd: float | None = option(None, "spend at most that many dollars", least=0)
-    requests_per_minute: float | None = option(
-        None, "the account's limit; unset: what the server's headers say", least=1
-    )
-    tokens_per_minute: float | None = option(
-        None, "the account's limit; unset: what the server's headers say", least=1
-    )
+    requests_per_minute: float | None = option(None, "default: as the server says", least=1)
+    tokens_per_minute: float | None = option(None, "default: as the server says", least=1)
     way: Literal["online", "flex", "batch"] = option(
         "online", "online; flex: slower; batch: within a day; both half the price"
     )
     prices_path: Annotated[Path | None, Strict(False)] = option(
-        None, "file of model prices; unset: data/prices.yaml"
+        None, "file of model prices; default: data/prices.yaml"
     )
 
 
