@@ -60,7 +60,7 @@ def run_async(
             break
         except BaseException as error:  # an interrupt, or an error of on_event
             if interrupted is None and isinstance(error, KeyboardInterrupt):
-                say("waiting for the replies on their way; interrupt again to leave them")
+                say("waiting for the open requests; interrupt again to cancel them")
                 stop.set()
             else:
                 cancel()

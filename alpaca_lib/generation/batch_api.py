@@ -266,8 +266,8 @@ class Batches:
                 return found
             except self.openai.NotFoundError:
                 raise TeacherError(
-                    f"{teacher.address}: has no Batch API, or this file or batch no more; "
-                    'way="online" asks without it'
+                    f"{teacher.address}: has no Batch API, or no longer this file or batch; "
+                    'way="online" works without it'
                 ) from None
             except (self.openai.OpenAIError, TimeoutError, ReplyError) as error:
                 failure = classify_failure(error, teacher.address, teacher.model)

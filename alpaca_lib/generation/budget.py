@@ -1,7 +1,7 @@
 """Prices of models, and an estimate of what a run costs before it starts.
 
-Prices come from a dated file: data/prices.yaml, or your own. ``ledger`` keeps the limit while
-the run goes on.
+Prices come from a dated file: data/prices.yaml, or your own. ``ledger`` enforces the limit
+during the run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESAMPLES = 2000  # of the bootstrap
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens of one model, asked one way."""
+    """Dollars per million tokens of one model, for one way of asking."""
 
     model: str
     input: float

@@ -47,7 +47,7 @@ class Ledger:
         Requests that were sent and not answered may have been paid for: they are forfeited.
         """
         for number, usd in list(journal.pending.items()):
-            journal.note_lost(number, "the run ended while it was on its way", usd)
+            journal.note_lost(number, "the run ended before its reply", usd)
         self.spent, self.forfeited = journal.spent_usd, journal.lost_usd
         self._journal = journal
 
@@ -76,7 +76,7 @@ class Ledger:
             raise BudgetSpent(
                 f"the budget of ${_dollars(self.max_usd)} is used up: ${self.spent:.4f} spent, "
                 f"${self.forfeited:.4f} perhaps spent on attempts without an answer, and the "
-                "next request could pass it. What was generated is kept; a larger max_usd "
+                "next request could exceed it. What was generated is kept; a larger max_usd "
                 "continues it"
             )
         self.hold(number, prompt, reply)

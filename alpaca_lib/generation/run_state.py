@@ -31,7 +31,7 @@ from alpaca_lib.safety_rules import load_rules
 
 
 class RunState:
-    """What one call of generate() holds while it goes on; close() releases the folder.
+    """The state of one call of generate(); close() releases the folder.
 
     outcome: tasks kept and dropped so far.
     ledger: dollars reserved, spent and forfeited.
@@ -114,7 +114,7 @@ class RunState:
         return self.prompter.prompt(request, outcome.kept, outcome.kept_after_request)
 
     def request(self, number: int) -> Request:
-        """Returns a request as it is sent."""
+        """Returns a request, ready to send."""
         prompt = self.prompt(number)
         return self.teacher.request(
             prompt.text,

@@ -741,7 +741,7 @@ def test_passing_faults(server, seeds, tmp_path, expected, kill_after, kind, how
 
 @pytest.mark.parametrize("nth", [1, 2])
 def test_half_a_download(server, seeds, tmp_path, expected, nth):
-    """A run that ends in the middle of a download: the next start reads the file anew."""
+    """A run that ends in the middle of a download: the next start reads the file again."""
     server.faults["download"] = [*[None] * (nth - 1), "cut"]
     with contextlib.suppress(Exception):
         run(tmp_path, seeds)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +21,7 @@ from alpaca_lib.generation.budget import (
     estimate,
     load_prices,
 )
+from alpaca_lib.generation.journal import Journal
 from alpaca_lib.generation.ledger import Ledger
 from alpaca_lib.generation.messages import RawReply
 
@@ -379,6 +382,64 @@ def test_without_a_limit_it_still_adds_up():
     settle(ledger, 0, reply(10**6, 10**6, 500_000))
     assert ledger.spent == pytest.approx(0.5 * 2 + 0.5 * 1 + 4)
     assert ledger.reserved == 0
+
+
+def test_every_change_is_in_the_journal(tmp_path):
+    """A resumed ledger counts replies, lost attempts and what was sent without an answer."""
+    journal = Journal(tmp_path, {})
+    ledger = Ledger(Price("m", 1.0, 1.0, 1.0, ""), 10.0)
+    ledger.resume(journal)
+    for number in range(4):
+        ledger.reserve(number, 10**6, 10**6)
+    paid = replace(reply(500_000, 250_000), usd=0.75)
+    journal.append(0, paid)
+    ledger.charge(0, ledger.cost(0, paid))
+    ledger.release(1)
+    ledger.forfeit(2, "no answer")
+    assert (ledger.spent, ledger.reserved, ledger.forfeited) == (0.75, 2, 2)
+    assert journal.pending == {3: 2.0}
+    journal.close()
+
+    again = Journal(tmp_path, {})
+    ledger = Ledger(Price("m", 9.0, 9.0, 9.0, ""), 10.0)
+    ledger.resume(again)
+    assert (ledger.spent, ledger.reserved, ledger.forfeited) == (0.75, 0, 4)
+    assert again.pending == {}
+    again.close()
+
+
+def test_without_a_limit_nothing_is_noted_as_sent(tmp_path):
+    """Only a limit needs to know what was sent; lost attempts are noted all the same."""
+    journal = Journal(tmp_path, {})
+    ledger = Ledger(Price("m", 1.0, 1.0, 1.0, ""))
+    ledger.resume(journal)
+    ledger.reserve(0, 10**6, 0)
+    assert journal.pending == {}
+    ledger.forfeit(0, "no answer")
+    journal.close()
+    assert [*map(sorted, map(json.loads, journal.path.read_text().splitlines()))] == [
+        ["configuration"],
+        ["lost", "request", "usd"],
+    ]
+
+
+def test_a_request_is_reserved_once():
+    """Reserving or holding an open request again changes nothing; a closed one counts again."""
+    ledger = Ledger(Price("m", 1.0, 1.0, 1.0, ""), 3.0)
+    for _ in range(2):
+        ledger.reserve(7, 10**6, 0)
+        ledger.hold(7, 10**6, 0)
+    assert ledger.reserved == 1
+    ledger.forfeit(7, "no answer")
+    ledger.reserve(7, 10**6, 0)
+    assert (ledger.reserved, ledger.forfeited) == (1, 1)
+
+
+def test_a_reply_without_counts_costs_all_that_was_reserved():
+    """The server does not say what it counted, so the most counts."""
+    ledger = Ledger(Price("m", 1.0, 2.0, 1.0, ""), 10.0)
+    ledger.reserve(0, 10**6, 10**6)
+    assert ledger.cost(0, reply(0, 0)) == ledger.cost(0, reply(5, -1)) == 3.0
 
 
 def test_cached_tokens_are_cheaper():

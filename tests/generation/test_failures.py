@@ -166,12 +166,12 @@ FATAL = {
 }
 
 
-@pytest.mark.parametrize("status, content, cure", FATAL.values(), ids=FATAL)
-def test_hopeless_is_asked_once(fake, status, content, cure):
-    """One request, an error with the cure, and nothing is paid, lost or slowed down."""
+@pytest.mark.parametrize("status, content, fix", FATAL.values(), ids=FATAL)
+def test_hopeless_is_asked_once(fake, status, content, fix):
+    """One request, an error with the fix, and nothing is paid, lost or slowed down."""
     fake.respond = lambda body: (status, FAST, content)
     asked = ask(tries=5)
-    assert cure in asked.error
+    assert fix in asked.error
     assert len(fake.requests) == 1
     assert asked.failed == [] and asked.ledger.spent == 0
     assert asked.rate_limit.refusals == 0 and asked.notes == []
@@ -345,6 +345,15 @@ def test_nobody_waits_for_hours(fake, waits, text):
     fails_first(fake, 1, 429, told("slow down"), {"retry-after": text})
     assert ask(clock=waits.clock).reply.text == "fine"
     assert sum(waits) <= 300.1
+
+
+def test_live_and_batch_requests_share_one_backoff(monkeypatch):
+    """The bound doubles from twice the first wait up to the longest; a hint is added to it."""
+    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(backoff, "LONGEST_WAIT", 30.0)
+    assert [backoff.compute_wait(n) for n in (1, 2, 3, 20)] == [2.0, 4.0, 8.0, 30.0]
+    assert backoff.compute_wait(1, hint=7.0) == 9.0
 
 
 def test_no_header_no_wait():

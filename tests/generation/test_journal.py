@@ -68,7 +68,7 @@ def test_writing_goes_on_after_a_torn_line(tmp_path):
     assert read(tmp_path)[2].text == "again" and sorted(read(tmp_path)) == [0, 1, 2]
 
 
-def test_torn_first_line_begins_anew(tmp_path):
+def test_torn_first_line_starts_over(tmp_path):
     """If not even the configuration was whole, the journal starts from nothing."""
     path = write(tmp_path, count=0)
     path.write_bytes(path.read_bytes()[:-3])
@@ -126,7 +126,7 @@ def test_damaged_first_line(tmp_path, line):
         read(tmp_path)
 
 
-def test_deleting_the_damaged_line_is_the_cure(tmp_path):
+def test_deleting_the_damaged_line_is_the_fix(tmp_path):
     """As the message says: without that line, only its request is missing."""
     path = write(tmp_path)
     lines = path.read_text().split("\n")
@@ -165,7 +165,7 @@ def test_one_run_at_a_time(tmp_path):
 
 
 def test_full_disk(tmp_path):
-    """A write that the system cuts short is an error with the cure; the line before it stays,
+    """A write that the system cuts short is an error with the fix; the line before it stays,
     no torn one is left, and writing goes on once there is room."""
     resource = pytest.importorskip("resource")
     journal = Journal(tmp_path, CONFIGURATION)

@@ -345,14 +345,14 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("status, code, cure", ERRORS)
-def test_hopeless_errors_stop_at_once(fake, seeds, tmp_path, status, code, cure):
-    """Errors that no retry mends: one request, the cure, and no key in the text."""
+@pytest.mark.parametrize("status, code, fix", ERRORS)
+def test_hopeless_errors_stop_at_once(fake, seeds, tmp_path, status, code, fix):
+    """Errors that no retry mends: one request, the fix, and no key in the text."""
     error = {"message": "Incorrect API key provided: secret-123", "type": "x", "code": code}
     fake.respond = lambda body: (status, FAST, {"error": error})
     with pytest.raises(TeacherError) as caught:
         run(tmp_path, seeds, concurrency=1)
-    assert cure in str(caught.value) and "127.0.0.1" in str(caught.value)
+    assert fix in str(caught.value) and "127.0.0.1" in str(caught.value)
     assert "secret-123" not in str(caught.value)
     assert len(fake.requests) == 1
     assert no_key_in(tmp_path)

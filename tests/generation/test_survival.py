@@ -141,7 +141,7 @@ def test_kills_at_random_moments(fake, seeds, tmp_path, whole):
 
 
 def test_a_full_disk_loses_nothing(fake, seeds, tmp_path, whole):
-    """The disk fills up in the middle: an error with the cure, and with room again the same
+    """The disk fills up in the middle: an error with the fix, and with room again the same
     result; no answer that is in the journal is asked for again."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -273,7 +273,7 @@ def test_at_no_moment_does_the_journal_pass_the_budget(
     fake, seeds, tmp_path, prices, monkeypatch, seed
 ):  # fmt: skip
     """After each line, what a kill right then would leave is within max_usd: requests that the
-    budget was about to hold back are not in it, and a reply's reserve is not spent anew before
+    budget was about to hold back are not in it, and a reply's reserve is not spent again before
     the reply is on disk."""
     draw, moments, write, append = random.Random(seed), [], Journal._write, Journal.append
 
@@ -380,7 +380,7 @@ def test_the_key_is_nowhere(fake, seeds, tmp_path, make_chat, capsys):
 
 
 def test_a_port_that_nobody_answers(seeds, tmp_path, monkeypatch):
-    """A server that accepts and never answers: an error in time, with the cure."""
+    """A server that accepts and never answers: an error in time, with the fix."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
