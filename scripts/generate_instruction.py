@@ -279,17 +279,17 @@ def work(given: Given) -> None:
 
 def foresee(settings: Settings, limits: Limits, model: str) -> str:
     """What the run will probably cost, judging by the course's own replies."""
-    from alpaca_lib.generation import budget, replay_teacher
-    from alpaca_lib.generation import filtering as judging
-    from alpaca_lib.generation.teacher import REPLIES, reply_from
+    from alpaca_lib.generation import budget, filtering, replay_teacher
+    from alpaca_lib.generation.messages import parse_completion
+    from alpaca_lib.generation.teacher import REPLIES
     from alpaca_lib.records import load_examples
 
     price = budget.load_prices(limits.prices_path, limits.way).get(model)
     if price is None:
         return f"cost: not known, {model} ({limits.way}) is not in the prices file"
-    replies = [reply_from(reply) for reply in replay_teacher.load_replies(REPLIES)]
+    replies = [parse_completion(reply) for reply in replay_teacher.load_replies(REPLIES)]
     seeds = load_examples(flags.ROOT / "data" / "seed_tasks.jsonl")
-    sample = judging.samples_of(replies, seeds, settings.threshold)
+    sample = filtering.sample_replies(replies, seeds, settings.threshold)
     found = budget.estimate(settings.tasks_wanted, sample, price, falls_to=0.5)
     low, middle, high = found.usd
     return (
