@@ -13,6 +13,7 @@ from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
     from alpaca_lib.evaluation.alpaca_eval import load_outputs as load_outputs
+    from alpaca_lib.evaluation.alpaca_eval import load_pairs as load_pairs
     from alpaca_lib.evaluation.alpaca_eval import save_outputs as save_outputs
     from alpaca_lib.evaluation.comparison import Scores as Scores
     from alpaca_lib.evaluation.comparison import compare_models as compare_models
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from alpaca_lib.evaluation.comparison import load_tasks as load_tasks
     from alpaca_lib.evaluation.comparison import measure_model as measure_model
     from alpaca_lib.evaluation.comparison import reference_losses as reference_losses
+    from alpaca_lib.evaluation.comparison import rouge_scores as rouge_scores
     from alpaca_lib.evaluation.constraint_checks import meets as meets
     from alpaca_lib.evaluation.intervals import interval as interval
     from alpaca_lib.evaluation.intervals import sign_test as sign_test

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
+from alpaca_lib import evaluation, inference
 from alpaca_lib.command_line import Command
 from alpaca_lib.errors import ModelError
 from alpaca_lib.files import dump_json, write_text
@@ -16,9 +16,6 @@ from alpaca_lib.inference.commands import EVAL_TASKS
 from alpaca_lib.inference.decoding import Decoding
 from alpaca_lib.models import ModelSource
 from alpaca_lib.options import add_flags, from_flags
-
-if TYPE_CHECKING:
-    from alpaca_lib.evaluation.comparison import Scores
 
 
 def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,25 +30,21 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_compare(options: argparse.Namespace) -> None:
-    from alpaca_lib.evaluation.alpaca_eval import save_outputs
-    from alpaca_lib.evaluation.comparison import compare_models, load_tasks
-    from alpaca_lib.inference.model_pool import ModelPool, common_template
-
+    decoding = Decoding(**from_flags(options, Decoding))
     sources = _resolve_models(options.models)
-    tasks = load_tasks(options.eval)
-    template = options.template or common_template(sources.values())
+    tasks = evaluation.load_tasks(options.eval)
+    template = options.template or inference.common_template(sources.values())
     print(f"template {template}", file=sys.stderr)
 
     def report(name: str) -> None:
         print(f"{name}: {len(tasks)} tasks ...", file=sys.stderr, flush=True)
 
-    decoding = Decoding(**from_flags(options, Decoding))
-    scores = []
-    pool = ModelPool(sources)
-    for one, answers in compare_models(pool, tasks, decoding, template, options.batch, report):
+    scores, pool = [], inference.ModelPool(sources)
+    compare = evaluation.compare_models
+    for one, answers in compare(pool, tasks, decoding, template, options.batch, report):
         scores.append(one)
         if options.out:
-            save_outputs(options.out / f"{one.model}.json", tasks, answers, one.model)
+            evaluation.save_outputs(options.out / f"{one.model}.json", tasks, answers, one.model)
     if options.out:
         rows = {one.model: vars(one) for one in scores}
         write_text(options.out / "scores.json", dump_json(rows, indent=1) + "\n")
@@ -70,10 +63,8 @@ def _resolve_models(words: Iterable[str]) -> dict[str, ModelSource]:
     return sources
 
 
-def print_scores(scores: list[Scores]) -> None:
+def print_scores(scores: list[evaluation.Scores]) -> None:
     """Prints a table of models, and each model's differences from the first one."""
-    from alpaca_lib.evaluation.comparison import differences
-
     columns = ("loss", "bits/byte", "ended", "checks", "ROUGE-L", "repeated", "words", "tokens/s")
     print(f"{'':12}" + "".join(f"{column:>10}" for column in columns))
     for s in scores:
@@ -85,7 +76,7 @@ def print_scores(scores: list[Scores]) -> None:
     base, *others = scores
     for s in others:
         print(f"\n{s.model} minus {base.model}, with 95 % intervals; better : worse : equal tasks")
-        for d in differences(s, base):
+        for d in evaluation.differences(s, base):
             counts = f"{d.better:4} :{d.worse:4} :{d.equal:4}"
             print(f"  {d.measure:12}{d.interval!s:28}{counts}   p {d.p:.2g}")
 
@@ -96,20 +87,16 @@ def _add_output_files(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_outputs(options: argparse.Namespace) -> None:
-    from alpaca_lib.dataset.rouge import rouge_l
-    from alpaca_lib.evaluation.alpaca_eval import load_pairs
-    from alpaca_lib.evaluation.comparison import compare_texts
-
-    one, two, pairs = load_pairs(options.one, options.two)
+    one, two, pairs = evaluation.load_pairs(options.one, options.two)
     print(
         f"{len(pairs)} tasks; {one} minus {two} with 95 % intervals; on how many tasks more, fewer"
     )
     print(f"  {'':10}{one[:18]:>19}{two[:18]:>19}")
-    for d in compare_texts([a.output for a, _ in pairs], [b.output for _, b in pairs]):
+    texts = [a.output for a, _ in pairs], [b.output for _, b in pairs]
+    for d in evaluation.compare_texts(*texts):
         means = f"{d.means[0]:19.3f}{d.means[1]:19.3f}"
         print(f"  {d.measure:10}{means}   {d.interval!s:26}{d.better:5} :{d.worse:5}")
-    rouge = mean(rouge_l(a.output, b.output, mode="unicode") for a, b in pairs)
-    print(f"  ROUGE-L of one with the other: {rouge:.3f}")
+    print(f"  ROUGE-L of one with the other: {mean(evaluation.rouge_scores(*texts)):.3f}")
 
 
 def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,25 +107,22 @@ def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_judge(options: argparse.Namespace) -> None:
-    from alpaca_lib.evaluation.alpaca_eval import load_pairs
-    from alpaca_lib.evaluation.intervals import sign_test
-    from alpaca_lib.evaluation.llm_judge import Pair, judge, open_judge
-
-    one, two, outputs = load_pairs(options.one, options.two)
+    one, two, outputs = evaluation.load_pairs(options.one, options.two)
     print(f"{len(outputs)} tasks that both have, shown twice each ...", file=sys.stderr)
 
     def report(done: int, total: int) -> None:
         print(f"{done}/{total}", end="\r", file=sys.stderr, flush=True)
 
-    pairs = [Pair.from_example(a, a.output, b.output) for a, b in outputs]
-    with open_judge(options.judge) as ask:
-        found = judge(pairs, ask, options.kept, options.at_once, report, options.judge)
+    pairs = [evaluation.Pair.from_example(a, a.output, b.output) for a, b in outputs]
+    with evaluation.open_judge(options.judge) as ask:
+        found = evaluation.judge(pairs, ask, options.kept, options.at_once, report, options.judge)
     outcomes = [outcome for _, outcome in found.decided]
     wins, losses, ties = (outcomes.count(value) for value in (1.0, 0.0, 0.5))
+    p = evaluation.sign_test(wins, losses)
     print(f"{one} against {two}, judged by {options.judge}")
     print(f"  read in both orders   {len(outcomes)} of {len(pairs)}")
     print(f"  wins, losses, ties    {wins} {losses} {ties}")
-    print(f"  win rate              {found.win_rate}   sign test p {sign_test(wins, losses):.2g}")
+    print(f"  win rate              {found.win_rate}   sign test p {p:.2g}")
     print(f"  at equal length       {found.length_controlled:.3f}")
     print(f"  same in both orders   {found.consistency:.0%}")
     print(f"  first place won       {found.first_position}")
@@ -149,20 +133,14 @@ COMPARE = Command(
     "several models on the same held-out tasks: one table, with intervals",
     _add_compare_arguments,
     _run_compare,
-    (
-        "alpaca compare base=smollm2-135m lora=runs/lora-alpaca --out answers",
-        "alpaca compare runs/one runs/two --eval my_tasks.json --max-new-tokens 64",
-    ),
+    ("alpaca compare base=smollm2-135m lora=runs/lora", "alpaca compare runs/a runs/b --out ab"),
 )
 OUTPUTS = Command(
     "outputs",
     "two files of outputs, published ones too, without a judge",
     _add_output_files,
     _run_outputs,
-    (
-        "alpaca outputs answers/lora.json answers/base.json",
-        "alpaca outputs answers/lora.json text_davinci_003.json",
-    ),
+    ("alpaca outputs ab/a.json ab/b.json", "alpaca outputs ab/a.json text_davinci_003.json"),
 )
 JUDGE = Command(
     "judge",
@@ -170,7 +148,7 @@ JUDGE = Command(
     _add_judge_arguments,
     _run_judge,
     (
-        "alpaca judge answers/lora.json answers/base.json --judge gpt-4o",
+        "alpaca judge ab/a.json ab/b.json --judge gpt-4o",
         "alpaca judge a.json b.json --judge gpt-4o --kept replies.jsonl --at-once 8",
     ),
 )

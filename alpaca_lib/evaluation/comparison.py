@@ -109,7 +109,7 @@ def score(
     pairs = list(zip(examples, answers, strict=True))
     met = [float(meets(e.extra["check"], a.text)) if "check" in e.extra else None for e, a in pairs]
     checked = [value for value in met if value is not None]
-    rouge = [rouge_l(e.output, a.text, mode="unicode") for e, a in pairs]
+    rouge = rouge_scores([e.output for e in examples], [a.text for a in answers])
     return Scores(
         model=name,
         loss=nats / tokens,
@@ -147,6 +147,11 @@ def reference_losses(
         nats = float(F.cross_entropy(logits.float(), target, reduction="sum"))
         losses.append((nats, len(reference)))
     return losses
+
+
+def rouge_scores(one: Sequence[str], other: Sequence[str]) -> list[float]:
+    """Returns the ROUGE-L F1 of each pair of texts, from 0 to 1, for any script."""
+    return [rouge_l(a, b, mode="unicode") for a, b in zip(one, other, strict=True)]
 
 
 def repetition(text: str) -> float:

@@ -102,13 +102,8 @@ class Judgement:
     def first_position(self) -> Interval:
         """The win rate of the answer in first position; without a bias it is half."""
         # A pair that is won once from each position shows no bias: one number per pair.
-        return win_rate(
-            [
-                (v.first + 1 - v.second) / 2
-                for v in self.verdicts
-                if v.first is not None and v.second is not None
-            ]
-        )
+        both = [(v.first, v.second) for v in self.verdicts]
+        return win_rate([(a + 1 - b) / 2 for a, b in both if a is not None and b is not None])
 
     @property
     def length_controlled(self) -> float:

@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+from alpaca_lib import export, inference
 from alpaca_lib.command_line import Command
 from alpaca_lib.errors import DataError
 from alpaca_lib.inference.commands import EVAL_TASKS
 from alpaca_lib.models import DEFAULT_MODEL, ModelSource, Placement
+from alpaca_lib.records import load_examples
 
 KIND_HELP = "f32, f16, bf16, q8_0, q4_0 or q4_1 (default q8_0)"
 TEMPLATE_HELP = "prompt template (default: the trained one, by its run.json)"
@@ -26,18 +28,15 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_export(options: argparse.Namespace) -> None:
-    from alpaca_lib.export.gguf import export_adapter, export_gguf
-    from alpaca_lib.inference.model_pool import trained_template
-
     def report(done: int, total: int) -> None:
         print(f"{done}/{total} tensors", end="\r", file=sys.stderr, flush=True)
 
     source = ModelSource.resolve(options.model)
     if options.adapter:
-        export_adapter(source, options.file)
+        export.export_adapter(source, options.file)
     else:
-        template = options.template or trained_template(source)
-        export_gguf(source, options.file, options.kind, template, report)
+        template = options.template or inference.trained_template(source)
+        export.export_gguf(source, options.file, options.kind, template, report)
         print(file=sys.stderr)
     print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
 
@@ -51,15 +50,11 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_check(options: argparse.Namespace) -> int:
-    from alpaca_lib.export.parity import measure_parity
-    from alpaca_lib.inference.model_pool import trained_template
-    from alpaca_lib.records import load_examples
-
     source = ModelSource.resolve(options.model)
     model = source.load_model(Placement("cpu", "float32", "to compare"))
-    template = options.template or trained_template(source) or "alpaca"
+    template = options.template or inference.trained_template(source) or "alpaca"
     tasks = load_examples(options.eval)
-    found = measure_parity(model, source.load_tokenizer(), options.file, tasks, template)
+    found = export.measure_parity(model, source.load_tokenizer(), options.file, tasks, template)
     print(f"tokenized alike    {found.tokenized_alike} of {found.texts} texts")
     print(f"greedy answers     {found.same:.2%} of {found.tokens} tokens")
     print(f"probabilities      KL {found.kl:.2g} nats, mean of {found.contexts} places")
@@ -77,9 +72,7 @@ def _add_publish_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_publish(options: argparse.Namespace) -> None:
-    from alpaca_lib.export.hub_folder import publish
-
-    folder = publish(
+    folder = export.publish(
         model=options.model,
         folder=options.folder,
         title=options.title,
@@ -124,9 +117,7 @@ def _add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_serve(options: argparse.Namespace) -> None:
-    from alpaca_lib.export.serving import serve_model
-
-    with serve_model(
+    with export.serve_model(
         name=options.model,
         kind=options.kind,
         slots=options.slots,
@@ -154,20 +145,14 @@ CHECK = Command(
     "a GGUF file and its model in PyTorch: tokens, answers, probabilities",
     _add_check_arguments,
     _run_check,
-    (
-        "alpaca check runs/lora-alpaca model.gguf",
-        "alpaca check runs/one one.gguf --eval my_tasks.json --most-kl 0.05",
-    ),
+    ("alpaca check runs/lora model.gguf", "alpaca check runs/one one.gguf --most-kl 0.05"),
 )
 PUBLISH = Command(
     "publish",
     "weights, tokenizer and model card in a folder, ready for a hub",
     _add_publish_arguments,
     _run_publish,
-    (
-        "alpaca publish runs/lora-alpaca hub --licence apache-2.0",
-        "alpaca publish runs/one hub --scores answers/scores.json --of one",
-    ),
+    ("alpaca publish runs/one hub --licence mit", "alpaca publish runs/one hub --title One"),
 )
 SERVE = Command(
     "serve",

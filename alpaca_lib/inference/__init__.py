@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alpaca_lib.inference.decoding import prompt_ids as prompt_ids
     from alpaca_lib.inference.decoding import stream as stream
     from alpaca_lib.inference.model_pool import ModelPool as ModelPool
+    from alpaca_lib.inference.model_pool import common_template as common_template
     from alpaca_lib.inference.model_pool import trained_template as trained_template
     from alpaca_lib.inference.safety import Policy as Policy
     from alpaca_lib.inference.safety import load_labelled as load_labelled

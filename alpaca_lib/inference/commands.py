@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
+from alpaca_lib import inference
 from alpaca_lib.command_line import Command
 from alpaca_lib.errors import AlpacaError
 from alpaca_lib.inference.decoding import Decoding
 from alpaca_lib.models import DEFAULT_MODEL, ModelSource
 from alpaca_lib.options import add_flags, from_flags
+from alpaca_lib.records import Example
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 EVAL_TASKS, SAFETY_SET = DATA / "eval_60.json", DATA / "safety_eval.jsonl"
@@ -29,18 +30,15 @@ def _add_chat_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_chat(options: argparse.Namespace) -> None:
-    from alpaca_lib.inference.model_pool import ModelPool, trained_template
-    from alpaca_lib.records import Example
-
     decoding = Decoding(**from_flags(options, Decoding))
     source = ModelSource.resolve(options.adapter or options.model or DEFAULT_MODEL)
-    pool = ModelPool({source.name: source}, base=options.model if options.adapter else "")
+    pool = inference.ModelPool({source.name: source}, base=options.model if options.adapter else "")
     own_chat = not source.is_adapter and pool.tokenizer(source.name).chat_template
-    trained = trained_template(source) or ("chat" if own_chat else "alpaca")
+    trained = inference.trained_template(source) or ("chat" if own_chat else "alpaca")
     template = options.template or trained
     print(f"{source.name} on {pool.device}; template {template}", file=sys.stderr, flush=True)
     once = options.prompt is not None
-    for instruction in [options.prompt] if once else _read_instructions():
+    for instruction in [options.prompt] if once else filter(None, map(str.strip, sys.stdin)):
         shown = ""
         try:
             for text in pool.stream(source.name, Example(instruction), decoding, template):
@@ -53,17 +51,6 @@ def _run_chat(options: argparse.Namespace) -> None:
             print(f"error: {error}", file=sys.stderr, flush=True)
 
 
-def _read_instructions() -> Iterator[str]:
-    """Yields the lines of stdin that are not empty, until its end (Ctrl-D)."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if line:
-            yield line
-
-
 def _add_safety_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rules", type=Path, help="a file of rules (default: the course's)")
     parser.add_argument("--set", type=Path, default=SAFETY_SET, help="a labelled set (JSON lines)")
@@ -71,25 +58,18 @@ def _add_safety_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_safety(options: argparse.Namespace) -> None:
-    from alpaca_lib.inference.safety import Policy, load_labelled, measure
-
-    rows = load_labelled(options.set)
-    found = measure(Policy.load(options.rules), rows)
-    blocked, wrongly = len(found.blocked), len(found.wrongly_blocked)
-    harmful = blocked + len(found.missed)
-    print(f"blocked            {blocked} of {harmful} harmful ({found.recall:.0%})")
-    print(
-        f"wrongly blocked    {wrongly} of {found.harmless} harmless "
-        f"({found.false_positive_rate:.0%})"
-    )
+    rows = inference.load_labelled(options.set)
+    found = inference.measure(inference.Policy.load(options.rules), rows)
+    blocked, wrongly, rate = len(found.blocked), len(found.wrongly_blocked), found.recall
+    print(f"blocked            {blocked} of {blocked + len(found.missed)} harmful ({rate:.0%})")
+    rate = found.false_positive_rate
+    print(f"wrongly blocked    {wrongly} of {found.harmless} harmless ({rate:.0%})")
     groups = {"blocked": found.blocked, "missed": found.missed, "wrongly": found.wrongly_blocked}
     counts = {name: Counter(row.category for row in group) for name, group in groups.items()}
     print(f"\n{'':28}{'blocked':>8}{'missed':>8}{'wrongly':>9}")
-    for category in dict.fromkeys(row.category for row in rows):
-        print(
-            f"{category:28}{counts['blocked'][category]:8}{counts['missed'][category]:8}"
-            f"{counts['wrongly'][category]:9}"
-        )
+    for name in dict.fromkeys(row.category for row in rows):
+        blocked, missed, wrongly = (count[name] for count in counts.values())
+        print(f"{name:28}{blocked:8}{missed:8}{wrongly:9}")
     for name in ("missed", "wrongly") if options.show else ():
         for row in groups[name]:
             print(f"{name}: {row.instruction[:100]!r} {row.output[:60]!r} ({row.category})")
@@ -100,10 +80,7 @@ CHAT = Command(
     "answer instructions in the terminal",
     _add_chat_arguments,
     _run_chat,
-    (
-        "alpaca chat runs/alpaca",
-        'alpaca chat smollm2-135m --adapter runs/lora-alpaca --prompt "Name three rivers."',
-    ),
+    ("alpaca chat runs/alpaca", 'alpaca chat --adapter runs/lora --prompt "Name three rivers."'),
     about="Answers each line of stdin as one instruction, until Ctrl-D; nothing is remembered.",
 )
 SAFETY = Command(
