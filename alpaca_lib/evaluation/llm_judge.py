@@ -156,7 +156,10 @@ def judge(
         for pair in pairs
         for first, second in ((pair.one, pair.two), (pair.two, pair.one))
     ]
-    known = _read_replies(cache, name) if cache else {}
+    known: dict[str, str] = {}  # replies by the prompt's checksum
+    for _, _, row in read_json_lines(cache) if cache else ():
+        if row and row.get("judge") == name and {"prompt_sha256", "reply"} <= set(row):
+            known[row["prompt_sha256"]] = row["reply"]
     missing = list(dict.fromkeys(p for p in prompts if sha256_text(p) not in known))
     total = len(set(prompts))
     with contextlib.ExitStack() as stack:
@@ -184,16 +187,6 @@ def judge(
         for first, second in zip(values[::2], values[1::2], strict=True)
     ]
     return Judgement(list(pairs), verdicts)
-
-
-def _read_replies(cache: Path, name: str) -> dict[str, str]:
-    """Returns the replies of an earlier run of a judge, by the prompt's checksum."""
-    rows = [line.row for line in read_json_lines(cache) if line.row]
-    return {
-        row["prompt_sha256"]: row["reply"]
-        for row in rows
-        if row.get("judge") == name and {"prompt_sha256", "reply"} <= set(row)
-    }
 
 
 def parse_verdict(reply: str) -> float | None:

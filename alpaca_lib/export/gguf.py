@@ -185,7 +185,10 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise ModelError(f"{folder}: is no LoRA adapter (no adapter_config.json)")
-    adapter: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    try:
+        adapter: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: cannot be read ({error})") from None
     if adapter.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(adapter):
         raise ModelError(f"{folder}: is an adapter of another kind; a GGUF adapter is LoRA")
     for key, meaning in NOT_IN_AN_ADAPTER_FILE.items():

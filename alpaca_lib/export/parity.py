@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alpaca_lib.errors import ModelError
 from alpaca_lib.inference.decoding import Decoding, end_tokens, generate_tokens, prompt_ids
 from alpaca_lib.models.llama_server import serve
 from alpaca_lib.records import Example
@@ -145,9 +146,12 @@ def _divergence(ours: Any, context: list[int], root: str) -> float:
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
-    """Sends a JSON body to a server and returns its JSON reply."""
+    """Sends a JSON body to a server and returns its JSON reply. Raises ModelError."""
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=600) as reply:
-        return json.loads(reply.read())
+    try:
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            return json.loads(reply.read())
+    except OSError as error:
+        raise ModelError(f"{url}: no reply ({error})") from None

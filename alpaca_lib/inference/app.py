@@ -140,13 +140,11 @@ def _add_controls(gradio: Any, start: Decoding, longest: int, stream_answers: bo
         ("Beams", 1, max(8, start.beams), start.beams, 1, "above 1: no streaming, no Stop"),
         ("Max tokens", 1, longest, min(start.max_new_tokens, longest), 1, None),
     )
-    return [
-        *(
-            gradio.Slider(least, most, value, step=step, label=label, info=note)
-            for label, least, most, value, step, note in sliders
-        ),
-        gradio.Checkbox(stream_answers, label="Show the answer as it grows"),
+    controls = [
+        gradio.Slider(least, most, value, step=step, label=label, info=note)
+        for label, least, most, value, step, note in sliders
     ]
+    return [*controls, gradio.Checkbox(stream_answers, label="Show the answer as it grows")]
 
 
 def serve(page: Any, host: str = "127.0.0.1", port: int = 0, share: bool = False) -> None:
