@@ -18,8 +18,8 @@ from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED
 from alpaca_lib.optional import require
 
 if TYPE_CHECKING:
-    from alpaca_lib.inference.decoding import Decoding, Growing
-    from alpaca_lib.inference.model_pool import Voices
+    from alpaca_lib.inference.decoding import Decoding, TextStream
+    from alpaca_lib.inference.model_pool import ModelPool
     from alpaca_lib.inference.safety import Policy
 
 SCRIPT = Script(
@@ -86,20 +86,20 @@ SCRIPT = Script(
 )
 
 
-def load(base: str, lora: str, load_8bit: bool) -> Voices:
+def load(base: str, lora: str, load_8bit: bool) -> ModelPool:
     """The model, and beside it the one with LoRA weights, if there are any. Raises ModelError."""
     from alpaca_lib import models
-    from alpaca_lib.inference.model_pool import Voices
+    from alpaca_lib.inference.model_pool import ModelPool
 
     quantization = "int8" if load_8bit else "none"
     if not lora:
         name = base or DEFAULT_MODEL
-        return Voices({name: name}, quantization=quantization)
+        return ModelPool({name: name}, quantization=quantization)
     folder = adapter_folder(lora)
     under = base or models.base_name(folder)
     try:
         names = {under: under, f"{Path(under).name} + {folder.name}": str(folder)}
-        return Voices(names, quantization=quantization, base=under)
+        return ModelPool(names, quantization=quantization, base=under)
     except ModelError as error:
         trained_on = models.base_name(folder)
         hint = f" (it was trained on {trained_on})" if trained_on != under else ""
@@ -153,17 +153,17 @@ def decoding_of(given: Given) -> Decoding:
     )
 
 
-def answer_once(given: Given, voices: Voices, template: str, policy: Policy | None) -> None:
+def answer_once(given: Given, voices: ModelPool, template: str, policy: Policy | None) -> None:
     """Prints one answer, as it grows unless --stream_output False."""
     from alpaca_lib.records import Example
 
     example = Example(given["prompt"], given["input"])
 
-    def growing() -> Growing:
+    def growing() -> TextStream:
         return voices.stream(voices.names[-1], example, decoding_of(given), template)
 
     shown = ""
-    guarded = policy.guarded(example.instruction, example.input, growing) if policy else growing()
+    guarded = policy.guard(example.instruction, example.input, growing) if policy else growing()
     for text in guarded:
         if given["stream_output"]:
             print(text[len(shown) :], end="", flush=True)
@@ -198,12 +198,12 @@ def work(given: Given) -> None:
     for voice in voices.names:  # what cannot be asked is told before anyone asks
         render_prompt(Example("Hello"), template, voices.tokenizer(voice))
 
-    def speaker(voice: str) -> app.Speaker:
+    def speaker(voice: str) -> app.StreamFunction:
         return lambda example, how: voices.stream(voice, example, how, template)
 
     page = app.build(
         {voice: speaker(voice) for voice in voices.names},
-        name, decoding, given["stream_output"], voices.room, policy,
+        name, decoding, given["stream_output"], voices.context_length, policy,
     )  # fmt: skip
     if given["share_gradio"]:
         print("share: anyone with the link below can use this model, for a week")
