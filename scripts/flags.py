@@ -107,14 +107,15 @@ class Script:
                 shown = f"(default: {flag.unset})"
             else:
                 shown = f"-> {flag.explain(flag.default)} (default: {flag.default})"
-            group.add_argument(
+            argument = group.add_argument(
                 *flag.spellings,
                 dest=flag.name,
-                nargs="?" if kind is bool else "+" if flag.many else None,
-                const="True" if kind is bool else None,
+                nargs="+" if flag.many else None,
                 metavar="|".join(filter(None, choices(declared))) or kind.__name__,
                 help=f"{declared.description} {shown}".replace("%", "%%"),
             )
+            if kind is bool:  # --name alone is True
+                argument.nargs, argument.const = "?", "True"
         return parser
 
 
@@ -140,7 +141,8 @@ class Given:
 
 def parse(script: Script, arguments: list[str]) -> Given:
     """Reads a command line; prints the help and exits if asked to. Raises UsageError."""
-    arguments = arguments or ["--help"] * bool(script.function)
+    if script.function and not arguments:
+        arguments = ["--help"]
     words = [_with_underscores(word) for word in arguments]
     texts, unknown = script.parser().parse_known_args(words)
     if unknown:

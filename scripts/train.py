@@ -146,8 +146,8 @@ checkpoint-N/ go to OUTPUT_DIR; the same command again resumes from the newest c
         Flag("logging_steps", sets="log_every", default=1),
         Flag(
             "bf16",
-            kind=bool | None,
             default=None,
+            kind=bool | None,
             help="compute in bfloat16",
             becomes=_explain_bf16,
             unset="the device's best dtype",
