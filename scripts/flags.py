@@ -1,264 +1,208 @@
-"""Command-line flags for the four scripts: one table each, read, checked, explained.
+"""Command-line flags of the four scripts: a table per script, read by argparse.
 
-Accepted: --name value, --name=value, --name alone for True; - and _ alike in names.
+Accepted: ``--name value``, ``--name=value``, ``--name`` alone for True; - and _ alike in names.
+Each script keeps the flags of the original script and prints what each one becomes.
 """
 
 from __future__ import annotations
 
-import difflib
-import logging
-import math
+import argparse
+import copy
 import os
 import sys
-import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:  # last: an installed alpaca_lib goes first
+if str(ROOT) not in sys.path:  # at the end: an installed alpaca_lib comes first
     sys.path.append(str(ROOT))
 
-NEEDED: Any = object()  # the default of a flag that has none
-WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-# Upstream pads rows, so it sorts them; here nothing is left to gain by it.
-GROUPED = "batching pack, on or off: rows are filled with whole examples, which pads even less"
+from alpaca_lib import command_line  # noqa: E402
+from alpaca_lib.errors import UsageError  # noqa: E402
+from alpaca_lib.options import accepted, base_type, choices, nearest  # noqa: E402
 
-
-class FlagError(ValueError):
-    """A command line that cannot be meant so; the text says what is accepted."""
+REQUIRED: Any = object()  # the default of a flag that has none
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag. ``becomes`` is a text in which {} is the value, or makes the text from it."""
+    """A flag, and the option of the library that it sets.
+
+    >>> Flag("warmup_ratio", sets="warmup", default=0.03)  # type and range are the option's
+    """
 
     name: str
-    kind: type
-    default: Any
-    help: str
-    becomes: str | Callable[[Any], str]
-    choices: tuple[str, ...] = ()
-    least: float | None = None
+    default: Any = REQUIRED
+    sets: str = ""  # the option's name
+    kind: Any = None  # an annotation, where the type is not the option's; text without either
+    help: str = ""  # the description, where it is not the option's
+    convert: Callable[[Any], Any] = lambda value: value  # the flag's value -> the option's
+    becomes: str | Callable[[Any], str] = ""  # a text in which {} is the value, or its function
     aliases: tuple[str, ...] = ()
-    unset: str = ""  # in help, what a default of None or "" means
-    many: bool = False  # its value may be several words, with spaces between
+    unset: str = "none"  # what a default of None or "" means, for --help
+    many: bool = False  # whether the value may be several words
 
-    def read(self, text: str) -> Any:
-        """The value in ``text``; FlagError with what is accepted."""
-        accepted = " or ".join(filter(None, self.choices)) or KINDS[self.kind]
-        accepted += f", {self.least:g} or more" if self.least is not None else ""
-        value: Any = text
-        try:
-            if self.kind is bool:
-                value = WORDS[text.strip().lower()]
-            elif self.kind is not str:
-                value = self.kind(text)
-            if self.choices and text not in self.choices:
-                raise ValueError
-            if self.kind in (int, float):
-                low = -math.inf if self.least is None else self.least
-                if not (math.isfinite(value) and value >= low):
-                    raise ValueError
-        except (KeyError, ValueError):
-            raise FlagError(f"--{self.name} {text!r}: takes {accepted}") from None
-        return value
+    @property
+    def spellings(self) -> list[str]:
+        """The flag's names on the command line."""
+        return [f"--{name}" for name in (self.name, *self.aliases)]
 
     def explain(self, value: Any) -> str:
-        """What the value becomes here."""
+        """Returns what a value of the flag becomes, as text."""
         if callable(self.becomes):
             return self.becomes(value)
-        shown = "" if value is NEEDED or value is None else str(value)
-        return self.becomes.replace("{}", shown or "it")
+        if value in (None, ""):
+            return self.unset
+        return self.becomes.replace("{}", str(value)) or f"{self.sets} {self.convert(value)}"
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a script is called, what it does, its flags and an example."""
+    """A script: its file's name, description, flags and two complete command lines.
+
+    ``options`` declares the options that the flags set, as ``Settings.model_fields`` does.
+    """
 
     name: str
     about: str
     flags: tuple[Flag, ...]
-    example: str
-    functions: tuple[str, ...] = ()  # the first word of the command line is one of these
+    examples: tuple[str, str]
+    options: Mapping[str, FieldInfo] = field(default_factory=dict)
+    function: str = ""  # the first word of the command line, in Stanford's first script
 
-    def help(self) -> str:
-        """The text of --help."""
-        first = " ".join(["python", self.name, *self.functions[:1], "[--flag value ...]"])
-        lines = [first, "", textwrap.dedent(self.about).strip(), ""]
-        lines.append("Flags, their defaults, and what each becomes here:")
+    def declaration(self, flag: Flag) -> FieldInfo:
+        """Returns the type, range and description of a flag: its option's, or its own."""
+        option = self.options.get(flag.sets, FieldInfo.from_annotation(str))
+        found = FieldInfo.from_annotation(flag.kind) if flag.kind else copy.copy(option)
+        found.description = flag.help or option.description
+        return found
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Returns the argparse parser, which reads the value of each flag as text."""
+        parser = _Parser(
+            usage=f"python {self.name} {self.function} [--flag value ...]".replace("  ", " "),
+            description=self.about.strip(),
+            epilog="\n".join(["examples:", *self.examples]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        if self.function:
+            parser.add_argument(
+                "function", nargs="?", choices=[self.function], default=self.function
+            )
+        group = parser.add_argument_group("Flags, what each becomes, and their defaults")
         for flag in self.flags:
-            default = "needed" if flag.default is NEEDED else f"default {flag.default}"
-            if flag.default in (None, ""):
-                default = f"default: {flag.unset or 'none'}"
-            choices = f" {'|'.join(filter(None, flag.choices))}" if flag.choices else ""
-            kind = choices or f" {flag.kind.__name__}"
-            names = ", ".join(f"--{name}" for name in (flag.name, *flag.aliases))
-            lines.append(f"  {names}{kind}   ({default})")
-            text = f"{flag.help} -> {flag.explain(flag.default)}"
-            lines += textwrap.wrap(text, 88, initial_indent=" " * 8, subsequent_indent=" " * 8)
-        return "\n".join([*lines, "", "Example:", textwrap.dedent(self.example).strip("\n")])
+            declared = self.declaration(flag)
+            kind = base_type(declared)
+            if flag.default is REQUIRED:
+                shown = "(required)"
+            elif flag.default in (None, ""):
+                shown = f"(default: {flag.unset})"
+            else:
+                shown = f"-> {flag.explain(flag.default)} (default: {flag.default})"
+            argument = group.add_argument(
+                *flag.spellings,
+                dest=flag.name,
+                nargs="+" if flag.many else None,
+                metavar="|".join(filter(None, choices(declared))) or kind.__name__,
+                help=f"{declared.description} {shown}".replace("%", "%%"),
+            )
+            if kind is bool:  # --name alone is True
+                argument.nargs, argument.const = "?", "True"
+        return parser
 
 
 @dataclass
 class Given:
-    """The value of every flag; ``given`` names those that the command line set."""
+    """A parsed command line: ``given["seed"]`` is the value of --seed."""
 
     script: Script
-    values: dict[str, Any]
-    given: dict[str, str] = field(default_factory=dict)  # name -> as it was written
+    values: dict[str, Any]  # by flag
+    options: dict[str, Any] = field(default_factory=dict)  # by option; not those that are None
+    given: dict[str, str] = field(default_factory=dict)  # flags as the command line wrote them
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
-    def tell(self, file: TextIO | None = None) -> None:
-        """Prints, on the first process, what each given flag became."""
+    def print_changes(self, file: TextIO | None = None) -> None:
+        """Prints what each given flag becomes, on rank 0."""
         for flag in self.script.flags:
-            if flag.name in self.given and first_process():
-                became = flag.explain(self.values[flag.name])
-                print(f"{self.given[flag.name]} -> {became}", file=file or sys.stdout, flush=True)
+            if flag.name in self.given:
+                became = flag.explain(self[flag.name])
+                print_once(f"{self.given[flag.name]} -> {became}", file)
 
 
 def parse(script: Script, arguments: list[str]) -> Given:
-    """The values of a command line; prints help and exits if asked. Raises FlagError."""
-    known = {name: flag for flag in script.flags for name in (flag.name, *flag.aliases)}
-    if "--help" in arguments or "-h" in arguments or (script.functions and not arguments):
-        print(script.help())
-        raise SystemExit(0)
+    """Reads a command line; prints the help and exits if asked to. Raises UsageError."""
+    if script.function and not arguments:
+        arguments = ["--help"]
+    words = [_with_underscores(word) for word in arguments]
+    texts, unknown = script.parser().parse_known_args(words)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        if not name.startswith("--"):
+            raise UsageError(
+                f"{name!r} is not understood: a flag begins with --, its value follows"
+            )
+        near = nearest(name, [spelling for flag in script.flags for spelling in flag.spellings])
+        raise UsageError(f"no flag {name}{near or '; --help lists them'}")
+    names = {_with_underscores(n): n for n in (word.partition("=")[0] for word in arguments)}
     found = Given(script, {flag.name: flag.default for flag in script.flags})
-    words = list(arguments)
-    if script.functions and not words[0].startswith("--"):
-        if words[0] not in script.functions:
-            near = _near(words[0], script.functions)
-            raise FlagError(f"no function {words[0]!r}; there is {script.functions[0]}{near}")
-        words.pop(0)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise FlagError(f"{word!r} is not understood: a flag begins with --, its value follows")
-        written, equals, text = word[2:].partition("=")
-        flag = known.get(written.replace("-", "_"))
-        if flag is None:
-            raise FlagError(f"no flag --{written}{_near(written.replace('-', '_'), known, '--')}")
-        if not equals:
-            if words and not words[0].startswith("--"):
-                text = words.pop(0)
-            elif flag.kind is bool:
-                text = "True"
-            else:
-                raise FlagError(f"--{written}: needs a value, {KINDS[flag.kind]}")
-        while flag.many and words and not words[0].startswith("--"):
-            text += " " + words.pop(0)
-        found.values[flag.name] = flag.read(text)
-        found.given[flag.name] = f"--{written} {text!r}" if text == "" else f"--{written} {text}"
-    missing = [flag.name for flag in script.flags if found.values[flag.name] is NEEDED]
-    if missing:
-        raise FlagError(f"--{missing[0]} is needed; --help says what it is")
+    for flag in script.flags:
+        if hasattr(texts, flag.name):
+            text = getattr(texts, flag.name)
+            text = " ".join(text) if flag.many else text
+            found.values[flag.name] = _read(flag, script.declaration(flag), text)
+            written = next(names[spelling] for spelling in flag.spellings if spelling in names)
+            found.given[flag.name] = f"{written} {text or repr(text)}"
+    for flag in script.flags:
+        value = found[flag.name]
+        if value is REQUIRED:
+            raise UsageError(f"--{flag.name} is needed; --help says what it is")
+        if flag.sets and value is not None:
+            found.options[flag.sets] = flag.convert(value)
     return found
 
 
 def run(work: Callable[[], None]) -> int:
-    """Runs a script's work; a mistake of the reader's becomes one line and an exit code."""
-    # Of other packages' own insides; the reader of a script can do nothing about them.
-    warnings.simplefilter("ignore", FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product
-    here = "" if first_process() else f"(process {os.environ['RANK']}) "
-    try:
-        work()
-    except FlagError as error:
-        print(f"error: {here}{error}", file=sys.stderr, flush=True)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
-        return 130
-    except Exception as error:
-        if not _readers(error):
-            raise
-        print(f"error: {here}{error}", file=sys.stderr, flush=True)
-        return 1
-    return 0
+    """Runs a script's work and returns its exit code; see alpaca_lib.command_line.run."""
+    warnings.simplefilter("ignore", FutureWarning)  # of other packages' internals
+    return command_line.run(work, "" if is_rank_zero() else f"(process {os.environ['RANK']}) ")
 
 
-def first_process() -> bool:
-    """Whether this process is the one that prints: rank 0 under torchrun, or the only one."""
+def is_rank_zero() -> bool:
+    """Returns whether this process prints: rank 0 under torchrun, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str) -> None:
-    """Prints on the first process only."""
-    if first_process():
-        print(text, flush=True)
+def print_once(text: str, file: TextIO | None = None) -> None:
+    """Prints a line on rank 0 only."""
+    if is_rank_zero():
+        print(text, file=file or sys.stdout, flush=True)
 
 
-def template(name: str) -> str:
-    """The template that a name of Alpaca-LoRA's, or one of our own, means. FlagError."""
-    from alpaca_lib.prompts import ALIASES, CHAT, TEMPLATES
-
-    # What Alpaca-LoRA calls alpaca is its own text; Stanford's is its alpaca_legacy.
-    found = "alpaca-lora" if name == "alpaca" else ALIASES.get(name, name)
-    if found not in (*TEMPLATES, CHAT):
-        known = ", ".join(dict.fromkeys(["alpaca", *ALIASES, *TEMPLATES, CHAT]))
-        raise FlagError(f"no prompt template {name!r}; there are {known}")
-    return found
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
 
 
-def resume(text: str) -> str:
-    """What Settings.resume is for --resume_from_checkpoint. Raises FlagError."""
-    if text.lower() in ("auto", "true", ""):
-        return "auto"
-    if text.lower() in ("never", "false", "none"):
-        return "never"
-    if not Path(text).is_dir():
-        raise FlagError(f"--resume_from_checkpoint {text!r}: no such folder")
-    return text
+def _with_underscores(word: str) -> str:
+    name, equals, value = word.partition("=")
+    is_flag = name.startswith("--")
+    return "--" + name[2:].replace("-", "_") + equals + value if is_flag else word
 
 
-def trackers(text: str) -> str:
-    """What Settings.trackers is for --report_to. Raises FlagError."""
-    from alpaca_lib.training.settings import TRACKERS
-
-    names = list(dict.fromkeys(text.replace(",", " ").split()))
-    if names in ([], ["none"]):
-        return ""
-    for name in names:
-        if name not in TRACKERS:
-            raise FlagError(f"--report_to {text!r}: takes none, or of {', '.join(TRACKERS)}")
-    return ",".join(names)
-
-
-def report_to(default: str, unset: str = "") -> Flag:
-    """The flag that names trackers."""
-    return Flag(
-        *("report_to", str, default, "trackers: wandb, tensorboard, trackio; or none"),
-        lambda text: f"trackers {trackers(text) or 'none: OUTPUT_DIR/metrics.jsonl has the lines'}",
-        unset=unset,
-        many=True,
-    )
-
-
-def project(named: str) -> str:
-    """The trackers' project: as named, or as WANDB_PROJECT says."""
-    from alpaca_lib.training.settings import Settings
-
-    return named or os.environ.get("WANDB_PROJECT") or Settings.model_fields["project"].default
-
-
-def _readers(error: Exception) -> bool:
-    """Whether an error is the reader's to mend: the library's own, a ValueError that our
-    code raised about a setting, or the disk's. Any other is a fault and keeps its trace."""
-    if type(error).__module__.startswith("alpaca_lib.") or isinstance(error, OSError):
-        return True
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    ours = ("alpaca_lib", "__main__", "flags", "train", "finetune", "generate")
-    return isinstance(error, ValueError) and raised_in.startswith(ours)
-
-
-def _near(name: str, known: Any, before: str = "") -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {before}{found[0]}?" if found else "; --help lists them"
+def _read(flag: Flag, declared: FieldInfo, text: str) -> Any:
+    kind: Any = Annotated[declared.annotation, declared]
+    try:
+        return TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_strings(text)
+    except ValidationError:
+        near = nearest(text, choices(declared))
+        raise UsageError(f"--{flag.name} {text!r}: takes {accepted(declared)}{near}") from None

@@ -6,247 +6,256 @@ torchrun --nproc_per_node=4 train.py --data_path FILE --output_dir DIR [--flag v
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
+import conversions
 import flags
-from flags import NEEDED, Flag, Given, Script
+from flags import Flag, Given, Script
+from pydantic import Field, PositiveInt
 
+from alpaca_lib.errors import UsageError
 from alpaca_lib.models.embedded import DEFAULT_MODEL
-from alpaca_lib.training.settings import SCHEDULES
-
-if TYPE_CHECKING:
-    from alpaca_lib.training.settings import Settings
+from alpaca_lib.training.settings import Settings
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
-# Hugging Face's words: Settings.sharding, Settings.gather, and what these mean.
-FSDP = {
-    "full_shard": ("full", "auto", "parameters, gradients and optimizer over all processes"),
-    "shard_grad_op": ("full", "step", "as full_shard, but put together once a step"),
-    "hybrid_shard": ("hybrid", "auto", "within a node, with copies across nodes"),
-    "hybrid_shard_zero2": ("hybrid", "step", "as hybrid_shard, but put together once a step"),
-}
-OPTIMIZERS: dict[str, Any] = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
-    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "adamw8bit"),
-}
+DTYPES = {None: "auto", True: "bfloat16", False: "float32"}  # by the value of --bf16
 
 
-def _dtype(bf16: bool | None) -> str:
-    if bf16 is None:
-        return "dtype auto: bfloat16 where the device computes it, else float32"
-    return "dtype bfloat16" if bf16 else "dtype float32"
+def _explain_max_steps(steps: int) -> str:
+    return f"max_steps {steps}" if steps > 0 else "as many steps as the epochs need"
 
 
-def _optimizer(name: str) -> str:
-    paged = "; its memory is not paged" if name.startswith("paged") else ""
-    return f"optimizer {OPTIMIZERS[name]}{paged}"
+def _explain_save_strategy(strategy: str) -> str:
+    return "save_every 0" if strategy == "no" else f"a checkpoint by {strategy}"
 
 
-def fsdp(text: str) -> tuple[Any, Any, str]:
-    """Settings.sharding, Settings.gather and their meaning, for --fsdp. Raises FlagError."""
-    found = [word for word in text.replace(",", " ").split() if word != "auto_wrap"]
-    for word in found:
-        if word not in FSDP:
-            raise flags.FlagError(
-                f"--fsdp {text!r}: takes {', '.join(FSDP)}, and auto_wrap beside it; "
-                f"{word!r} is not done here"
-            )
-    if len(found) > 1:
-        raise flags.FlagError(f"--fsdp {text!r}: choose one of {' and '.join(found)}")
-    return FSDP[found[0]] if found else ("auto", "auto", "as the processes and nodes suggest")
+def _explain_bf16(bf16: bool | None) -> str:
+    meaning = ": bfloat16 where the device computes it, else float32" if bf16 is None else ""
+    return f"dtype {DTYPES[bf16]}{meaning}"
 
 
-def _sharding(text: str) -> str:
-    sharding, gather, meaning = fsdp(text)
+def _explain_fp16(fp16: bool) -> str:
+    if fp16:
+        return "bfloat16 or float32, whichever the device has: float16 overflows"
+    return "no float16"
+
+
+def _explain_tf32(tf32: bool) -> str:
+    return f"float32 matmul precision {'high' if tf32 else 'highest'} (GPUs only)"
+
+
+def _explain_fsdp(text: str) -> str:
+    sharding, gather, meaning = conversions.sharding(text)
     if PROCESSES == 1:
         return "nothing to shard: this is one process (torchrun starts more)"
     return f"sharding {sharding}, gather {gather}: FSDP2, {meaning}"
 
 
+def _explain_max_length(length: int) -> str:
+    row_length = conversions.packing(1, length)["row_length"]
+    return f"max_length {length}; examples are packed into rows of {row_length}"
+
+
+def _explain_optimizer(name: str) -> str:
+    note = "; its memory is not paged" if name.startswith("paged") else ""
+    return f"optimizer {conversions.OPTIMIZERS[name]}{note}"
+
+
 SCRIPT = Script(
     name="train.py",
     about="""
-        Stage 03 of the Alpaca recipe: all parameters of a model are trained, on the answers
-        only. Under plain python it is one process; torchrun starts as many as
-        --nproc_per_node says, and then every one holds a shard of the model (FSDP2).
+Stage 03 of the Alpaca recipe: trains all parameters of a model, with the loss on the answers
+only. Plain python is one process; torchrun starts --nproc_per_node of them, and each holds a
+shard of the model (FSDP2).
 
-        Defaults are the values of Stanford's command. The model, metrics.jsonl, run.json and
-        checkpoint-N/ go to OUTPUT_DIR; the same command again goes on from the newest
-        checkpoint.
-    """,
+Defaults are the values of Stanford's command. The model, metrics.jsonl, run.json and
+checkpoint-N/ go to OUTPUT_DIR; the same command again resumes from the newest checkpoint.
+""",
+    options=Settings.model_fields,
     flags=(
+        Flag("model_name_or_path", sets="model", default=DEFAULT_MODEL),
+        Flag("data_path", sets="data_path", becomes="data {}"),
+        Flag("output_dir", sets="output_dir"),
+        Flag("num_train_epochs", sets="epochs", default=3.0),
         Flag(
-            *("model_name_or_path", str, DEFAULT_MODEL, "a folder, a hub id or the embedded model"),
-            *("model {}",),
-        ),
-        Flag("data_path", str, NEEDED, "instruction, input, output: .json or .jsonl", "data {}"),
-        Flag("output_dir", str, NEEDED, "where the model goes", "output_dir {}"),
-        Flag(
-            *("num_train_epochs", float, 3.0, "passes over the data", "epochs {}"),
-            least=0,
-        ),
-        Flag(
-            *("max_steps", int, -1, "above 0: so many steps, whatever the epochs"),
-            lambda steps: f"max_steps {steps}" if steps > 0 else "as many steps as the epochs need",
+            "max_steps",
+            sets="max_steps",
+            default=-1,
+            kind=int,
+            convert=lambda steps: max(steps, 0),
+            becomes=_explain_max_steps,
         ),
         Flag(
-            *("per_device_train_batch_size", int, 4, "examples that one device takes at once"),
-            *("{} x gradient_accumulation_steps x processes = examples_per_step",),
-            least=1,
+            "per_device_train_batch_size",
+            default=4,
+            kind=PositiveInt,
+            help="examples per device and micro-batch",
+            becomes="{} x gradient_accumulation_steps x processes = examples_per_step",
         ),
         Flag(
-            *("gradient_accumulation_steps", int, 8, "such batches before one optimizer step"),
-            *("{} x per_device_train_batch_size x processes = examples_per_step",),
-            least=1,
+            "gradient_accumulation_steps",
+            default=8,
+            kind=PositiveInt,
+            help="micro-batches per optimizer step",
+            becomes="{} x per_device_train_batch_size x processes = examples_per_step",
         ),
         Flag(
-            *("per_device_eval_batch_size", int, 4, "examples at once in an evaluation"),
-            *("nothing: Stanford's recipe evaluates nothing",),
-            least=1,
+            "per_device_eval_batch_size",
+            default=4,
+            kind=PositiveInt,
+            help="examples per device and micro-batch of an evaluation",
+            becomes="nothing: Stanford's recipe evaluates nothing",
         ),
         Flag(
-            *("evaluation_strategy", str, "no", "when to evaluate"),
-            *("no evaluation: this recipe has no validation data (finetune.py has)", ("no",)),
+            "evaluation_strategy",
+            default="no",
+            kind=Literal["no"],
+            help="when to evaluate",
+            becomes="no evaluation: this recipe has no validation data (finetune.py has)",
             aliases=("eval_strategy",),
         ),
         Flag(
-            *("save_strategy", str, "steps", "when to write a checkpoint"),
-            lambda how: "save_every 0" if how == "no" else f"a checkpoint by {how}",
-            choices=("no", "steps", "epoch"),
-        ),
-        Flag("save_steps", int, 2000, "steps between checkpoints", "save_every {}", least=1),
-        Flag("save_total_limit", int, 1, "checkpoints kept", "keep_checkpoints {}", least=1),
-        Flag(
-            *("resume_from_checkpoint", str, "auto", "auto, never, or a checkpoint's folder"),
-            lambda text: f"resume {flags.resume(text)}",
-        ),
-        Flag("learning_rate", float, 2e-5, "the highest rate", "learning_rate {}", least=0),
-        Flag("weight_decay", float, 0.0, "AdamW's decay", "weight_decay {}", least=0),
-        Flag(
-            *("warmup_ratio", float, 0.03, "part of all steps in which the rate rises"),
-            *("warmup {}",),
-            least=0,
+            "save_strategy",
+            default="steps",
+            kind=Literal["no", "steps", "epoch"],
+            help="when to write a checkpoint",
+            becomes=_explain_save_strategy,
         ),
         Flag(
-            *("lr_scheduler_type", str, "cosine", "how the rate falls", "schedule {}", SCHEDULES),
+            "save_steps",
+            sets="save_every",
+            default=2000,
+            kind=PositiveInt,
+            help="steps between checkpoints",
         ),
-        Flag("logging_steps", int, 1, "steps between lines of metrics", "log_every {}", least=1),
+        Flag("save_total_limit", sets="keep_checkpoints", default=1),
+        Flag("resume_from_checkpoint", sets="resume", default="auto", convert=conversions.resume),
+        Flag("learning_rate", sets="learning_rate", default=2e-5),
+        Flag("weight_decay", sets="weight_decay", default=0.0),
         Flag(
-            *("bf16", bool, None, "compute in bfloat16", _dtype),
-            unset="what the device does best",
+            "warmup_ratio",
+            sets="warmup",
+            default=0.03,
+            kind=Annotated[float, Field(ge=0, lt=1)],
+            help="fraction of all steps in which the rate rises",
+        ),
+        Flag("lr_scheduler_type", sets="schedule", default="cosine"),
+        Flag("logging_steps", sets="log_every", default=1),
+        Flag(
+            "bf16",
+            default=None,
+            kind=bool | None,
+            help="compute in bfloat16",
+            becomes=_explain_bf16,
+            unset="the device's best dtype",
+        ),
+        Flag("fp16", default=False, kind=bool, help="compute in float16", becomes=_explain_fp16),
+        Flag(
+            "tf32",
+            default=False,
+            kind=bool,
+            help="float32 products in TF32, on NVIDIA GPUs since Ampere",
+            becomes=_explain_tf32,
         ),
         Flag(
-            *("fp16", bool, False, "compute in float16"),
-            lambda on: (
-                "bfloat16 or float32, whichever the device has: float16 overflows"
-                if on
-                else "no float16"
-            ),
+            "fsdp",
+            default="",
+            help=f"how to shard: {', '.join(conversions.FSDP)}",
+            becomes=_explain_fsdp,
+            unset="chosen from the processes and nodes",
+            many=True,
         ),
         Flag(
-            *("tf32", bool, False, "float32 products in TF32, on NVIDIA GPUs since Ampere"),
-            lambda on: f"float32 matmul precision {'high' if on else 'highest'} (GPUs only)",
-        ),
-        Flag("fsdp", str, "", f"how to shard: {', '.join(FSDP)}", _sharding, many=True),
-        Flag(
-            *("fsdp_transformer_layer_cls_to_wrap", str, "", "the class of a layer"),
-            *("nothing: the class is read from the model",),
+            "fsdp_transformer_layer_cls_to_wrap",
+            default="",
+            help="the class of a layer",
+            becomes="nothing: the class is read from the model",
+            unset="read from the model",
         ),
         Flag(
-            *("gradient_checkpointing", bool, False, "less memory, a third more time"),
-            *("activation_checkpointing {}",),
+            "gradient_checkpointing",
+            sets="activation_checkpointing",
+            default=False,
             aliases=("activation_checkpointing",),
         ),
-        Flag("torch_compile", bool, False, "compile the layers (on a CPU: with g++)", "compile {}"),
-        Flag("group_by_length", bool, False, "examples of like length together", flags.GROUPED),
+        Flag("torch_compile", sets="compile", default=False),
+        conversions.GROUP_BY_LENGTH,
+        Flag("model_max_length", sets="max_length", default=512, becomes=_explain_max_length),
         Flag(
-            *("model_max_length", int, 512, "tokens of an example, prompt and answer"),
-            lambda n: f"max_length {n}; examples are packed into rows of {max(512, n)}",
-            least=2,
+            "optim",
+            sets="optimizer",
+            default="adamw_torch",
+            help="optimizer; 8bit: moments in 8 bits (bitsandbytes)",
+            kind=Literal[tuple(conversions.OPTIMIZERS)],
+            convert=conversions.OPTIMIZERS.__getitem__,
+            becomes=_explain_optimizer,
         ),
         Flag(
-            *("optim", str, "adamw_torch", "the optimizer", _optimizer, tuple(OPTIMIZERS)),
+            "cache_dir",
+            default="",
+            help="folder for downloads",
+            becomes="HF_HUB_CACHE {}",
+            unset="HF_HUB_CACHE, or the hub's own",
         ),
-        Flag("cache_dir", str, "", "where downloads are kept", "HF_HUB_CACHE {}"),
-        Flag("seed", int, 42, "order of the examples, dropout", "seed {}", least=0),
-        flags.report_to("none"),
+        Flag("seed", sets="seed", default=42),
+        conversions.report_to(default="none"),
         Flag(
-            *("project", str, "", "the trackers' name for a family of runs", "project {}"),
+            "project",
+            sets="project",
+            default="",
+            convert=conversions.project,
             unset="WANDB_PROJECT, or alpaca",
         ),
-        Flag("run_name", str, "", "and for this one", "run_name {}", unset="OUTPUT_DIR's name"),
+        Flag("run_name", sets="run_name", default="", unset="OUTPUT_DIR's name"),
     ),
-    example="""
-        torchrun --nproc_per_node=2 --master_port=29501 scripts/train.py \\
-            --model_name_or_path smollm2-135m --data_path data/alpaca_520.json \\
-            --output_dir runs/alpaca --num_train_epochs 3 --fsdp "full_shard auto_wrap"
-    """,
+    examples=(
+        """\
+  python scripts/train.py --model_name_or_path smollm2-135m \\
+      --data_path data/alpaca_520.json --output_dir runs/alpaca --max_steps 10""",
+        """\
+  torchrun --nproc_per_node=2 --master_port=29501 scripts/train.py \\
+      --model_name_or_path smollm2-135m --data_path data/alpaca_520.json \\
+      --output_dir runs/alpaca --num_train_epochs 3 --fsdp "full_shard auto_wrap\"""",
+    ),
 )
 
 
 def to_settings(given: Given, processes: int) -> Settings:
-    """The run that the flags describe. Raises FlagError, or ValueError as Settings does."""
-    from alpaca_lib.training.settings import Settings
-
-    sharding, gather, _ = fsdp(given["fsdp"])
-    if processes == 1:
-        sharding = gather = "auto"
+    """Returns the run that the flags describe. Raises SettingsError."""
     if given["bf16"] and given["fp16"]:
-        raise flags.FlagError("--bf16 and --fp16 together: choose one")
-    if given["warmup_ratio"] >= 1:
-        raise flags.FlagError(f"--warmup_ratio '{given['warmup_ratio']}': takes 0 up to below 1")
-    dtypes = {None: "auto", True: "bfloat16", False: "float32"}
-    length = given["model_max_length"]
-    row_length = max(512, length)
-    per_step = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
-    return Settings(
-        data_path=given["data_path"],
-        output_dir=given["output_dir"],
-        model=given["model_name_or_path"],
-        max_length=length,
-        epochs=given["num_train_epochs"],
-        max_steps=max(given["max_steps"], 0),
-        examples_per_step=per_step * processes,
-        row_length=row_length,
-        # As many tokens at once as upstream's padded examples would have.
-        rows_per_micro_batch=max(given["per_device_train_batch_size"] * length // row_length, 1),
-        optimizer=OPTIMIZERS[given["optim"]],
-        learning_rate=given["learning_rate"],
-        weight_decay=given["weight_decay"],
-        warmup=given["warmup_ratio"],
-        schedule=given["lr_scheduler_type"],
-        dtype="auto" if given["fp16"] else dtypes[given["bf16"]],
-        activation_checkpointing=given["gradient_checkpointing"],
-        compile=given["torch_compile"],
-        sharding=sharding,
-        gather=gather,
-        seed=given["seed"],
-        log_every=given["logging_steps"],
-        save_every=0 if given["save_strategy"] == "no" else given["save_steps"],
-        keep_checkpoints=given["save_total_limit"],
-        trackers=flags.trackers(given["report_to"]),
-        project=flags.project(given["project"]),
-        run_name=given["run_name"],
-        resume=flags.resume(given["resume_from_checkpoint"]),
-    )
+        raise UsageError("--bf16 and --fp16 together: choose one")
+    sharding, gather, _ = conversions.sharding(given["fsdp"])
+    per_device = given["per_device_train_batch_size"]
+    values = {
+        **given.options,
+        **conversions.packing(per_device, given["model_max_length"]),
+        "examples_per_step": per_device * given["gradient_accumulation_steps"] * processes,
+        "dtype": "auto" if given["fp16"] else DTYPES[given["bf16"]],
+        "sharding": sharding if processes > 1 else "auto",
+        "gather": gather if processes > 1 else "auto",
+    }
+    if given["save_strategy"] == "no":
+        values["save_every"] = 0
+    return Settings.from_dict(values, SCRIPT.name)
 
 
 def work(given: Given) -> None:
     """Trains as the flags say."""
     settings = to_settings(given, PROCESSES)
-    given.tell()
+    given.print_changes()
     if given["cache_dir"]:  # read by huggingface_hub when it is imported
         os.environ["HF_HUB_CACHE"] = given["cache_dir"]
     if given["save_strategy"] == "epoch":
         from alpaca_lib.records import load_examples
+        from alpaca_lib.training import count_steps
 
         rows = len(load_examples(settings.data_path))
-        settings = settings.replace(save_every=math.ceil(rows / settings.examples_per_step))
-    flags.say(
+        per_epoch = count_steps(rows, settings.examples_per_step, epochs=1)
+        settings = settings.replace(save_every=per_epoch)
+    flags.print_once(
         f"examples_per_step = {given['per_device_train_batch_size']} x "
         f"{given['gradient_accumulation_steps']} x {PROCESSES} process"
         f"{'es' if PROCESSES > 1 else ''} = {settings.examples_per_step}; checkpoints "
@@ -256,7 +265,7 @@ def work(given: Given) -> None:
 
 
 def train(settings: Settings, tf32: bool = False) -> Path:
-    """Runs the library's loop, printing each line of metrics; returns the output folder."""
+    """Trains in this process, prints each line of metrics, and returns the output folder."""
     import torch
 
     from alpaca_lib import launch
@@ -266,19 +275,19 @@ def train(settings: Settings, tf32: bool = False) -> Path:
     if tf32 and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     placement = place(settings.device, settings.dtype)
-    flags.say(f"device {placement.device}, {placement.dtype}: {placement.reason}")
+    flags.print_once(f"device {placement.device}, {placement.dtype}: {placement.reason}")
 
     def report(line: dict[str, Any]) -> None:
         run = json.loads((Path(settings.output_dir) / "run.json").read_text(encoding="utf-8"))
         print(format_metrics(line, run["steps"]), flush=True)
 
     folder = launch.run(settings, report=report)
-    flags.say(f"done: {folder}")
+    flags.print_once(f"done: {folder}")
     return folder
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line; returns the exit code."""
+    """Runs the command line and returns the exit code."""
     return flags.run(lambda: work(flags.parse(SCRIPT, arguments)))
 
 

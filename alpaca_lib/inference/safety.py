@@ -92,7 +92,7 @@ class Policy:
         yield f"{shown}\n\n{REFUSAL} ({block})".strip() if block else text
 
     def _check(self, task: Example, where: str, text: str) -> Block | None:
-        if found := unsafe(task, self.rules):
+        if found := find_broken_rule(task, self.rules):
             return Block(found, where)
         if self.moderate and text.strip() and (found := self.moderate(text)):
             return Block(found, where)

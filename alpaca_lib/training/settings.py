@@ -38,7 +38,7 @@ class Settings(Options):
         "pack", "pack: examples end to end; bucket: padded, similar lengths together; pad: in order"
     )
     learning_rate: float = option(2e-5, "highest learning rate", above=0)
-    weight_decay: float = option(0.0, "AdamW's weight decay")
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
     warmup: float = option(0.03, "below 1: fraction of all steps; else number of steps", least=0)
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine", "learning-rate schedule"
@@ -51,8 +51,8 @@ class Settings(Options):
         "none", "storage of a frozen base model's weights (bitsandbytes)"
     )
     lora_rank: int = option(8, "rank r of the adapter matrices", least=1)
-    lora_alpha: int = option(16, "the adapter's product is scaled by alpha / r")
-    lora_dropout: float = option(0.05, "dropout on the adapter's input")
+    lora_alpha: int = option(16, "the adapter's product is scaled by alpha / r", least=1)
+    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=1)
     lora_targets: str = option("q_proj,v_proj", "module names separated by commas, or all-linear")
     lora_rs: bool = option(False, "scale by alpha / sqrt(r), not alpha / r (arXiv:2312.03732)")
     lora_dora: bool = option(False, "train direction and length separately (arXiv:2402.09353)")
@@ -73,7 +73,9 @@ class Settings(Options):
     gather: Literal["auto", "step", "layer"] = option(
         "auto", "all-gather parameters once per step (faster, more memory), or per layer"
     )
-    seed: int = option(0, "seed of the order of examples, of dropout and of new adapters")
+    seed: int = option(
+        0, "seed of the order of examples, of dropout and of new adapters", least=0
+    )
     log_every: int = option(1, "steps between lines of metrics", least=1)
     eval_every: int = option(0, "steps between validations; 0: before and after only", least=0)
     save_every: int = option(0, "steps between checkpoints; 0: none", least=0)

@@ -1,4 +1,4 @@
-"""The four scripts as a reader starts them: real processes, the embedded model, real files."""
+"""Runs the four scripts as a user does: real processes, the embedded model, real files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEAVY = ("torch", "transformers", "gradio", "datasets", "openai", "peft", "numpy
 def run(
     script: str, *arguments: str, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """One of the scripts with the words of a command line, to its end."""
+    """Runs one of the scripts with a command line and returns the finished process."""
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), *arguments]
     return execute(command, cwd, environment)
 
@@ -48,13 +48,13 @@ def execute(
 
 
 def good(done: subprocess.CompletedProcess[str]) -> str:
-    """What a run printed, if it ended well."""
+    """Returns what a run printed; fails unless its exit code is 0."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def one_error(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """The only line on stderr of a run that failed as it should."""
+    """Returns the only line on stderr of a run with an exit code."""
     assert done.returncode == code, done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
@@ -79,11 +79,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.parametrize("script", NAMES)
-def test_help_teaches_at_once(script: str) -> None:
+def test_help_explains_every_flag_and_imports_nothing_heavy(script: str) -> None:
     command = [sys.executable, "-X", "importtime", str(SCRIPTS / f"{script}.py"), "--help"]
     done = execute(command, ROOT)
     text = good(done)
-    assert "Flags" in text and "->" in text and "Example:" in text
+    assert "Flags" in text and "->" in text and "(default: " in text and "\nexamples:\n" in text
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "difflib" in imported  # importtime was on
     assert imported.isdisjoint(HEAVY)
@@ -92,23 +92,27 @@ def test_help_teaches_at_once(script: str) -> None:
 @pytest.mark.parametrize(
     ("script", "words", "expected"),
     [
-        ("train", ["--learning-rat", "1"], "did you mean --learning_rate?"),
-        ("finetune", ["--lora_rank", "8"], "did you mean --lora_r?"),
-        ("generate", ["--lora_weight=x"], "did you mean --lora_weights?"),
-        ("generate_instruction", [FUNCTION, "--tempratur", "1"], "did you mean --temperature?"),
-        ("generate_instruction", ["generate_instructions"], f"there is {FUNCTION}"),
-        ("train", ["--bf16", "maybe"], "--bf16 'maybe': takes True or False"),
-        ("train", ["--save_strategy=never"], "takes no or steps or epoch"),
-        ("train", ["--logging_steps", "0"], "takes a whole number, 1 or more"),
+        (
+            "train",
+            ["--learning-rat", "1"],
+            "no flag --learning_rat; did you mean '--learning_rate'?",
+        ),
+        ("finetune", ["--lora_rank", "8"], "did you mean '--lora_r'?"),
+        ("generate", ["--lora_weight=x"], "did you mean '--lora_weights'?"),
+        ("generate_instruction", [FUNCTION, "--tempratur", "1"], "did you mean '--temperature'?"),
+        ("generate_instruction", ["generate_instructions"], f"(choose from '{FUNCTION}')"),
+        ("train", ["--bf16", "maybe"], "--bf16 'maybe': takes true or false"),
+        ("train", ["--save_strategy=never"], "takes no|steps|epoch"),
+        ("train", ["--logging_steps", "0"], "takes a whole number, at least 1"),
         ("finetune", ["--learning_rate", "nan"], "takes a number"),
-        ("finetune", ["--data_path"], "--data_path: needs a value"),
+        ("finetune", ["--data_path"], "--data_path: expected one argument"),
         ("finetune", ["lora-alpaca"], "'lora-alpaca' is not understood"),
         ("train", [], "--data_path is needed"),
         ("train", ["--data_path=d", "--output_dir=o", "--fsdp", "offload"], "takes full_shard"),
         ("generate", ["--prompt_template", "alpca"], "there are alpaca, alpaca_legacy"),
     ],
 )
-def test_a_command_line_that_cannot_be_meant(script: str, words: list[str], expected: str) -> None:
+def test_usage_errors_exit_with_2(script: str, words: list[str], expected: str) -> None:
     assert expected in one_error(run(script, *words), code=2)
 
 
@@ -126,7 +130,7 @@ def test_openai_teacher_without_a_model_name(tmp_path: Path) -> None:
 def test_finetune_refuses_before_any_work(rows: dict[int, Path], tmp_path: Path) -> None:
     out = ("--output_dir", str(tmp_path / "out"))
     few = run("finetune", "--data_path", str(rows[6]), "--val_set_size", "6", *out)
-    assert "6 rows, of which --val_set_size takes 6" in one_error(few, code=1)
+    assert "6 rows, and --val_set_size takes 6" in one_error(few, code=1)
     missing = run("finetune", "--data_path", str(tmp_path / "none.json"), *out)
     assert "none.json: no such file" in one_error(missing, code=1)
     hub = run("finetune", "--data_path", "a/b", *out, HF_ENDPOINT="http://127.0.0.1:9")

@@ -1,10 +1,11 @@
-"""What the flags of train.py and finetune.py become: Settings, without a run."""
+"""Reads the flags of the scripts into the library's options, without a run."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parsed(name: str, *words: str) -> tuple[Any, Any]:
-    """A script's module, and a command line read by it."""
+    """Returns a script's module, and a command line read by it."""
     module, flags = importlib.import_module(name), importlib.import_module("flags")
     return module, flags.parse(module.SCRIPT, list(words))
 
@@ -45,7 +46,7 @@ def train(*words: str, processes: int = 4) -> Any:
 
 @pytest.fixture
 def finetune(data_file: Path, tmp_path: Path) -> Any:
-    """The Settings of finetune.py on twelve rows."""
+    """Returns a function from flags to the Settings of finetune.py on twelve rows."""
 
     def settings(*words: str) -> Any:
         out = str(tmp_path / "out")
@@ -95,7 +96,7 @@ def test_the_lessons_finetune_command(finetune: Any, capsys: pytest.CaptureFixtu
         (("hybrid_shard_zero2,auto_wrap",), "hybrid", "step"),
     ],
 )
-def test_fsdp_words(words: tuple[str, ...], sharding: str, gather: str) -> None:
+def test_fsdp_strategies(words: tuple[str, ...], sharding: str, gather: str) -> None:
     got = train(*(("--fsdp", *words) if words else ()), "--max_steps", "1")
     assert (got.sharding, got.gather, got.max_steps) == (sharding, gather, 1)
     alone = train(*(("--fsdp", *words) if words else ()), processes=1)
@@ -140,18 +141,18 @@ def test_names_as_separate_words_and_the_environments_project(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--fsdp", "full_shard offload"], "'offload' is not done here"),
+        (["--fsdp", "full_shard offload"], "'offload' is not supported"),
         (["--fsdp", "full_shard hybrid_shard"], "choose one of full_shard and hybrid_shard"),
-        (["--optim", "adafactor"], "takes adamw_torch or adamw_torch_fused"),
-        (["--report_to", "mlflow"], "takes none, or of tensorboard, wandb, trackio"),
-        (["--report_to", "none wandb"], "takes none, or of tensorboard"),
-        (["--report_to"], "--report_to: needs a value"),
-        (["--torch_compile", "max"], "takes True or False"),
+        (["--optim", "adafactor"], "takes adamw_torch|adamw_torch_fused"),
+        (["--report_to", "mlflow"], "takes none, or some of tensorboard, wandb, trackio"),
+        (["--report_to", "none wandb"], "takes none, or some of tensorboard"),
+        (["--report_to"], "--report_to: expected at least one argument"),
+        (["--torch_compile", "max"], "takes true or false"),
         (["--resume_from_checkpoint", "no/such"], "'no/such': no such folder"),
     ],
 )
 def test_values_that_train_refuses(words: list[str], expected: str) -> None:
-    error = importlib.import_module("flags").FlagError
+    error = importlib.import_module("alpaca_lib.errors").UsageError
     for processes in (1, 4):
         with pytest.raises(error) as caught:
             train(*words, processes=processes)
@@ -184,7 +185,7 @@ def test_wandb_flags_say_what_they_become(
 ) -> None:
     words = ("--wandb_watch", "gradients", "--wandb_log_model", "true")
     module, given = parsed("finetune", *words)
-    given.tell()
+    given.print_changes()
     out = capsys.readouterr().out
     assert "--wandb_watch gradients -> no histograms" in out and "grad_norm" in out
     assert "--wandb_log_model true -> WANDB_LOG_MODEL true" in out
@@ -197,12 +198,12 @@ def test_wandb_flags_say_what_they_become(
     assert began == ["settings"] and os.environ["WANDB_LOG_MODEL"] == "true"
 
 
-def test_going_on_from_a_checkpoint_or_from_an_adapter(
+def test_resuming_from_a_checkpoint_or_from_an_adapter(
     finetune: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, alone, upstream = (tmp_path / name for name in ("whole", "alone", "upstream"))
+    full, alone, upstream = (tmp_path / name for name in ("full", "alone", "upstream"))
     for folder, names in (
-        (whole, ["manifest.json"]),
+        (full, ["manifest.json"]),
         (alone, ["adapter_model.safetensors", "adapter_config.json"]),
         (upstream, ["adapter_model.bin", "optimizer.pt"]),  # as Hugging Face's trainer leaves it
     ):
@@ -214,19 +215,19 @@ def test_going_on_from_a_checkpoint_or_from_an_adapter(
         got = finetune("--resume_from_checkpoint", str(path))
         return got.resume, got.adapter
 
-    assert begun(whole) == (str(whole), "")
+    assert begun(full) == (str(full), "")
     assert begun(alone) == ("auto", str(alone))
     assert begun(upstream) == ("auto", str(upstream))
     _, given = parsed("finetune", "--resume_from_checkpoint", str(alone))
-    given.tell()
-    assert f"-> adapter {alone}: its weights, from step 0 on" in capsys.readouterr().out
+    given.print_changes()
+    assert f"-> adapter {alone}: its weights, from step 0" in capsys.readouterr().out
 
 
 def test_values_that_finetune_refuses(finetune: Any, tmp_path: Path) -> None:
-    error = importlib.import_module("flags").FlagError
+    error = importlib.import_module("alpaca_lib.errors").UsageError
     with pytest.raises(error, match="choose one"):
         finetune("--wandb_project", "p", "--report_to", "none")
-    with pytest.raises(error, match="takes false or gradients or parameters or all"):
+    with pytest.raises(error, match=r"takes ''\|false\|gradients\|parameters\|all"):
         finetune("--wandb_watch", "weights")
     from alpaca_lib.errors import AdapterError
 
@@ -249,4 +250,132 @@ def test_values_that_finetune_refuses(finetune: Any, tmp_path: Path) -> None:
 )
 def test_template_names(name: str, expected: str) -> None:
     """Upstream's templates/alpaca.json is not Stanford's text; alpaca_legacy.json is."""
-    assert importlib.import_module("flags").template(name) == expected
+    assert importlib.import_module("conversions").template(name) == expected
+
+
+# Every flag of Stanford's and Alpaca-LoRA's scripts that the course's commands name.
+UPSTREAM = {
+    "generate_instruction": """--output_dir o --seed_tasks_path s --num_instructions_to_generate 2
+        --model_name m --num_prompt_instructions 3 --request_batch_size 5 --temperature 1.0
+        --top_p 1.0 --num_cpus 16""",
+    "train": f"--model_name_or_path m --data_path d --output_dir o --model_max_length 256 "
+    f"--cache_dir c --optim adamw_torch {LESSON_TRAIN}",
+    "finetune": f"""--base_model m --data_path d --output_dir o --add_eos_token False
+        --wandb_project p --wandb_run_name r --wandb_watch all --wandb_log_model true
+        --resume_from_checkpoint . --prompt_template_name alpaca {LESSON_FINETUNE}""",
+    "generate": """--load_8bit --base_model m --lora_weights l --prompt_template alpaca
+        --server_name 0.0.0.0 --share_gradio False""",
+}
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+@pytest.mark.parametrize("style", ["separate", "hyphens", "equals"])
+def test_every_upstream_flag_is_read_and_explained(
+    name: str, style: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(UPSTREAM[name])
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").touch()
+    words = [str(checkpoint) if word == "." else word for word in words]
+    given = [word for word in words if word.startswith("--")]
+    if style == "hyphens":
+        words = [w.replace("_", "-") if w.startswith("--") else w for w in words]
+    elif style == "equals":
+        words = [w if w.startswith("--") else f"={w}" for w in words]
+        words = " \0".join(words).replace(" \0=", "=").split(" \0")
+    _, found = parsed(name, *words)
+    found.print_changes()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(given) == len(found.given)
+    assert all(" -> " in line for line in lines)
+    flags = {line.split()[0].replace("-", "_") for line in lines}
+    assert flags == {flag.replace("-", "_") for flag in given}
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_the_two_examples_of_the_help_are_complete_command_lines(name: str) -> None:
+    module = importlib.import_module(name)
+    for example in module.SCRIPT.examples:
+        words = shlex.split(example.replace("\\\n", " "))
+        start = next(i for i, word in enumerate(words) if name in word)
+        _, given = parsed(name, *words[start + 1 :])
+        assert len(given.given) >= 2
+
+
+def test_values_may_be_negative_and_bools_have_six_spellings() -> None:
+    _, given = parsed("train", "--data_path=d", "--output_dir=o", "--max_steps", "-1")
+    assert given["max_steps"] == -1 and given.options["max_steps"] == 0
+    for words, expected in {
+        ("--tf32",): True,
+        ("--tf32", "True"): True,
+        ("--tf32", "yes"): True,
+        ("--tf32=1",): True,
+        ("--tf32", "False"): False,
+        ("--tf32", "no"): False,
+        ("--tf32=0",): False,
+    }.items():
+        _, given = parsed("train", "--data_path=d", "--output_dir=o", *words)
+        assert given["tf32"] is expected, words
+
+
+def test_a_flag_has_the_type_and_range_of_the_option_that_it_sets() -> None:
+    from alpaca_lib.training import Settings
+
+    for name in ("train", "finetune"):
+        script = importlib.import_module(name).SCRIPT
+        for flag in script.flags:
+            assert not flag.sets or flag.sets in Settings.model_fields
+            if flag.sets and flag.kind is None:
+                option = Settings.model_fields[flag.sets]
+                assert script.declaration(flag).annotation == option.annotation
+    usage_error = importlib.import_module("alpaca_lib.errors").UsageError
+    with pytest.raises(usage_error, match=r"--lora_r '0': takes a whole number, at least 1"):
+        parsed("finetune", "--lora_r", "0")
+
+
+def test_exit_codes_and_what_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 and one line for a usage error, 1 for the library's errors, 130 for Ctrl-C."""
+    from alpaca_lib.errors import DataError
+
+    module = importlib.import_module("train")
+    words = ["--data_path", "d.json", "--output_dir", "out"]
+
+    def fail(error: BaseException) -> Any:
+        def work(given: Any) -> None:
+            raise error
+
+        return work
+
+    assert module.main([*words, "--learning-rat", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: no flag --learning_rat; did you mean '--learning_rate'?\n"
+    monkeypatch.setattr(module, "work", fail(DataError("d.json: no such file")))
+    assert module.main(words) == 1
+    assert capsys.readouterr().err == "error: d.json: no such file\n"
+    monkeypatch.setenv("RANK", "3")
+    assert module.main(words) == 1
+    assert capsys.readouterr().err == "error: (process 3) d.json: no such file\n"
+    monkeypatch.setattr(module, "work", fail(KeyboardInterrupt()))
+    assert module.main(words) == 130
+    # Faults of the program keep their traceback, whatever their type.
+    for fault in (RuntimeError("a fault"), ValueError("a fault"), OSError("a fault")):
+        monkeypatch.setattr(module, "work", fail(fault))
+        with pytest.raises(type(fault), match="a fault"):
+            module.main(words)
+
+
+def test_a_fault_of_the_program_shows_its_traceback() -> None:
+    code = (
+        "import train, sys\n"
+        "def work(given): raise RuntimeError('a fault')\n"
+        "train.work = work\n"
+        "sys.exit(train.main(['--data_path', 'd', '--output_dir', 'o']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and done.stderr.endswith("RuntimeError: a fault\n")
