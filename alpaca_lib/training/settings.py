@@ -53,7 +53,7 @@ class Settings(Options):
     lora_rank: int = option(8, "rank r of the adapter matrices", least=1)
     lora_alpha: int = option(16, "the adapter's product is scaled by alpha / r")
     lora_dropout: float = option(0.05, "dropout on the adapter's input")
-    lora_targets: str = option("q_proj,v_proj", "module names, comma-separated, or all-linear")
+    lora_targets: str = option("q_proj,v_proj", "comma-separated module names, or all-linear")
     lora_rs: bool = option(False, "scale by alpha / sqrt(r), not alpha / r (arXiv:2312.03732)")
     lora_dora: bool = option(False, "train direction and length separately (arXiv:2402.09353)")
     adapter: str = option("", "a saved adapter that provides the initial weights")
