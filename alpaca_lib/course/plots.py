@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import PIL.Image
 from PIL import PngImagePlugin
 
-from alpaca_lib.course.notebooks import is_headless, truncate
+from alpaca_lib.course.notebooks import is_headless, read_json, truncate
 from alpaca_lib.figures import COLOURS as COLOURS
 from alpaca_lib.figures import curve as curve
 from alpaca_lib.figures import figure as figure
@@ -100,21 +99,28 @@ def acceptance(
     return fig, axes
 
 
-class _LiveFigure:
-    """A figure that is redrawn during a run, at most once in ``every`` seconds.
+class LiveFigure:
+    """A figure that ``update`` redraws during a run, at most once in ``every`` seconds.
 
-    A headless run draws nothing.
+    ``items`` is what update received. A headless run draws nothing.
     """
 
-    def __init__(self, every: float) -> None:
-        self.every = every  # seconds
+    def __init__(self, every: float = 2.0) -> None:
+        self.every = every
+        self.items: list[Any] = []
         self._drawn = 0.0
         self._handle: Any = None
 
-    def _redraw(self, draw: Callable[[], Any]) -> None:
+    def draw(self) -> Any:
+        """Returns the figure of the items so far."""
+        raise NotImplementedError
+
+    def update(self, item: Any) -> None:
+        """Adds an item and redraws the figure."""
+        self.items.append(item)
         if is_headless() or time.monotonic() - self._drawn < self.every:
             return
-        fig = draw()
+        fig = self.draw()
         if self._handle is None:
             self._handle = IPython.display.display(fig, display_id=True)
         else:
@@ -123,47 +129,37 @@ class _LiveFigure:
         self._drawn = time.monotonic()
 
 
-class LiveAcceptance(_LiveFigure):
-    """The acceptance figure of a generation run, updated reply by reply.
+class LiveAcceptance(LiveFigure):
+    """The acceptance figure of a generation run; its items are Progress, one per reply.
 
-    >>> live = LiveAcceptance()
-    >>> generate(..., progress=live.update)
+    >>> generate(..., progress=LiveAcceptance().update)
     """
 
-    def __init__(self, every: float = 2.0) -> None:
-        super().__init__(every)
-        self.kept: list[int] = []
-        self.rejected: list[Mapping[str, int]] = []
-
-    def update(self, progress: Any) -> None:
-        """Adds a Progress of the run and redraws."""
-        self.kept.append(progress.kept)
-        self.rejected.append(progress.rejected)
-        self._redraw(lambda: acceptance(self.kept, self.rejected)[0])
+    def draw(self) -> Any:
+        """Returns the acceptance figure so far."""
+        return acceptance([p.kept for p in self.items], [p.rejected for p in self.items])[0]
 
 
-class LiveLosses(_LiveFigure):
-    """The losses of a training run, with its newest line of metrics as the title.
+class LiveLosses(LiveFigure):
+    """The losses of a training run under its newest line of metrics; its items are such lines.
 
-    >>> live = LiveLosses(settings.output_dir)
-    >>> train(settings, report=live.update)
+    >>> train(settings, report=LiveLosses(settings.output_dir).update)
     """
 
     def __init__(self, folder: str | Path, every: float = 2.0) -> None:
         super().__init__(every)
         self.folder = Path(folder)  # the run's output folder
-        self.lines: list[Mapping[str, Any]] = []  # of metrics.jsonl
 
-    def update(self, line: Mapping[str, Any]) -> None:
+    def update(self, item: Mapping[str, Any]) -> None:
         """Adds a line of metrics; a repeated step replaces its first line and all after it."""
-        repeated = [m for m in self.lines if m.keys() == line.keys() and m["step"] == line["step"]]
+        repeated = [m for m in self.items if m.keys() == item.keys() and m["step"] == item["step"]]
         if repeated:
-            self.lines = self.lines[: self.lines.index(repeated[0])]
-        self.lines.append(line)
-        self._redraw(self._draw_losses)
+            self.items = self.items[: self.items.index(repeated[0])]
+        super().update(item)
 
-    def _draw_losses(self) -> Any:
-        steps = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["steps"]
-        fig, axes = losses(self.lines, "")
-        axes.set_title(live_line(dict(self.lines[-1]), steps), fontsize=8)
+    def draw(self) -> Any:
+        """Returns the figure of the losses so far."""
+        steps = read_json(self.folder / "run.json")["steps"]
+        fig, axes = losses(self.items, "")
+        axes.set_title(live_line(self.items[-1], steps), fontsize=8)
         return fig

@@ -45,7 +45,7 @@ def test_steps_that_are_taken_again_take_the_place_of_the_lost_ones(tmp_path):
     live = plots.LiveLosses(tmp_path)
     for line in (held(0), step(1), step(2), step(3, 9.0), step(2, 2.1), step(3), held(3)):
         live.update(line)
-    assert live.lines == [held(0), step(1), step(2, 2.1), step(3), held(3)]
+    assert live.items == [held(0), step(1), step(2, 2.1), step(3), held(3)]
 
 
 def test_it_is_silent_where_nobody_watches(tmp_path, shown):
@@ -66,7 +66,7 @@ def test_a_reader_sees_one_figure_that_grows_below_the_newest_line(tmp_path, sho
     assert "step 2/12" in second.get_title() and "300 tokens/s" in second.get_title()
     live.every = 60.0
     live.update(step(3))  # too soon: kept, not drawn
-    assert len(shown) == 2 and len(live.lines) == 3
+    assert len(shown) == 2 and len(live.items) == 3
 
 
 def test_counted_tokens_are_marked_in_colour_in_bold_and_in_plain_text(shown):
