@@ -23,11 +23,11 @@ GB = 1e9
 
 def main() -> int:
     """Prints one line per finding; returns 1 if something that is needed is missing."""
-    good = True
+    failed = False
     for status, name, text in check_machine():
-        good = good and status != "FAIL"
+        failed |= status == "FAIL"
         print(f"[{status:4}] {name:9} {text}", flush=True)
-    return 0 if good else 1
+    return int(failed)
 
 
 def check_machine() -> Iterator[tuple[str, str, str]]:

@@ -38,10 +38,7 @@ def finish(fig: Any, name: str, folder: Path, alt: str = "") -> Path:
 
 
 def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:
-    """Draws training loss by step, and held-out loss where it was measured.
-
-    ``metrics`` are lines of metrics.jsonl. Returns (figure, axes).
-    """
+    """Draws the training and held-out losses of lines of metrics.jsonl; returns (figure, axes)."""
     fig, axes = figure(title, "optimizer step", "loss (nats per label token)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for key, style, label in (("loss", "-", "training"), ("validation_loss", "o--", "held-out")):
@@ -54,10 +51,7 @@ def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:
 
 
 def matrices(named: Mapping[str, Any], title: str) -> tuple[Any, list[Any]]:
-    """Draws matrices side by side as coloured squares, on one scale with white at zero.
-
-    Returns (figure, the axes of each matrix).
-    """
+    """Draws matrices on one colour scale with white at zero; returns (figure, axes of each)."""
     values = {name: np.asarray(matrix, dtype=float) for name, matrix in named.items()}
     top = max((float(np.abs(m).max()) for m in values.values() if m.size), default=1.0) or 1.0
     size = (1.35 * len(values) + 0.9, 2.1)
@@ -76,10 +70,7 @@ def matrices(named: Mapping[str, Any], title: str) -> tuple[Any, list[Any]]:
 def acceptance(
     kept_after: Sequence[int], rejected_after: Sequence[Mapping[str, int]]
 ) -> tuple[Any, Any]:
-    """Draws tasks kept, and dropped for each reason, as cumulative counts by reply.
-
-    ``rejected_after`` maps reasons to counts. Returns (figure, axes).
-    """
+    """Draws the tasks kept, and dropped per reason, after each reply; returns (figure, axes)."""
     fig, axes = figure("Tasks kept and dropped", "replies", "tasks so far", (6.4, 3.6))
     last = rejected_after[-1] if rejected_after else {}
     named = sorted(last, key=lambda reason: -last[reason])[:4]
@@ -89,11 +80,9 @@ def acceptance(
         layers["other reasons"] = [
             sum(n for name, n in counts.items() if name not in named) for counts in rejected_after
         ]
-    steps = range(1, len(kept_after) + 1)
+    replies = range(1, len(kept_after) + 1)
     labels = [truncate(name, 45) for name in layers]
-    axes.stackplot(
-        steps, list(layers.values()), labels=labels, colors=COLOURS, alpha=0.85, step="mid"
-    )
+    axes.stackplot(replies, *layers.values(), labels=labels, colors=COLOURS, alpha=0.85, step="mid")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=7, loc="upper left")
     return fig, axes

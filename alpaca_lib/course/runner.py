@@ -24,6 +24,7 @@ from typing import Any
 
 import papermill
 import psutil
+from papermill.exceptions import PapermillExecutionError
 
 from alpaca_lib import command_line
 from alpaca_lib.course.notebooks import LESSONS, REPO, make_folder, read_json, runs_folder
@@ -75,13 +76,13 @@ def main(arguments: list[str]) -> int:
 
 def choose_notebooks(only: list[str]) -> list[str]:
     """Returns the full names of the requested notebooks, or of all, in the course's order."""
-    names = set() if only else set(LESSONS)
+    names = []
     for text in only:
         found = [n for n in LESSONS if n == text.removesuffix(".ipynb") or n[:2] == text.zfill(2)]
         if not found:
-            raise RunError(f"--only {text}: there are {', '.join(LESSONS)}; their numbers will do")
-        names.update(found)
-    return [name for name in LESSONS if name in names]
+            raise RunError(f"--only {text}: there are {', '.join(LESSONS)}; numbers are enough")
+        names += found
+    return sorted(set(names or LESSONS))
 
 
 def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Parameters:
@@ -168,11 +169,11 @@ def _run_one(entry: Entry, values: dict[str, Any]) -> None:
             entry.status = "done"
         except Exception as error:  # of a cell; or the kernel died, the disk is full, ...
             entry.status = "failed"
-            cell = getattr(error, "exec_count", "")
-            text = f"{getattr(error, 'ename', type(error).__name__)}: "
-            text += str(getattr(error, "evalue", error))
+            where, text = entry.notebook, f"{type(error).__name__}: {error}"
+            if isinstance(error, PapermillExecutionError):
+                where += f", cell {error.exec_count}"
+                text = f"{error.ename}: {error.evalue}"
             entry.result = text[:200]
-            where = f"{entry.notebook}, cell {cell}" if cell else entry.notebook
             print(f"error: {where}: {text}", file=sys.stderr)
             print(f"  the executed notebook, with the full traceback: {target}", file=sys.stderr)
     entry.minutes = (time.monotonic() - start) / 60
