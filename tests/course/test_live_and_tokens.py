@@ -1,4 +1,4 @@
-"""What lessons show while a run goes on, and a sequence whose counted tokens are marked."""
+"""The figures that are redrawn during a run, and a sequence whose counted tokens are marked."""
 
 import json
 import re

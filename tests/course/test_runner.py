@@ -1,4 +1,4 @@
-"""The runner: what it refuses, and that it stops and goes on in the right place."""
+"""The runner: the errors of a command line, where a run stops, and where it resumes."""
 
 import json
 
@@ -28,7 +28,7 @@ def error_of(*arguments: str, capsys) -> str:
         (["--profile", "lapdog"], "no such profile; there are epoch, gpu, laptop, quick"),
     ],
 )
-def test_a_wrong_command_line_names_the_cure(arguments, says, capsys):
+def test_a_wrong_command_line_names_the_fix(arguments, says, capsys):
     assert says in error_of(*arguments, capsys=capsys)
 
 
@@ -47,7 +47,7 @@ def test_every_shipped_profile_fits_the_notebooks(name):
     assert set(runner.resolve_parameters(list(LESSONS), name, [])) == set(LESSONS)
 
 
-def test_a_parameter_goes_over_the_profile_and_into_every_notebook_that_has_it():
+def test_a_parameter_overrides_the_profile_and_reaches_every_notebook_that_has_it():
     plan = runner.resolve_parameters(list(LESSONS), "quick", ["max_steps=7", "template=short"])
     assert plan[LESSONS[2]]["max_steps"] == 7
     assert plan[LESSONS[3]]["max_steps"] == 7
@@ -81,7 +81,7 @@ def two_notebooks(tmp_path, monkeypatch):
     return {FIRST: {}, SECOND: {"marker": str(tmp_path / "marker")}}
 
 
-def test_a_failure_stops_the_run_and_resume_goes_on_from_there(two_notebooks, tmp_path, capsys):
+def test_a_failure_stops_the_run_and_resume_continues_there(two_notebooks, tmp_path, capsys):
     assert runner.run_notebooks(two_notebooks) == 1
     said = capsys.readouterr()
     assert f"{SECOND}, cell 3: AssertionError: the marker is missing" in said.err
