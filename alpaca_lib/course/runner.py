@@ -13,11 +13,13 @@ hold sets of parameters; a -p takes precedence over a profile.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,8 +156,9 @@ def _run_one(entry: Entry, values: dict[str, Any]) -> None:
     folder = make_folder(runs_folder() / entry.notebook)
     target = folder / f"{entry.notebook}.ipynb"
     print(f"{entry.notebook}: running ...", flush=True)
-    start = time.monotonic()
-    with PeakMemory() as memory:
+    start, ended = time.monotonic(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        peak = pool.submit(sample_peak_memory, ended)
         try:
             papermill.execute_notebook(
                 str(NOTEBOOKS / f"{entry.notebook}.ipynb"),
@@ -176,8 +179,10 @@ def _run_one(entry: Entry, values: dict[str, Any]) -> None:
             entry.result = text[:200]
             print(f"error: {where}: {text}", file=sys.stderr)
             print(f"  the executed notebook, with the full traceback: {target}", file=sys.stderr)
+        finally:
+            ended.set()
     entry.minutes = (time.monotonic() - start) / 60
-    entry.peak_gb = memory.peak / 1e9
+    entry.peak_gb = peak.result() / 1e9
     if entry.status == "done":
         newest = max(p for p in folder.iterdir() if p.name.isdigit())
         entry.result = read_json(newest / "result.json")["headline"]
@@ -185,35 +190,19 @@ def _run_one(entry: Entry, values: dict[str, Any]) -> None:
         print(f"{entry.notebook}: {entry.minutes:.1f} min, {entry.result}", flush=True)
 
 
-class PeakMemory:
-    """Measures the peak memory of this process and its children, sampled twice per second.
+def sample_peak_memory(ended: threading.Event) -> int:
+    """Returns the peak memory of this process and its children until an event, in bytes.
 
-    >>> with PeakMemory() as memory:
-    ...     work()
-    >>> memory.peak  # bytes
+    It is sampled twice per second.
     """
-
-    def __enter__(self) -> PeakMemory:
-        self.peak = 0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        me = psutil.Process()
-        while not self._end.wait(0.5):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:  # it has ended
-                    continue
-            self.peak = max(self.peak, total)
+    me, peak = psutil.Process(), 0
+    while not ended.wait(0.5):
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):  # it has ended
+                total += process.memory_info().rss
+        peak = max(peak, total)
+    return peak
 
 
 def _load_profile(name: str, types: dict[str, dict[str, str]]) -> Parameters:
