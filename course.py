@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""The front door of the course. It needs Python 3.11 or newer, and nothing else.
+"""Starts the course. It needs Python 3.11 or newer, and nothing else.
 
     python course.py run      run the five notebooks, print one table of results
     python course.py lab      open them in JupyterLab
     python course.py test     run every test, the notebooks included
-    python course.py check    say what this machine can do
+    python course.py check    report what this machine can do
 
-    python course.py run --help      its options; `lab` and `test` pass theirs on
+    python course.py run --help      its options; those of `lab` and `test` are
+                                     JupyterLab's and pytest's
 
-The first call makes the folder .venv, installs requirements.txt and alpaca_lib in
-it (2 to 10 minutes), and fetches the embedded model (98 MB). Later calls start at
-once. An environment that already has the packages (conda, Colab) is used as it is;
-with --here as the first option, missing packages are installed into it instead.
+The first call creates .venv, installs requirements.txt and alpaca_lib in it (2 to
+10 minutes), and fetches the embedded model (98 MB). Later calls start at once. An
+environment that already has the packages (conda, Colab) is used unchanged; with
+--here as the first option, missing packages are installed into it instead.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "course-stamp"
 NEEDED_GB = 7
-# Every cell of every notebook is a test; where one is tagged nbval-check-output, so is
-# what it prints.
+# Every cell of every notebook is a test; the output of a cell tagged nbval-check-output
+# is compared too.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")
 COMMANDS = ("run", "lab", "test", "check")
 
@@ -41,10 +42,11 @@ QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVN
 
 
 class SetupError(Exception):
-    """Something on this machine has to be changed first; the text says what."""
+    """Reports something that has to be changed on this machine first; the text says what."""
 
 
 def main(arguments: list[str]) -> int:
+    """Runs a command of the command line and returns its exit code."""
     # The file itself parses from Python 3.7 on, so that this line is reached.
     if sys.version_info < (3, 11):  # noqa: UP036
         print(
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; the same command resumes from here", file=sys.stderr)
         return 130
     try:
         return hand_over(python, command, options)
@@ -78,11 +80,11 @@ def main(arguments: list[str]) -> int:
 
 
 def hand_over(python: str, command: str, options: list[str]) -> int:
-    """Runs the command in the environment; returns its exit code."""
+    """Runs a command with the Python of the environment and returns its exit code."""
     environment = dict(os.environ, PYTHONUTF8="1")
     paths = [str(ROOT), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-    # The kernel "python3", torchrun and pytest are this environment's.
+    # So that the kernel "python3", torchrun and pytest are those of this environment.
     bin_folder = str(Path(python).parent)
     environment["PATH"] = bin_folder + os.pathsep + environment.get("PATH", "")
 
@@ -107,7 +109,7 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
 
 
 def find_python(here: bool) -> str:
-    """The Python to hand over to, with everything installed."""
+    """Returns the path of a Python that has every package; installs them if needed."""
     wanted = fingerprint()
     inside = venv_python()
     if not here and inside.exists() and read(STAMP) == wanted:
@@ -126,7 +128,7 @@ def find_python(here: bool) -> str:
 
 
 def fingerprint() -> str:
-    """Changes when what has to be installed does."""
+    """Returns a checksum that changes with the Python and the packages to install."""
     digest = hashlib.sha256(sys.version.encode())
     for name in ("requirements.txt", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
@@ -134,10 +136,12 @@ def fingerprint() -> str:
 
 
 def venv_python() -> Path:
+    """Returns the path of the Python in .venv."""
     return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
 def read(path: Path) -> str:
+    """Returns the text of a file, empty if it does not exist."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:
@@ -145,7 +149,7 @@ def read(path: Path) -> str:
 
 
 def missing_here() -> list[str]:
-    """The lines of requirements.txt that this Python's packages do not meet."""
+    """Returns the lines of requirements.txt that the packages of this Python do not meet."""
     from importlib import metadata
 
     missing = []
@@ -163,7 +167,7 @@ def missing_here() -> list[str]:
 
 
 def fits(version: str, bounds: str) -> bool:
-    """Whether a version meets bounds like ">=5.17,<6" (those that the file uses)."""
+    """Returns whether a version meets bounds like ">=5.17,<6"."""
     have = numbers(version)
     for bound in bounds.split(","):
         sign, number = re.findall(r"^\s*(==|>=|<|)(.*)", bound)[0]
@@ -179,11 +183,12 @@ def fits(version: str, bounds: str) -> bool:
 
 
 def numbers(version: str) -> tuple[int, ...]:
+    """Returns the numbers of a version, without its local part: 2.13.0+cpu -> (2, 13, 0)."""
     return tuple(int(n) for n in re.findall(r"\d+", version.partition("+")[0]))
 
 
 def make_venv(inside: Path) -> None:
-    """Makes .venv, or keeps one that an earlier call left half-filled."""
+    """Creates .venv, or keeps one that an interrupted call left incomplete."""
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
         raise SetupError(
@@ -192,20 +197,20 @@ def make_venv(inside: Path) -> None:
         )
     if inside.exists() and subprocess.call([str(inside), "-m", "pip", "--version"], **QUIET) == 0:
         return
-    print("making .venv ...", flush=True)
+    print("creating .venv ...", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True
     )
     if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()
+        output = (done.stdout + done.stderr).strip().splitlines()
         raise SetupError(
-            "Python's venv module could not make .venv. On Debian and Ubuntu: "
-            f"apt install python3-venv. It said: {said[-1] if said else 'nothing'}"
+            "Python's venv module could not create .venv. On Debian and Ubuntu: "
+            f"apt install python3-venv. Its output: {output[-1] if output else 'nothing'}"
         )
 
 
 def install(python: str, log: Path) -> None:
-    """requirements.txt, then alpaca_lib in place; says once in a while where it is."""
+    """Installs requirements.txt, then alpaca_lib in place, and prints the progress."""
     print("installing the packages of requirements.txt (2 to 10 minutes) ...", flush=True)
     steps = [["-r", "requirements.txt"], ["--no-deps", "-e", "."]]
     with open(log, "w", encoding="utf-8") as stream:
@@ -213,32 +218,36 @@ def install(python: str, log: Path) -> None:
             command = [python, "-m", "pip", "install", "--retries", "2", "--progress-bar", "off"]
             command += ["--disable-pip-version-check", *step]
             process = subprocess.Popen(
-                command, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                text=True, errors="replace",
-            )  # fmt: skip
+                command,
+                cwd=str(ROOT),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
             follow(process, stream)
             if process.returncode:
                 raise SetupError(explain(read(log), log))
 
 
 def follow(process: subprocess.Popen[str], stream: TextIO) -> None:
-    """Copies pip's output to the log; shows every 20 seconds what it is at."""
-    last = [""]
+    """Copies pip's output to the log and prints its newest step every 20 seconds."""
+    newest = ""
     ended = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         start = time.monotonic()
         while not ended.wait(20):
-            print(f"  {time.monotonic() - start:3.0f} s: {last[0][:70]}", flush=True)
+            print(f"  {time.monotonic() - start:3.0f} s: {newest[:70]}", flush=True)
 
-    thread = threading.Thread(target=tell, daemon=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     try:
         for line in process.stdout or ():
             stream.write(line)
             stream.flush()
             if re.match(r"\s*(Collecting|Downloading|Installing|Using|Building)", line):
-                last[0] = line.strip()
+                newest = line.strip()
         process.wait()
     except BaseException:
         process.terminate()
@@ -250,9 +259,9 @@ def follow(process: subprocess.Popen[str], stream: TextIO) -> None:
 
 
 def explain(text: str, log: Path) -> str:
-    """Why pip failed, from what it wrote, and what to do."""
+    """Returns why pip failed, from its output, and the fix."""
     errors = [line for line in text.splitlines() if line.startswith("ERROR")]
-    said = errors[-1] if errors else (text.strip().splitlines() or ["nothing"])[-1]
+    last = errors[-1] if errors else (text.strip().splitlines() or ["nothing"])[-1]
     if "No space left" in text or "Errno 28" in text:
         cause = f"the disk is full; the packages need about {NEEDED_GB} GB"
     elif re.search(r"connection|name resolution|timed out|\(from versions: none\)", text, re.I):
@@ -261,11 +270,12 @@ def explain(text: str, log: Path) -> str:
             "pip's own settings"
         )
     elif "externally-managed" in text:
-        cause = "this Python belongs to the system; leave out --here, so that .venv is made"
+        cause = "this Python belongs to the system; leave out --here, so that .venv is created"
     else:
         cause = "pip could not install the packages"
     return (
-        f"{cause}. Then run the same command again.\n  pip said: {said[:300]}\n  all of it: {log}"
+        f"{cause}. Then run the same command again.\n"
+        f"  pip's last line: {last[:300]}\n  all of it: {log}"
     )
 
 

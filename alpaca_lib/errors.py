@@ -91,3 +91,5 @@ class JournalError(AlpacaError, ValueError):
 
 class RunError(AlpacaError, ValueError):
     """Reports a run of the notebooks that cannot start: a wrong name, value or folder."""
+
+    exit_code = 2

@@ -1,11 +1,12 @@
-"""python benchmarks/ablation.py: what LoRA's rank, targets and variants buy, one table.
+"""Measures what LoRA's rank, target matrices and variants gain and cost, in one table.
 
-The same steps on the same examples each time; only the adapter, or the storage of the
-frozen base, differs. First all losses, then all speeds, over a few steps and one soon
-after the other: a busy machine changes speeds, not losses. Each is a process of its own,
-so that its peak memory is its own. data/ablation.json, which lesson 04 shows, is written
-after each of them: a run that was stopped goes on with what is missing (--again: with
-nothing).
+python benchmarks/ablation.py
+
+Every line trains the same steps on the same examples; only the adapter, or the storage of the
+frozen base, differs. All losses come first, then all speeds, over a few steps in quick
+succession: a busy machine changes speeds, not losses. Each measurement is a separate process
+with its own peak memory. data/ablation.json, which lesson 04 shows, is written after each of
+them, and a stopped run resumes with the missing ones (--again: measures all).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from alpaca_lib.files import dump_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-# alpha stays as it is while the rank changes, as it does for who sets --lora_r alone.
+# alpha is constant while the rank changes, as with --lora_r alone on the command line.
 ALPHA = 16
 QV, ALL = "q_proj,v_proj", "all-linear"
 LINES: dict[str, dict[str, Any]] = {
@@ -38,43 +39,47 @@ LINES |= {
     "all r8 int8": {"lora_targets": ALL, "lora_rank": 8, "quantization": "int8"},
     "all r8 nf4": {"lora_targets": ALL, "lora_rank": 8, "quantization": "nf4"},
 }
-TIMED = 5  # steps whose speed is taken, after one that makes what the others use again
+TIMED = 5  # measured steps, after one warm-up step
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--model", default="smollm2-135m")
-    made.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
-    made.add_argument("--eval", type=Path, default=ROOT / "data" / "eval_60.json")
-    made.add_argument("--template", default="alpaca-lora")
-    made.add_argument("--steps", type=int, default=16, help="steps of 8 examples (default 16)")
-    made.add_argument("--only", nargs="*", choices=list(LINES), metavar="LINE", help=f"{[*LINES]}")
-    made.add_argument("--out", type=Path, default=ROOT / "data" / "ablation.json")
-    made.add_argument("--again", action="store_true", help="measure what is there already, too")
-    made.add_argument("--pass", dest="passes", nargs="*", choices=PASSES, default=list(PASSES))
-    made.add_argument("--worker", choices=list(LINES), help=argparse.SUPPRESS)
-    return made
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
+    parser.add_argument("--eval", type=Path, default=ROOT / "data" / "eval_60.json")
+    parser.add_argument("--template", default="alpaca-lora")
+    parser.add_argument("--steps", type=int, default=16, help="steps of 8 examples (default 16)")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(LINES), metavar="LINE", help=f"{[*LINES]}"
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "ablation.json")
+    parser.add_argument("--again", action="store_true", help="measure lines of the file again, too")
+    parser.add_argument("--pass", dest="passes", nargs="*", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--worker", choices=list(LINES), help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
-    """Measures the lines that are missing, and prints the table; with --worker, one line."""
-    options = parser().parse_args()
+    """Measures the missing lines and prints the table; with --worker, measures one line."""
+    options = build_parser().parse_args()
     if options.worker:
         print(dump_json(PASSES[options.passes[0]](options, options.worker)))
         return
-    found = {} if options.again else finished(options)
+    found = {} if options.again else load_finished(options)
     for kind in options.passes:
         for name in options.only or LINES:
             if kind in found.get(name, {}):
                 continue
             print(f"{kind} of {name} ...", file=sys.stderr, flush=True)
             line = {"name": name, **LINES[name], **found.get(name, {})}
-            found[name] = line | {kind: in_its_own_process(options, name, kind)}
+            found[name] = line | {kind: run_worker(options, name, kind)}
             lines = [found[n] for n in LINES if n in found]
-            write_text(options.out, dump_json({**about(options), "lines": lines}, indent=1) + "\n")
+            write_text(
+                options.out, dump_json({**describe(options), "lines": lines}, indent=1) + "\n"
+            )
     print(f"{options.steps} steps; {options.out.name}\n")
     print(f"{'':16}{'trained':>12}{'held-out loss':>15}{'tokens/s':>10}{'GB':>7}{'MB':>8}")
     for name in options.only or LINES:
@@ -88,24 +93,24 @@ def main() -> None:
         )
 
 
-def finished(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """The lines that the file has already, if they are of the same run."""
+def load_finished(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Returns the lines of the file by name, if its settings are the same."""
     if not options.out.is_file():
         return {}
     before = json.loads(options.out.read_text(encoding="utf-8"))
-    same = before["settings"] == about(options)["settings"]
+    same = before["settings"] == describe(options)["settings"]
     return {line["name"]: line for line in before["lines"]} if same else {}
 
 
-def about(options: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers were measured with: date, cores, versions, settings."""
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the numbers were measured with: date, cores, versions, settings."""
     from importlib import metadata
 
     from alpaca_lib import models
 
     placement = models.place()
     packages = ("torch", "transformers", "peft", "bitsandbytes")
-    shared = settings(options, Path(), {"lora_rank": 8})
+    shared = build_settings(options, Path(), {"lora_rank": 8})
     left_out = ("output_dir", "lora_rank", "data_path", "validation_path")
     return {
         "date": datetime.date.today().isoformat(),
@@ -118,8 +123,10 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def settings(options: argparse.Namespace, folder: Path, line: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one line, as training's Settings has them."""
+def build_settings(
+    options: argparse.Namespace, folder: Path, line: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the options of one line, by their names in training's Settings."""
     return {
         "data_path": str(options.data),
         "validation_path": str(options.eval),
@@ -140,8 +147,8 @@ def settings(options: argparse.Namespace, folder: Path, line: dict[str, Any]) ->
     }
 
 
-def in_its_own_process(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any]:
-    """One pass over a line, in a new process; what it said is shown if it fails."""
+def run_worker(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any]:
+    """Measures one line in a new process; raises SystemExit with its output if it fails."""
     command = [sys.executable, __file__, "--worker", name, "--pass", kind]
     command += ["--model", options.model, "--template", options.template]
     command += ["--data", str(options.data), "--eval", str(options.eval)]
@@ -153,8 +160,8 @@ def in_its_own_process(options: argparse.Namespace, name: str, kind: str) -> dic
     return line
 
 
-def losses_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """All steps of a line: what it trained, and the held-out loss before and after."""
+def measure_losses(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Trains all steps of a line: parameters, and the held-out loss before and after."""
     from safetensors.torch import load_file
 
     from alpaca_lib.training.loop import train
@@ -162,7 +169,7 @@ def losses_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
 
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        train(Settings(**settings(options, Path(folder), LINES[name])), lines.append)
+        train(Settings(**build_settings(options, Path(folder), LINES[name])), lines.append)
         file = Path(folder) / "adapter_model.safetensors"
         trained = sum(tensor.numel() for tensor in load_file(file).values())
         size = file.stat().st_size
@@ -175,14 +182,14 @@ def losses_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
     }
 
 
-def speed_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """A few steps of a line: tokens (no padding) a second, and the process's peak memory."""
+def measure_speed(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Trains a few steps of a line: tokens/s without padding, and the process's peak memory."""
     from alpaca_lib.training.loop import train
     from alpaca_lib.training.settings import Settings
 
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        few = settings(options, Path(folder), LINES[name])
+        few = build_settings(options, Path(folder), LINES[name])
         few |= {"max_steps": 1 + TIMED, "validation_path": ""}
         train(Settings(**few), lines.append)
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in lines[1:])
@@ -193,7 +200,7 @@ def speed_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
     }
 
 
-PASSES = {"losses": losses_of, "speed": speed_of}
+PASSES = {"losses": measure_losses, "speed": measure_speed}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""python benchmarks/faults.py --data alpaca_data.json: the fault detectors on Alpaca.
+"""Measures the precision of the fault detectors on Stanford's Alpaca data.
 
-One line a detector: the rows it hits, how many of its hits were judged by reading, and
-how many of those are faults. The judgements are in faults_labels.json, by row number of
-Stanford's alpaca_data.json (52,002 rows; not part of this project): up to 20 hits of
-each detector's first version, on which the detectors were sharpened, and up to 20 fresh
-hits of the sharpened ones. The last column says how many of all the true rows are hit:
-what sharpening lost.
+python benchmarks/faults.py --data alpaca_data.json
+
+It prints one line per detector: the rows that it flags, how many of these were read by a
+person, and how many of those are faults. The labels are in faults_labels.json, by row number of
+Stanford's alpaca_data.json (52,002 rows; not part of this project): up to 20 rows flagged by
+each detector's first version, from which the detectors were tuned, and up to 20 new rows
+flagged by the tuned ones. The last column is the recall on all rows with a fault: what tuning
+lost.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ LABELS = Path(__file__).with_name("faults_labels.json")
 
 def main() -> None:
     """Prints the table."""
-    top = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("--data", type=Path, required=True, help="Stanford's alpaca_data.json")
-    top.add_argument("--out", type=Path, help="a .json file for the numbers")
-    options = top.parse_args()
+    parser.add_argument("--data", type=Path, required=True, help="Stanford's alpaca_data.json")
+    parser.add_argument("--out", type=Path, help="a .json file for the numbers")
+    options = parser.parse_args()
     labels = json.loads(LABELS.read_text(encoding="utf-8"))
     examples = load_examples(options.data)
     hits: dict[str, set[int]] = {kind: set() for kind in KINDS}
@@ -40,13 +42,13 @@ def main() -> None:
     out = {}
     for kind in KINDS:
         judged = {int(row): true for row, true in labels.get(kind, {}).items()}
-        still = [true for row, true in judged.items() if row in hits[kind]]
-        share = f"{sum(still)} of {sum(judged.values())} found"
+        flagged = [true for row, true in judged.items() if row in hits[kind]]
+        recall = f"{sum(flagged)} of {sum(judged.values())} found"
         print(
             f"{kind:30}{severity.get(kind, 'review'):>10}{len(hits[kind]):7,}"
-            f"{len(still):8}{sum(still):6}{share:>14}"
+            f"{len(flagged):8}{sum(flagged):6}{recall:>14}"
         )
-        out[kind] = {"rows": len(hits[kind]), "judged": len(still), "true": sum(still)}
+        out[kind] = {"rows": len(hits[kind]), "judged": len(flagged), "true": sum(flagged)}
     if options.out:
         write_text(options.out, json.dumps(out, indent=1) + "\n")
 

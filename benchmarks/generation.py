@@ -1,13 +1,14 @@
-"""python benchmarks/generation.py [--only rate ...]: asking a teacher, measured.
+"""Measures the generation of tasks against a loopback server.
 
-Against a loopback server (benchmarks/loopback.py, a process of its own) with set latency,
-limits and faults:
+python benchmarks/generation.py [--only rate ...]
 
-  rate        a limit of requests a minute, held over every second: what arrives, what is refused
-  throughput  52,000 tasks, 64 requests in flight at 1 s: wall time against the ideal, and memory
-  cpu         processor time a request of asking alone, beside the openai client by itself
+The server (benchmarks/loopback.py, a separate process) has a given latency, limits and faults:
+
+  rate        a limit of requests per minute that holds in every second: what passes or is refused
+  throughput  52,000 tasks, 64 concurrent requests of 1 s: wall time against the ideal, memory
+  cpu         processor time per request, compared with the openai client alone
   faults      a fifth of all requests fails, in eight ways: is anything lost or paid twice?
-  kills       a run that is killed again and again (--kills), and its result
+  kills       a run that is killed repeatedly (--kills), and its result
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ from alpaca_lib.records import load_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("rate", "throughput", "cpu", "faults", "kills")
-TASKS = 12  # in a reply of the loopback server
+TASKS = 12  # per reply of the loopback server
 
 
 def main() -> None:
-    """Runs the parts that were asked for, and prints a table of each."""
-    options = parser().parse_args()
+    """Runs the chosen parts and prints a table of each."""
+    options = build_parser().parse_args()
     os.environ |= {"OPENAI_API_KEY": "loopback", "NO_PROXY": "127.0.0.1"}
     for part in options.only or PARTS:
         globals()[f"show_{part}"](options)
@@ -57,18 +58,21 @@ def main() -> None:
 
 
 def show_rate(options: argparse.Namespace) -> None:
-    """What arrives under a limit, with ours and with the client alone."""
+    """Prints the rate under a limit, of alpaca_lib and of the openai client alone."""
     limit, seconds = 1200, options.seconds
     count = int(limit / 60 * seconds)
-    print(f"{limit} requests a minute allowed, 0.5 s latency, {count} requests, 64 in flight")
+    print(f"{limit} requests per minute allowed, 0.5 s latency, {count} requests, 64 concurrent")
     print(f"{'':28}{'of the limit':>14}{'refused':>10}{'refused after minute 1':>24}")
     for name in ("alpaca_lib", "alpaca_lib, limit unknown", "openai client, 64 at once"):
-        told = name != "alpaca_lib, limit unknown"
-        with loopback("--rpm", str(limit), "--latency", "0.5", *(["--tell"] if told else [])) as s:
+        announced = name != "alpaca_lib, limit unknown"
+        arguments = ["--rpm", str(limit), "--latency", "0.5"]
+        if announced:
+            arguments.append("--announce")
+        with loopback(*arguments) as s:
             start, gave_up = time.perf_counter(), ""
             try:
                 if name.startswith("alpaca_lib"):
-                    asyncio.run(ask_ours(s, count, 64, limit if told else None))
+                    asyncio.run(ask_ours(s, count, 64, limit if announced else None))
                 else:
                     asyncio.run(ask_plainly(s, count, 64))
             except openai.RateLimitError:
@@ -77,43 +81,44 @@ def show_rate(options: argparse.Namespace) -> None:
             stats = s.stats()
         refused = [refusals for _, refusals in stats["minutes"].values()]
         rate = (stats["answered"] - 1) / (took - 0.5) * 60 / limit
-        share = "-" if gave_up else f"{rate:.1%}"  # of a run that was whole
+        share = "-" if gave_up else f"{rate:.1%}"  # of a complete run
         print(f"{name:28}{share:>14}{sum(refused):>10}{sum(refused[1:]):>24}{gave_up}")
 
 
 def show_throughput(options: argparse.Namespace) -> None:
-    """A whole run of 52,000 tasks."""
-    wanted, latency, flight = options.tasks, 1.0, 64
+    """Prints time and memory of a complete run of 52,000 tasks."""
+    wanted, latency, concurrent = options.tasks, 1.0, 64
     need = -(-wanted // TASKS)
     memory: dict[int, float] = {}
 
+    marks: list[float] = []  # the time of each reply
+
     def watch(progress: Any) -> None:
+        marks.append(time.perf_counter())
         if progress.requests in (need // 10, need // 2, need - 1):
             memory[progress.requests] = rss_mb()
 
     with loopback("--latency", str(latency)) as server, tempfile.TemporaryDirectory() as folder:
         before, start, cpu = rss_mb(), time.perf_counter(), time.process_time()
-        marks: list[float] = []
-        outcome = run(
-            server, folder, wanted, flight,
-            lambda p: (watch(p), marks.append(time.perf_counter())),
-        )  # fmt: skip
+        outcome = run(server, folder, wanted, concurrent, watch)
         took, cpu = time.perf_counter() - start, time.process_time() - cpu
         stats = server.stats()
-    ideal = -(-outcome.requests // flight) * latency
+    ideal = -(-outcome.requests // concurrent) * latency
     asked = marks[-1] - start
-    print(f"{len(outcome.kept):,} tasks kept of {outcome.requests:,} replies, {flight} in flight")
-    print(f"asked and judged in {asked:.1f} s, the ideal is {ideal:.1f} s: {asked / ideal:.3f} x")
+    print(
+        f"{len(outcome.kept):,} tasks kept of {outcome.requests:,} replies, {concurrent} concurrent"
+    )
+    print(f"asked and filtered in {asked:.1f} s, the ideal is {ideal:.1f} s: {asked / ideal:.3f} x")
     print(f"regen.json with each task's ten nearest: {took - asked:.1f} s more")
-    print(f"processor time {1000 * cpu / outcome.requests:.1f} ms a reply, judging included")
+    print(f"processor time {1000 * cpu / outcome.requests:.1f} ms per reply, filtering included")
     print(f"answered twice: {stats['answered_twice']}")
     text = ", ".join(f"{mb:.0f} MB after {n:,}" for n, mb in memory.items())
-    print(f"memory: {before:.0f} MB at first, {text} replies")
+    print(f"memory: {before:.0f} MB at the start, {text} replies")
 
 
 def show_cpu(options: argparse.Namespace) -> None:
-    """Processor time a request, ours and the client's own."""
-    print("processor time a request, 64 in flight, median of 3 runs of 3,000")
+    """Prints processor time per request, of alpaca_lib and of the openai client alone."""
+    print("processor time per request, 64 concurrent, median of 3 runs of 3,000")
     with loopback("--latency", "0.1") as server:
         times: dict[str, list[float]] = {}
         for _ in range(3):
@@ -131,17 +136,14 @@ def show_cpu(options: argparse.Namespace) -> None:
 
 
 def show_faults(options: argparse.Namespace) -> None:
-    """Runs with faults, and one without."""
+    """Prints the results of runs with faults, and of one without."""
     wanted, reference = 1200, b""
-    print(f"{wanted} tasks; of all requests a fifth fails: see benchmarks/loopback.py")
+    print(f"{wanted} tasks; a fifth of all requests fails: see benchmarks/loopback.py")
     print(f"{'':12}{'seconds':>9}{'faults':>8}{'paid twice':>12}{'same result':>13}")
     for name, share, seed in (("none", 0.0, 0), *((f"20 %, {n}", 0.2, n) for n in range(1, 6))):
-        with (
-            loopback(
-                *("--latency", "0.05", "--faults", str(share), "--hang", "3", "--seed", str(seed))
-            ) as server,
-            tempfile.TemporaryDirectory() as folder,
-        ):
+        arguments = ["--latency", "0.05", "--faults", str(share), "--hang", "3"]
+        arguments += ["--seed", str(seed)]
+        with loopback(*arguments) as server, tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             run(server, folder, wanted, 16, timeout=1.0)
             took = time.perf_counter() - start
@@ -149,37 +151,36 @@ def show_faults(options: argparse.Namespace) -> None:
             stats = server.stats()
         reference = reference or result
         count = sum(stats["faults"].values())
-        # An empty reply has been paid for: it is kept as it is, and another request makes up.
+        # An empty reply is paid for and kept; another request replaces its tasks.
         same = "yes" if result == reference else f"{stats['faults']['empty']} were empty"
         print(f"{name:12}{took:>9.1f}{count:>8}{stats['answered_twice']:>12}{same:>13}")
 
 
 def show_kills(options: argparse.Namespace) -> None:
-    """SIGKILL at random moments, until a run ends, again and again."""
-    killed = runs = same = twice = in_flight = 0
+    """Prints the results of runs that are killed at random moments until they end."""
+    killed = runs = same = 0
     draw = random.Random(1)
     reference = b""
     with loopback("--latency", "0.02") as server, tempfile.TemporaryDirectory() as top:
-        run(server, f"{top}/whole", 360, 4)
-        reference = (Path(top) / "whole" / "regen.json").read_bytes()
+        run(server, f"{top}/unkilled", 360, 4)
+        reference = (Path(top) / "unkilled" / "regen.json").read_bytes()
         before = server.stats()["answered"]
         while killed < options.kills:
             folder = f"{top}/{runs}"
-            while not ended(server, folder, draw.uniform(0.02, 0.5)):
+            while not run_until_kill(server, folder, draw.uniform(0.02, 0.5)):
                 killed += 1
             runs += 1
             same += (Path(folder) / "regen.json").read_bytes() == reference
         stats = server.stats()
         twice = stats["answered"] - before - runs * -(-360 // TASKS)
-        in_flight = killed * 4
-    print(f"{killed} SIGKILLs in {runs} runs of 360 tasks, 4 requests in flight")
+    print(f"{killed} SIGKILLs in {runs} runs of 360 tasks, 4 concurrent requests")
     print(f"runs with the same regen.json as one that was not killed: {same} of {runs}")
-    print(f"answers that were on their way when a run was killed, and asked for again: {twice} ")
-    print(f"(at most {in_flight} could be)")
+    print(f"unfinished requests of a killed run that were sent again: {twice}")
+    print(f"(at most {killed * 4} are possible)")
 
 
-def ended(server: Server, folder: str, seconds: float) -> bool:
-    """Whether a run in a process of its own ends before it is killed."""
+def run_until_kill(server: Server, folder: str, seconds: float) -> bool:
+    """Runs in a child process that is killed after some seconds; returns whether it ended."""
     child = os.fork()
     if child == 0:
         try:
@@ -199,40 +200,49 @@ def ended(server: Server, folder: str, seconds: float) -> bool:
     return True
 
 
-# --- what they share ----------------------------------------------------------------
+# --- shared by the parts ------------------------------------------------------------
 
 
 def seeds_and_header() -> tuple[list[Any], str]:
-    """The course's own."""
+    """Returns the course's seed tasks and the header of its prompt."""
     data = ROOT / "data"
     return load_examples(data / "seed_tasks.jsonl"), load_header(data / "prompts/generate_en.txt")
 
 
 def run(
-    server: Server, folder: str, wanted: int, flight: int, progress: Any = None,
+    server: Server,
+    folder: str,
+    wanted: int,
+    concurrent: int,
+    progress: Any = None,
     timeout: float = 60.0,
-) -> Outcome:  # fmt: skip
-    """One run of generate() against the server."""
+) -> Outcome:
+    """Runs generate() against the server until ``wanted`` tasks are kept."""
     os.environ["OPENAI_BASE_URL"] = server.address
     seeds, header = seeds_and_header()
     settings = Settings(tasks_wanted=wanted, tasks_per_request=TASKS, safety=False)
     with open_teacher("openai", "loopback", timeout=timeout) as teacher:
         return generate(
-            teacher, seeds, header, settings, Path(folder),
-            Limits(concurrency=flight), progress=progress or (lambda p: None),
-        )  # fmt: skip
+            teacher,
+            seeds,
+            header,
+            settings,
+            Path(folder),
+            Limits(concurrency=concurrent),
+            progress=progress or (lambda p: None),
+        )
 
 
 async def ask_ours(
-    server: Server, count: int, flight: int, per_minute: float | None = None
+    server: Server, count: int, concurrent: int, per_minute: float | None = None
 ) -> None:
-    """So many requests through Teacher.connect()."""
+    """Sends ``count`` requests through Teacher.connect()."""
     os.environ["OPENAI_BASE_URL"] = server.address
     seeds, header = seeds_and_header()
     prompt = Prompter(seeds, header, Settings()).prompt(0).text
     with open_teacher("openai", "loopback") as teacher:
         requests = iter(range(count))
-        async with teacher.connect(RateLimit(flight, per_minute), Ledger()) as line:
+        async with teacher.connect(RateLimit(concurrent, per_minute), Ledger()) as line:
 
             async def worker() -> None:
                 for number in requests:
@@ -241,11 +251,11 @@ async def ask_ours(
                     )
                     await line.ask(request, number)
 
-            await asyncio.gather(*(worker() for _ in range(flight)))
+            await asyncio.gather(*(worker() for _ in range(concurrent)))
 
 
-async def ask_plainly(server: Server, count: int, flight: int) -> None:
-    """The same by the openai client alone, with its own retries."""
+async def ask_plainly(server: Server, count: int, concurrent: int) -> None:
+    """Sends the same requests with the openai client alone, with its own retries."""
     seeds, header = seeds_and_header()
     prompt = Prompter(seeds, header, Settings()).prompt(0).text
     requests = iter(range(count))
@@ -260,25 +270,29 @@ async def ask_plainly(server: Server, count: int, flight: int) -> None:
                     seed=number,
                 )
 
-        await asyncio.gather(*(worker() for _ in range(flight)))
+        await asyncio.gather(*(worker() for _ in range(concurrent)))
 
 
 class Server:
-    """The loopback server's address, and what it says it did."""
+    """A running loopback server: its root and the address of its API.
+
+    >>> server = Server(8000)
+    >>> server.stats()["answered"]
+    """
 
     def __init__(self, port: int) -> None:
         self.root = f"http://127.0.0.1:{port}"
         self.address = f"{self.root}/v1"
 
     def stats(self) -> dict[str, Any]:
-        """Its counts."""
+        """Returns its counts."""
         with urllib.request.urlopen(f"{self.root}/stats", timeout=10) as answer:
             return json.load(answer)
 
 
 @contextlib.contextmanager
 def loopback(*arguments: str) -> Iterator[Server]:
-    """A running server in a process of its own."""
+    """Runs a loopback server in a separate process while the block runs."""
     port = free_port()
     command = [sys.executable, str(ROOT / "benchmarks" / "loopback.py"), str(port), *arguments]
     process = subprocess.Popen([*command, "--tasks", str(TASKS)])
@@ -296,23 +310,27 @@ def loopback(*arguments: str) -> Iterator[Server]:
 
 
 def rss_mb() -> float:
-    """This process's memory now."""
+    """Returns the memory of this process in MB."""
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--only", nargs="+", choices=PARTS, help="these parts alone")
-    made.add_argument("--seconds", type=float, default=150.0, help="length of the rate test (150)")
-    made.add_argument("--tasks", type=int, default=52_000, help="tasks of the whole run (52000)")
-    made.add_argument("--kills", type=int, default=200, help="SIGKILLs (200)")
-    return made
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")
+    parser.add_argument(
+        "--seconds", type=float, default=150.0, help="length of the rate test (150)"
+    )
+    parser.add_argument(
+        "--tasks", type=int, default=52_000, help="tasks of the throughput run (52000)"
+    )
+    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs (200)")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""python benchmarks/gpu.py [--only NAME ...] [--tiny]: one GPU at the shapes of 7B and 8B.
+"""Measures training and decoding on one GPU, at the shapes of 7B and 8B models.
 
-Random weights: the speed does not depend on them, and nothing has to be downloaded. The
-parts are the library's own (attention, loss, masters, optimizer), without its data and
-files. One table at the end, with device, versions and date; every line that could not run
-says why. --tiny runs the same lines at toy shapes on a CPU, to test this script.
+python benchmarks/gpu.py [--only NAME ...] [--steps N] [--tiny]
 
-  lora-2048, lora-4096, lora-8b    LoRA (q,v, r=8) at 2,048 and 4,096 tokens a document
+Weights are random: the speed does not depend on them, and nothing is downloaded. The parts are
+the library's own (attention, loss, masters, optimizer), without its data and files. It prints
+one table with device, versions and date; a case that fails shows its error there. --tiny runs
+the same cases at toy shapes on a CPU, to test this script.
+
+  lora-2048, lora-4096, lora-8b    LoRA (q,v, r=8) at 2,048 and 4,096 tokens per document
   full                             all parameters, bfloat16 alone, recomputed activations
   ladder                           Alpaca's lengths: padded, packed with a mask, varlen, compiled
   int8, nf4                        LoRA on a quantised base (needs bitsandbytes)
-  decode                           tokens a second of one answer, beside the bandwidth's limit
+  decode                           tokens/s of one answer, and its share of the bandwidth limit
 """
 
 from __future__ import annotations
@@ -33,30 +35,54 @@ from alpaca_lib.training.precision import MasterWeights, create_optimizer
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed, layers_of
 
-SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads, words
-    "7b": (4096, 11008, 32, 32, 32, 32000),
-    "8b": (4096, 14336, 32, 32, 8, 128256),
-    "tiny": (64, 128, 2, 4, 2, 512),
+SHAPES = {
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+    },
+    "8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+    },
 }
-NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-NAMES += ("num_key_value_heads", "vocab_size")
-ALPACA_MEAN = 130  # tokens of a row of Alpaca with its prompt
+ALPACA_MEAN = 130  # tokens per row of Alpaca, prompt included
+WARM_UP = 2  # steps that compile and allocate
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One line of the table.
+
+    >>> Case("lora-4096 compiled", length=4096, compile=True)
+    """
 
     name: str
-    shape: str = "7b"
-    method: str = "lora"
-    length: int = 2048  # tokens of a document; 0: Alpaca's mixture
-    tokens: int = 8192  # of a micro-batch
-    batching: str = "pack"
-    varlen: bool = True
-    compile: bool = False
-    checkpointing: bool = False
-    quantization: str = "none"
+    shape: str = "7b"  # of SHAPES
+    method: str = "lora"  # or "full"
+    length: int = 2048  # tokens per document; 0: Alpaca's distribution of lengths
+    tokens: int = 8192  # tokens per micro-batch
+    batching: str = "pack"  # or "pad": one document per row
+    varlen: bool = True  # variable-length attention; False: transformers' own
+    compile: bool = False  # torch.compile each layer
+    dynamic: bool | None = None  # of torch.compile; None: it decides, and recompiles
+    checkpointing: bool = False  # recompute activations
+    quantization: str = "none"  # or "int8", "nf4"
 
 
 CASES = (
@@ -71,15 +97,16 @@ CASES = (
     Case("ladder padded", length=0, batching="pad", varlen=False),
     Case("ladder masked", length=0, varlen=False),
     Case("ladder varlen", length=0),
-    Case("ladder compiled", length=0, compile=True),
+    # Lengths differ from batch to batch: without dynamic=True, torch reaches its recompile limit.
+    Case("ladder compiled", length=0, compile=True, dynamic=True),
     Case("int8", quantization="int8"),
     Case("nf4", quantization="nf4"),
 )
 
 
 def main() -> None:
-    """Measures every case, then prints the table."""
-    options = parser().parse_args()
+    """Measures the chosen cases, then prints the table."""
+    options = build_parser().parse_args()
     device = "cpu" if options.tiny or not torch.cuda.is_available() else "cuda"
     if device == "cpu" and not options.tiny:
         raise SystemExit("error: torch sees no CUDA GPU; --tiny tests the script on a CPU")
@@ -94,27 +121,27 @@ def main() -> None:
             continue
         if options.tiny:
             case = replace(case, shape="tiny", tokens=256, length=min(case.length, 64))
-        lines.append(told(case.name, lambda case=case: train(case, device, options.steps)))
+        lines.append(measure(case.name, lambda case=case: train(case, device, options.steps)))
         print(lines[-1], flush=True)
     if not options.only or "decode" in options.only:
         shape = "tiny" if options.tiny else "7b"
-        lines.append(told("decode", lambda: decode(shape, device)))
+        lines.append(measure("decode", lambda: decode(shape, device)))
     print("\n" + "\n".join(lines))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--only", nargs="*", help="first words of the lines to measure")
-    made.add_argument("--tiny", action="store_true", help="toy shapes on a CPU")
-    made.add_argument("--steps", type=int, default=8, help="measured steps (default 8)")
-    return made
+    parser.add_argument("--only", nargs="*", help="first words of the cases to measure")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes on a CPU")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps (default 8)")
+    return parser
 
 
 def heading(device: str) -> str:
-    """Device, versions and date."""
+    """Returns device, versions and date as a line."""
     import transformers
 
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU, toy shapes: no result"
@@ -124,11 +151,11 @@ def heading(device: str) -> str:
     )
 
 
-def told(name: str, measure: Callable[[], str]) -> str:
-    """A line of the table, or why there is none; memory is free again after it."""
+def measure(name: str, work: Callable[[], str]) -> str:
+    """Returns a line of the table, with the error if the work fails; frees the memory."""
     try:
-        text = measure()
-    except Exception as error:  # one line that fails must not lose the others
+        text = work()
+    except Exception as error:  # a case that fails must not lose the others
         text = f"not measured: {str(error).strip().splitlines()[0][:90]}"
     gc.collect()
     if torch.cuda.is_available():
@@ -137,13 +164,11 @@ def told(name: str, measure: Callable[[], str]) -> str:
     return f"{name:22}{text}"
 
 
-def model_of(case: Case, device: str) -> Any:
-    """A LLaMA of that shape with random weights in bfloat16, quantised if the case says so."""
+def build_model(case: Case, device: str) -> Any:
+    """Returns a LLaMA with random weights in bfloat16, quantised if the case asks for it."""
     import transformers
 
-    config = transformers.LlamaConfig(
-        **dict(zip(NAMES, SHAPES[case.shape], strict=True)), max_position_embeddings=8192
-    )
+    config = transformers.LlamaConfig(**SHAPES[case.shape], max_position_embeddings=8192)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     if case.quantization != "none":
@@ -152,7 +177,7 @@ def model_of(case: Case, device: str) -> Any:
 
 
 def quantize(model: Any, kind: str, device: str) -> None:
-    """Replaces a model's linear layers, but for the head, by bitsandbytes' in place."""
+    """Replaces a model's linear layers, except the head, by bitsandbytes' in place."""
     import bitsandbytes as bnb
     from torch import nn
 
@@ -168,21 +193,28 @@ def quantize(model: Any, kind: str, device: str) -> None:
                 new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
             else:
                 new = bnb.nn.Linear4bit(
-                    layer.in_features, layer.out_features, bias=False, quant_type="nf4",
+                    layer.in_features,
+                    layer.out_features,
+                    bias=False,
+                    quant_type="nf4",
                     compute_dtype=torch.bfloat16,
-                )  # fmt: skip
+                )
                 new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
             setattr(parent, name, new.to(device))
 
 
 def train(case: Case, device: str, steps: int) -> str:
-    """Tokens a second, shares of both peaks and memory of a training step."""
+    """Returns tokens/s, shares of both peaks and memory of a training step, as text."""
     torch.manual_seed(0)
     settings = Settings(
-        data_path="-", output_dir="-", method=case.method, lora_dropout=0.0, lora_rank=8,
+        data_path="-",
+        output_dir="-",
+        method=case.method,
+        lora_dropout=0.0,
+        lora_rank=8,
         lora_targets="q_proj,v_proj",
-    )  # fmt: skip
-    model = model_of(case, device)
+    )
+    model = build_model(case, device)
     if case.method == "lora":
         model = adapters.add_lora(model, settings)
     causal = unwrap_peft(model)
@@ -193,15 +225,15 @@ def train(case: Case, device: str, steps: int) -> str:
         (enable or causal.gradient_checkpointing_enable)({"use_reentrant": False})
     if case.compile:
         for layer in layers_of(model):
-            layer.compile()
+            layer.compile(dynamic=case.dynamic)
     module = LabelLoss(model)
     model.train()
     trained = MasterWeights(module, Distributed(0, 1, 0), masters=case.method == "lora")
     optimizer = create_optimizer(trained, "adamw", 1e-5, 0.0)
-    batches, tokens = batches_of(case, device, causal)
+    batches, tokens = build_batches(case, device, causal)
     placement = Placement(device, "bfloat16", "")
     seconds = []
-    for number in range(steps + 2):
+    for number in range(WARM_UP + steps):
         synchronize(device)
         start = time.perf_counter()
         for batch in batches:
@@ -210,10 +242,10 @@ def train(case: Case, device: str, steps: int) -> str:
         optimizer.step()
         trained.copy_to_model()
         synchronize(device)
-        if number >= 2:  # the first compile and allocate
+        if number >= WARM_UP:
             seconds.append(time.perf_counter() - start)
     speed = tokens / statistics.median(seconds)
-    lengths = [b - a for batch in batches for a, b in borders(batch)]
+    lengths = [b - a for batch in batches for a, b in document_spans(batch)]
     context = sum(n * n for n in lengths) / sum(lengths)
     rate = speed * flops.flops_per_token(model, case.method, context)
     peak = flops.peak_rate(placement.device)
@@ -223,28 +255,32 @@ def train(case: Case, device: str, steps: int) -> str:
     return f"{speed:10,.0f}{share}{rate / gemm:9.1%}{used:9.1f}"
 
 
-def borders(batch: dict[str, Any]) -> list[tuple[int, int]]:
-    """The real documents of a batch, padding left out."""
-    found = []
+def document_spans(batch: dict[str, Any]) -> list[tuple[int, int]]:
+    """Returns (start, end) of each document of a batch in its row, without padding."""
+    spans = []
     for row in batch["position_ids"].tolist():
         starts = [i for i, position in enumerate(row) if position == 0]
-        found += [(a, b) for a, b in zip(starts, [*starts[1:], len(row)], strict=True) if b - a > 1]
-    return found
+        ends = [*starts[1:], len(row)]
+        spans += [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 1]
+    return spans
 
 
-def batches_of(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any]], int]:
-    """(the micro-batches of a step, their real tokens); half of a document has labels."""
+def build_batches(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any]], int]:
+    """Returns (the micro-batches of a step, their tokens without padding).
+
+    The second half of each document has labels.
+    """
     generator = torch.Generator().manual_seed(0)
-    words = causal.config.vocab_size
+    vocab_size = causal.config.vocab_size
     if case.length:
         lengths = [case.length] * max(case.tokens // case.length, 1)
-    else:  # lengths spread as Alpaca's are: most short, a few long
+    else:  # as in Alpaca: most documents are short, a few are long
         spread = torch.empty(2 * case.tokens // ALPACA_MEAN).exponential_(generator=generator)
         lengths = [min(int(48 + n * (ALPACA_MEAN - 48)), 512) for n in spread.tolist()]
         lengths = [min(n, case.tokens // 2) for n in lengths]
     examples = []
     for n in lengths:
-        ids = torch.randint(words, (n,), generator=generator).tolist()
+        ids = torch.randint(vocab_size, (n,), generator=generator).tolist()
         examples.append({"input_ids": ids, "labels": [-100] * (n // 2) + ids[n // 2 :]})
     if case.batching == "pad":
         rows = max(case.tokens // max(lengths), 1)
@@ -255,9 +291,10 @@ def batches_of(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any
         groups = [micro[0] for micro in balance_micro_batches(lengths, case.tokens, 1)]
     batches = []
     for group in groups:
-        joined = [join(examples, group)] if case.batching == "pack" else [
-            join(examples, [i]) for i in group
-        ]  # fmt: skip
+        if case.batching == "pack":
+            joined = [join(examples, group)]
+        else:
+            joined = [join(examples, [i]) for i in group]
         batch: dict[str, Any] = collate(joined, 0, 128 if device == "cuda" else 8)
         size = batch["input_ids"].shape
         if case.batching == "pad":
@@ -271,14 +308,21 @@ def batches_of(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any
 
 
 def decode(shape: str, device: str) -> str:
-    """Greedy tokens a second of one answer, and the share of what the bandwidth allows."""
-    model = model_of(Case("decode", shape=shape), device).eval()
+    """Returns greedy tokens/s of one answer, and the share that the bandwidth allows, as text."""
+    model = build_model(Case("decode", shape=shape), device).eval()
     ids = torch.arange(1, 17, device=device)[None]
     wanted = 128
     model.generation_config.eos_token_id = None
-    run: Callable[[int], Any] = lambda n: model.generate(  # noqa: E731
-        ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, pad_token_id=0
-    )
+
+    def run(tokens: int) -> None:
+        model.generate(
+            ids,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+
     run(8)
     synchronize(device)
     start = time.perf_counter()
@@ -296,7 +340,7 @@ def decode(shape: str, device: str) -> str:
     for _ in range(10):
         target.copy_(source)
     synchronize(device)
-    bandwidth = 10 * 2 * 2**30 / (time.perf_counter() - start)
+    bandwidth = 10 * 2 * 2**30 / (time.perf_counter() - start)  # read and written
     limit = bandwidth / weights
     return (
         f"{speed:10,.1f}   {speed / limit:.0%} of the {limit:.0f} that "
@@ -305,7 +349,7 @@ def decode(shape: str, device: str) -> str:
 
 
 def synchronize(device: str) -> None:
-    """Waits until the GPU has done what it was told."""
+    """Waits until the GPU has finished all work."""
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -1,14 +1,16 @@
-"""python benchmarks/inference.py [--only SECTION ...]: answers, their speed and their agreement.
+"""Measures the speed of answers and the parity of exported files.
 
-On this machine's CPU, a 135M LLaMA, the tasks of eval_60.json; greedy, the same tokens.
+python benchmarks/inference.py [--only SECTION ...]
 
-  speed      one by one with transformers' generate, in batches with ours, one stream of
-             llama.cpp: tokens/s, time to the first token, memory. The lines take turns,
-             each in a process of its own; medians of --runs
-  forms      float32, bfloat16, int8, NF4, and GGUF kinds: size, memory, speed, bytes a token
-  batches    greedy answers in batches beside one by one, in float32: equal texts
-  files      GGUF files beside PyTorch: equal greedy tokens; KL of llama.cpp's probabilities,
-             and of the file's weights alone (read back by transformers); an adapter's file
+On this machine's CPU, with a 135M LLaMA and the tasks of eval_60.json, greedy.
+
+  speed      transformers' generate one by one, alpaca_lib in batches, one stream of llama.cpp:
+             tokens/s, time to the first token, memory. The lines alternate, each in a
+             separate process; medians of --runs
+  forms      float32, bfloat16, int8, NF4 and GGUF kinds: size, memory, speed, bytes per second
+  batches    greedy answers in batches and one by one, in float32: equal texts
+  files      GGUF files and PyTorch: equal greedy tokens; KL of llama.cpp's probabilities, and
+             of the file's weights alone (read back by transformers); an adapter's file
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ MODEL, TEMPLATE, BATCH = "smollm2-135m", "chat", 16
 
 
 def main() -> None:
-    """Runs the sections asked for and prints their tables; with --worker, one line's work."""
-    options = parser().parse_args()
+    """Prints the tables of the chosen sections; with --worker, measures one line."""
+    options = build_parser().parse_args()
     if options.worker:
         with contextlib.redirect_stdout(sys.stderr):
             found = WORKERS[options.worker](options)
@@ -44,45 +46,50 @@ def main() -> None:
     import transformers
 
     print(
-        f"{MODEL}, {options.tasks} tasks, {options.tokens} tokens at most, {os.cpu_count()} ",
-        end="",
+        f"{MODEL}, {options.tasks} tasks, at most {options.tokens} tokens, {os.cpu_count()} cores, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"medians of {options.runs} runs"
     )
-    print(f"cores, torch {torch.__version__}, transformers {transformers.__version__}; ", end="")
-    print(f"medians of {options.runs} runs")
     for section in options.only or SECTIONS:
         print(f"\n{section}", flush=True)
         TABLES[section](options)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--only", nargs="*", choices=SECTIONS)
-    made.add_argument("--tasks", type=int, default=16, help="of eval_60 for speeds (default 16)")
-    made.add_argument("--tokens", type=int, default=64, help="longest answer (default 64)")
-    made.add_argument("--runs", type=int, default=3)
-    made.add_argument("--kinds", nargs="*", default=KINDS, help="of files (all)")
-    made.add_argument("--adapter", default="", help="a LoRA folder for `files`; else a random one")
-    made.add_argument("--worker", help=argparse.SUPPRESS)
-    made.add_argument("--form", default="bfloat16", help=argparse.SUPPRESS)
-    return made
+    parser.add_argument("--only", nargs="*", choices=SECTIONS)
+    parser.add_argument(
+        "--tasks", type=int, default=16, help="tasks of eval_60 for speeds (default 16)"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="tokens per answer, at most (default 64)"
+    )
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--kinds", nargs="*", default=KINDS, help="kinds of files (all)")
+    parser.add_argument(
+        "--adapter", default="", help="a LoRA folder for `files` (a random adapter)"
+    )
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--form", default="bfloat16", help=argparse.SUPPRESS)
+    return parser
 
 
 def tasks(count: int = 0) -> list[Any]:
-    """The tasks of eval_60.json, spread over the file."""
+    """Returns tasks of eval_60.json at equal distances, or all."""
     from alpaca_lib.records import load_examples
 
     every = load_examples(ROOT / "data" / "eval_60.json")
     return every[:: len(every) // count][:count] if count else every
 
 
-# --- one line each, in a process of its own ---------------------------------------------
+# --- workers: one line each, in a separate process ---------------------------------------------
 
 
-def loaded(form: str) -> tuple[Any, Any]:
-    """(model, tokenizer) in a dtype or a quantisation."""
+def load_form(form: str) -> tuple[Any, Any]:
+    """Returns (model, tokenizer) in a dtype or a quantisation."""
     from alpaca_lib import models
 
     dtype = form if form in ("float32", "bfloat16") else "bfloat16"
@@ -91,21 +98,24 @@ def loaded(form: str) -> tuple[Any, Any]:
 
 
 def generate(options: argparse.Namespace) -> dict[str, float]:
-    """transformers' generate, one prompt at a time, as its documentation has it."""
+    """Measures transformers' generate on one prompt at a time."""
     import torch
 
     from alpaca_lib.inference.decoding import prompt_ids
 
-    model, tokenizer = loaded(options.form)
+    model, tokenizer = load_form(options.form)
     prompts = [
         torch.tensor([prompt_ids(task, tokenizer, TEMPLATE)]) for task in tasks(options.tasks)
     ]
 
     def run(ids: Any, most: int) -> int:
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=most,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=most,
             pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+        )
         return int(out.shape[1] - ids.shape[1])
 
     run(prompts[0], 4)
@@ -118,10 +128,10 @@ def generate(options: argparse.Namespace) -> dict[str, float]:
 
 
 def batched(options: argparse.Namespace) -> dict[str, float]:
-    """This library's answers, BATCH prompts at a time."""
+    """Measures alpaca_lib's answers, BATCH prompts at a time."""
     from alpaca_lib.inference.decoding import Decoding, answer, stream
 
-    model, tokenizer = loaded(options.form)
+    model, tokenizer = load_form(options.form)
     chosen = tasks(options.tasks)
     answer(model, tokenizer, chosen[:2], Decoding(max_new_tokens=4), TEMPLATE)
     how = Decoding(max_new_tokens=options.tokens)
@@ -135,13 +145,13 @@ def batched(options: argparse.Namespace) -> dict[str, float]:
         next(pieces, None)
         first.append(time.perf_counter() - began)
         pieces.close()
-    # An end token was computed as well, as the peer's count has it.
+    # generate() counts the end token too.
     new = sum(a.tokens + a.ended for a in answers)
     return {"tokens_per_second": new / seconds, "first": statistics.median(first), "peak": peak()}
 
 
 def llama(options: argparse.Namespace) -> dict[str, float]:
-    """llama.cpp behind its address, one stream."""
+    """Measures one stream of llama.cpp through its server."""
     from alpaca_lib import models
     from alpaca_lib.export.parity import post
     from alpaca_lib.inference.decoding import prompt_ids
@@ -152,7 +162,8 @@ def llama(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = models.gguf_file(MODEL)
         if kind != "embedded":
-            file = Path(folder) / "model.gguf"  # made elsewhere: its memory is not llama.cpp's
+            # Exported by another process, whose memory does not count.
+            file = Path(folder) / "model.gguf"
             export = [sys.executable, "-m", "alpaca_lib.inference", "export", MODEL, str(file)]
             subprocess.run([*export, "--kind", kind], check=True, capture_output=True)
         size = file.stat().st_size
@@ -163,37 +174,39 @@ def llama(options: argparse.Namespace) -> dict[str, float]:
                 body = {"prompt": prompt_ids(task, tokenizer, TEMPLATE), "temperature": 0}
                 body |= {"cache_prompt": False, "return_tokens": True}
                 took, _ = timed(lambda body=body: post(url, body | {"n_predict": 1}))
-                whole, reply = timed(
+                spent, reply = timed(
                     lambda body=body: post(url, body | {"n_predict": options.tokens})
                 )
                 if place:  # the first is a warm-up
                     first.append(took)
-                    new, seconds = new + reply["tokens_predicted"], seconds + whole
+                    new, seconds = new + reply["tokens_predicted"], seconds + spent
     return {
-        "tokens_per_second": new / seconds, "first": statistics.median(first), "peak": peak(),
+        "tokens_per_second": new / seconds,
+        "first": statistics.median(first),
+        "peak": peak(),
         "size": size,
-    }  # fmt: skip
+    }
 
 
 WORKERS = {"generate": generate, "batched": batched, "llama": llama}
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """(seconds, what a call returns)."""
+    """Returns (seconds of a call, its result)."""
     began = time.perf_counter()
     result = call()
     return time.perf_counter() - began, result
 
 
 def peak() -> int:
-    """This process's peak memory in bytes."""
+    """Returns the peak memory of this process in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def work(options: argparse.Namespace, worker: str, form: str) -> dict[str, float]:
-    """One worker's result."""
+    """Runs a worker in a new process and returns its result."""
     command = [sys.executable, __file__, "--worker", worker, "--form", form]
     command += ["--tasks", str(options.tasks), "--tokens", str(options.tokens)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -206,7 +219,7 @@ def work(options: argparse.Namespace, worker: str, form: str) -> dict[str, float
 def measure(
     options: argparse.Namespace, lines: dict[str, tuple[str, str]]
 ) -> dict[str, dict[str, float]]:
-    """The medians of what each line's worker found; lines take turns, --runs times."""
+    """Returns the medians of each line's results; the lines alternate, --runs times."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in lines}
     for _ in range(options.runs):
         for name, (worker, form) in lines.items():
@@ -221,7 +234,7 @@ def measure(
 
 
 def speed(options: argparse.Namespace) -> None:
-    """Ours and llama.cpp beside transformers, one by one."""
+    """Prints the speeds of transformers, alpaca_lib and llama.cpp."""
     found = measure(
         options,
         {
@@ -240,7 +253,7 @@ def speed(options: argparse.Namespace) -> None:
 
 
 def forms(options: argparse.Namespace) -> None:
-    """One stream of each form: what is read for a token decides."""
+    """Prints the speed of one stream of each form, whose bytes are read for every token."""
     lines = {f: ("generate", f) for f in ("float32", "bfloat16", "int8", "nf4")}
     lines |= {f"GGUF {k}": ("llama", k) for k in ("f16", "bf16", "q8_0", "q4_0", "q4_1")}
     found = measure(options, lines)
@@ -248,7 +261,7 @@ def forms(options: argparse.Namespace) -> None:
     for name, r in found.items():
         size = r.get("size")
         if not size:
-            model, _ = loaded(name)
+            model, _ = load_form(name)
             size = model.get_memory_footprint()
             del model
         print(
@@ -259,10 +272,10 @@ def forms(options: argparse.Namespace) -> None:
 
 
 def batches(options: argparse.Namespace) -> None:
-    """All of eval_60, in float32."""
+    """Prints how many batched answers to eval_60 equal the single ones, in float32."""
     from alpaca_lib.inference.decoding import Decoding, answer
 
-    model, tokenizer = loaded("float32")
+    model, tokenizer = load_form("float32")
     how = Decoding(max_new_tokens=options.tokens)
     single = answer(model, tokenizer, tasks(), how, TEMPLATE, batch_size=1)
     together = answer(model, tokenizer, tasks(), how, TEMPLATE, batch_size=BATCH)
@@ -271,7 +284,7 @@ def batches(options: argparse.Namespace) -> None:
 
 
 def files(options: argparse.Namespace) -> None:
-    """GGUF kinds and an adapter beside PyTorch in float32, on all of eval_60."""
+    """Prints the parity of GGUF kinds and an adapter with PyTorch in float32, on eval_60."""
     from alpaca_lib import models
     from alpaca_lib.export.gguf import export_adapter, export_gguf
     from alpaca_lib.export.parity import Reference, compare_file, compute_reference
@@ -309,7 +322,7 @@ def files(options: argparse.Namespace) -> None:
 
 
 def divergence(of: Any, file: Path) -> float:
-    """KL of a file's weights in float32 PyTorch, where nothing else is rounded, in nats."""
+    """Returns the KL in nats of a file's weights alone, computed in float32 by PyTorch."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -326,7 +339,7 @@ def divergence(of: Any, file: Path) -> float:
 
 
 def random_adapter(model: Any, folder: Path) -> str:
-    """A LoRA adapter whose B is not zero, saved."""
+    """Saves a LoRA adapter whose B is not zero and returns its folder."""
     import peft
     import torch
 

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server with set latency, limits and faults, for benchmarks.
+"""Serves an OpenAI-compatible API with a given latency, limits and faults, for benchmarks.
 
 python benchmarks/loopback.py PORT --latency 1 --rpm 1200 prints nothing and serves until it
-is ended. GET /stats says what it has done. Its answers depend on a request's seed alone.
+is ended. GET /stats returns its counts. An answer depends on the request's seed alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "el", "or")]
 WORDS = [a + b for a in SYLLABLES for b in SYLLABLES]
-# As in a language: the word at rank r about 1/r as often as the first (Zipf's law).
+# Zipf's law, as in a language: the word at rank r occurs about 1/r as often as the first.
 ZIPF = list(itertools.accumulate(1 / (rank + 2.7) for rank in range(len(WORDS))))
-FAULTS = ("429 and when", "429", "500", "hang", "reset", "cut", "garbage", "empty")
+FAULTS = ("429 with Retry-After", "429", "500", "hang", "reset", "cut", "garbage", "empty")
 
 
 @functools.lru_cache(maxsize=256)
 def reply_text(seed: int, tasks: int, first: int = 4) -> str:
-    """So many tasks of random words, the same for a seed every time."""
+    """Returns ``tasks`` tasks of random words, which depend on the seed alone."""
     draw = random.Random(seed)
     parts = []
     for number in range(first, first + tasks):
@@ -37,15 +37,19 @@ def reply_text(seed: int, tasks: int, first: int = 4) -> str:
 
 
 class Meter:
-    """A limit a minute, held over every second: a bucket with one second's worth."""
+    """A limit per minute that holds in every second: a token bucket of one second's amount.
+
+    >>> meter = Meter(per_minute=1200)
+    >>> meter.take(1)  # seconds to wait, 0.0: it passes
+    """
 
     def __init__(self, per_minute: float) -> None:
         self.rate = per_minute / 60
         self.level = self.size = max(self.rate, 1.0)
         self.since = time.monotonic()
 
-    def allows(self, amount: float) -> float:
-        """0 if it may pass, else the seconds until it might."""
+    def take(self, amount: float) -> float:
+        """Takes an amount and returns 0, or takes nothing and returns the seconds to wait."""
         now = time.monotonic()
         self.level = min(self.level + (now - self.since) * self.rate, self.size)
         self.since = now
@@ -56,7 +60,11 @@ class Meter:
 
 
 class Loopback:
-    """The server's state."""
+    """The server's state: limits, the counts of answers and faults, and what draws the faults.
+
+    >>> state = Loopback(parse_options(["8000", "--latency", "0.1"]))
+    >>> server = await asyncio.start_server(state.serve, "127.0.0.1", 8000)
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -64,12 +72,12 @@ class Loopback:
         self.tokens = Meter(options.tpm) if options.tpm else None
         self.started = time.monotonic()
         self.draw = random.Random(options.seed)
-        self.answered: dict[int, int] = {}
+        self.answered: dict[int, int] = {}  # seed -> answers
         self.minutes: dict[int, list[int]] = {}  # minute -> [answered, refused]
         self.faults: dict[str, int] = dict.fromkeys(FAULTS, 0)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until it closes."""
+        """Serves one connection until it closes."""
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -89,14 +97,14 @@ class Loopback:
             writer.close()
 
     async def answer(self, asked: dict, writer: asyncio.StreamWriter) -> None:
-        """One completion, or what the options say instead."""
+        """Sends one completion, a refusal or a fault."""
         minute = self.minutes.setdefault(int((time.monotonic() - self.started) // 60), [0, 0])
         seed, tasks = int(asked.get("seed") or 0), self.options.tasks
         text = reply_text(seed, tasks)
         prompt = len(asked["messages"][0]["content"]) // 4
         reply = len(text) // 4
         waits = [
-            meter.allows(amount)
+            meter.take(amount)
             for meter, amount in ((self.requests, 1), (self.tokens, prompt + reply))
             if meter
         ]
@@ -117,18 +125,21 @@ class Loopback:
         self.send(writer, 200, self.completion(text, prompt, reply))
 
     def completion(self, text: str, prompt: int, reply: int) -> dict:
-        """A chat completion as OpenAI sends it."""
+        """Returns a chat completion as OpenAI sends it."""
         message = {"role": "assistant", "content": text}
+        usage = {"prompt_tokens": prompt, "completion_tokens": reply}
         return {
-            "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "loopback",
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "loopback",
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": prompt, "completion_tokens": reply,
-                      "total_tokens": prompt + reply},
-        }  # fmt: skip
+            "usage": usage | {"total_tokens": prompt + reply},
+        }
 
     async def fault(self, kind: str, writer: asyncio.StreamWriter) -> bool:
-        """Does what goes wrong; False if an (empty) answer is to follow."""
-        if kind == "429 and when":
+        """Produces a fault; returns False if an empty answer has to follow."""
+        if kind == "429 with Retry-After":
             self.refuse(writer, 0.05, "Retry-After")
         elif kind == "429":
             self.refuse(writer, 0.0, "")
@@ -151,14 +162,14 @@ class Loopback:
         return True
 
     def refuse(self, writer: asyncio.StreamWriter, wait: float, header: str) -> None:
-        """A 429, with or without the time to wait."""
+        """Sends a 429, with or without the time to wait."""
         error = {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}
         self.send(writer, 429, error, f"{header}: {wait:.3f}\r\n" if header else "")
 
     def send(self, writer: asyncio.StreamWriter, status: int, body: dict, more: str = "") -> None:
-        """A JSON answer, with the limits in its headers."""
+        """Sends a JSON answer, with the limits in its headers."""
         data = json.dumps(body).encode()
-        if self.options.rpm and self.options.tell:
+        if self.options.rpm and self.options.announce:
             more += f"x-ratelimit-limit-requests: {self.options.rpm:g}\r\n"
         writer.write(
             f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{more}"
@@ -167,7 +178,7 @@ class Loopback:
         )
 
     def stats(self) -> dict:
-        """What was done so far."""
+        """Returns the counts so far."""
         counts = self.answered.values()
         return {
             "answered": sum(counts),
@@ -178,15 +189,15 @@ class Loopback:
         }
 
 
-def options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of a command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
-    parser.add_argument("--rpm", type=float, default=0.0, help="requests a minute; 0: no limit")
-    parser.add_argument("--tpm", type=float, default=0.0, help="tokens a minute; 0: no limit")
-    parser.add_argument("--tell", action="store_true", help="name the limit in the headers")
-    parser.add_argument("--tasks", type=int, default=12, help="tasks in a reply")
+    parser.add_argument("--rpm", type=float, default=0.0, help="requests per minute; 0: no limit")
+    parser.add_argument("--tpm", type=float, default=0.0, help="tokens per minute; 0: no limit")
+    parser.add_argument("--announce", action="store_true", help="send the limit in the headers")
+    parser.add_argument("--tasks", type=int, default=12, help="tasks per reply")
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests that fail")
     parser.add_argument("--hang", type=float, default=5.0, help="seconds of a hang")
     parser.add_argument("--seed", type=int, default=0, help="draws the faults")
@@ -194,7 +205,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 async def main(given: argparse.Namespace) -> None:
-    """Serves until it is ended."""
+    """Serves until the process is ended."""
     state = Loopback(given)
     server = await asyncio.start_server(state.serve, "127.0.0.1", given.port, backlog=512)
     async with server:
@@ -202,4 +213,4 @@ async def main(given: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(options()))
+    asyncio.run(main(parse_options()))

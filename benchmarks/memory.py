@@ -1,10 +1,13 @@
-"""python benchmarks/memory.py: the planner's memory beside what training really takes.
+"""Compares the planner's prediction of memory with the memory that training takes.
 
-Each line trains the embedded model on a CPU for a few steps in a process of its own. In use
-is its peak with every block of memory taken from the system and given back to it; as run,
-the peak of the same run as it is, whose heap has holes. Ratios are predicted / measured.
+python benchmarks/memory.py
 
-  --only TEXT   the lines whose name has this in it        --steps N   of each (default 4)
+Each line trains the embedded model on a CPU for a few steps in a separate process. "In use" is
+the peak if every block of memory is mapped from the system and unmapped when it is freed; "as
+run" is the peak of the same run with the default allocator, whose heap is fragmented. Ratios
+are predicted / measured.
+
+  --only TEXT   only lines whose name contains this        --steps N   per line (default 4)
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 CHECKPOINTED = {"activation_checkpointing": True}
 LINES = {
-    name + (", layers anew" if change else ""): settings | change
+    name + (", checkpointed" if change else ""): settings | change
     for name, settings in METHODS.items()
     for change in ({}, CHECKPOINTED)
 }
@@ -38,12 +41,12 @@ LINES |= {
     "full, 2 ranks, gather layer": {"method": "full", "gather": "layer"},
     "LoRA, 2 ranks": {"method": "lora"},
 }
-# Blocks above 64 KB are then mapped one by one, and unmapped when they are freed.
+# glibc then maps blocks above 64 KB one by one, and unmaps them when they are freed.
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 def main() -> None:
-    """Prints the table; as a worker, one run's prediction and peak."""
+    """Prints the table; as a worker, prints one run's prediction and peak."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,27 +57,29 @@ def main() -> None:
     if options.worker:
         work(json.loads(options.worker), options.steps)
         return
-    print(f"{'GB':30}{'in use':>9}{'predicted':>11}{'':7}{'as run':>9}{'with holes':>12}")
+    print(f"{'GB':30}{'in use':>9}{'predicted':>11}{'':7}{'as run':>9}{'fragmented':>12}")
     for name, changes in LINES.items():
         if options.only not in name:
             continue
-        mapped, plain = (run(name, changes, options.steps, how) for how in (MAPPED, {}))
+        mapped, plain = (run(name, changes, options.steps, env) for env in (MAPPED, {}))
         used, taken = mapped["peak"] / 1e9, plain["peak"] / 1e9
-        said, holed = mapped["predicted"] / 1e9, plain["holed"] / 1e9
+        predicted, holed = mapped["predicted"] / 1e9, plain["holed"] / 1e9
         print(
-            f"{name:30}{used:9.2f}{said:11.2f}{said / used:7.2f}"
+            f"{name:30}{used:9.2f}{predicted:11.2f}{predicted / used:7.2f}"
             f"{taken:9.2f}{holed:12.2f}{holed / taken:7.2f}  {mapped['phase']}",
             flush=True,
         )
 
 
-def run(name: str, changes: dict[str, Any], steps: int, how: dict[str, str]) -> dict[str, Any]:
-    """What a worker, or rank 0 of two, found."""
+def run(
+    name: str, changes: dict[str, Any], steps: int, allocator: dict[str, str]
+) -> dict[str, Any]:
+    """Runs a worker, on one rank or two, and returns what rank 0 measured."""
     command = [sys.executable]
     if "2 ranks" in name:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += [__file__, "--steps", str(steps), "--worker", json.dumps(changes)]
-    environment = os.environ | how | {"ALPACA_MAPPED": str(int(bool(how)))}
+    environment = os.environ | allocator | {"ALPACA_MAPPED": str(int(bool(allocator)))}
     environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False
@@ -82,12 +87,12 @@ def run(name: str, changes: dict[str, Any], steps: int, how: dict[str, str]) -> 
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     line = next(text for text in done.stdout.splitlines() if text.startswith("{"))
-    found: dict[str, Any] = json.loads(line)
-    return found
+    result: dict[str, Any] = json.loads(line)
+    return result
 
 
 def work(changes: dict[str, Any], steps: int) -> None:
-    """Predicts a run's peak, runs it, and prints both."""
+    """Predicts the peak memory of a run, runs it, and prints both as JSON."""
     from alpaca_lib import models
     from alpaca_lib.planning import planner
     from alpaca_lib.training import loop
@@ -95,7 +100,7 @@ def work(changes: dict[str, Any], steps: int) -> None:
     from alpaca_lib.training.settings import Settings
 
     if os.environ["ALPACA_MAPPED"] == "1":
-        loop.keep_freed_memory = lambda: None  # it would undo what the environment says
+        loop.keep_freed_memory = lambda: None  # it would override the environment
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             data_path=str(ROOT / "data" / "alpaca_520.json"),

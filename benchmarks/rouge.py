@@ -1,15 +1,17 @@
-"""python benchmarks/rouge.py [--data FILE]: the novelty filter beside its peers, one table.
+"""Compares the novelty filter with its peers, in one table.
 
-The work is Self-Instruct's: each row in order against the seeds and all rows kept before
-it, dropped above ROUGE-L 0.7. Every line is measured in this run, on this machine:
+python benchmarks/rouge.py [--data FILE]
+
+The task is Self-Instruct's: each row in order is compared with the seeds and all rows kept
+before it, and dropped above ROUGE-L 0.7. Every line is measured in this run:
 
   alpaca_lib              filter_novel, exact pruning
   RapidFuzz brute force   the same LCS for every pair (cdist), the fastest way without pruning
   rouge_score             Google's reference, one pair after the other, on a sample of pairs
   rouge_score, pool       as Stanford calls it: a pool of processes forked for each candidate
 
-then one candidate against the whole pool, the growth up to ten times the rows, and the
-proof that the decisions are the reference's.
+Then it measures one candidate against all rows and the growth up to ten times the rows, and
+proves that the decisions are those of the reference.
 """
 
 from __future__ import annotations
@@ -41,23 +43,23 @@ CORES = os.cpu_count() or 1
 
 
 def main() -> None:
-    """Runs everything and prints the table."""
-    options = parser().parse_args()
+    """Prints all tables; with --grow, measures one size."""
+    options = build_parser().parse_args()
     if options.grow:
         print(json.dumps(grow(options)))
         return
-    rows, seeds = texts_of(options)
+    rows, seeds = load_texts(options)
     pairs = len(rows) * len(seeds) + len(rows) * (len(rows) - 1) // 2
     print(f"{len(seeds)} seeds and {len(rows):,} rows of {options.data.name}: {pairs:,} pairs, ")
     print(f"{CORES} cores; medians of {options.runs} runs\n")
     ours, brute = [], []
-    for _ in range(options.runs):  # side by side, so that a busy machine slows both
+    for _ in range(options.runs):  # alternating, so that a busy machine slows both
         ours.append(seconds(lambda: filter_novel(rows, seeds)))
         brute.append(seconds(lambda: all_pairs([*seeds, *rows])))
     single = statistics.median(reference_pair_seconds(rows, n) for n in range(options.runs))
     pooled = statistics.median(pool_pair_seconds(seeds, rows, n) for n in range(options.runs))
     mine, fast = statistics.median(ours), statistics.median(brute)
-    print(f"{'':24}{'seconds':>12}{'pairs a second':>18}{'times rouge_score':>20}")
+    print(f"{'':24}{'seconds':>12}{'pairs per second':>18}{'times rouge_score':>20}")
     for name, spent, note in (
         ("alpaca_lib", mine, ""),
         ("RapidFuzz brute force", fast, ""),
@@ -66,59 +68,62 @@ def main() -> None:
     ):
         rate = pairs / spent
         print(f"{name:24}{spent:12,.2f}{rate:18,.0f}{rate * single:20,.1f}{note}")
-    stream = streaming(rows, seeds)
+    stream = measure_checks(rows, seeds)
     print(
         f"\none candidate against {len(rows) + len(seeds):,}: median {stream[0]:.0f} µs, ", end=""
     )
     print(f"99 % under {stream[1]:.0f} µs (index built in {stream[2]:.1f} s)")
     print("\ngrowth            rows    seconds    peak MB    kept")
     for share in (0.1, 1.0, 10.0):
-        done = subprocess.run(
-            [sys.executable, __file__, "--grow", str(share), "--data", str(options.data),
-             "--seeds", str(options.seeds)],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
+        command = [sys.executable, __file__, "--grow", str(share)]
+        command += ["--data", str(options.data), "--seeds", str(options.seeds)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         one = json.loads(done.stdout)
         print(f"{one['rows']:22,}{one['seconds']:11.2f}{one['peak_mb']:11,.0f}{one['kept']:8,}")
     prove(rows, seeds)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
-    top.add_argument("--seeds", type=Path, default=ROOT / "data" / "seed_tasks.jsonl")
-    top.add_argument("--runs", type=int, default=5)
-    top.add_argument("--grow", type=float, default=0.0, help=argparse.SUPPRESS)
-    return top
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
+    parser.add_argument("--seeds", type=Path, default=ROOT / "data" / "seed_tasks.jsonl")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--grow", type=float, default=0.0, help=argparse.SUPPRESS)
+    return parser
 
 
-def texts_of(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """(instructions of the rows, instructions of the seeds)."""
-    return tuple([e.instruction for e in load_examples(p)] for p in (options.data, options.seeds))  # type: ignore[return-value]
+def load_texts(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Returns (instructions of the rows, instructions of the seeds)."""
+    rows = [example.instruction for example in load_examples(options.data)]
+    seeds = [example.instruction for example in load_examples(options.seeds)]
+    return rows, seeds
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Returns the seconds of a call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def all_pairs(texts: list[str], block: int = 512) -> None:
-    """The LCS of every pair, in blocks, on all cores."""
+    """Computes the LCS of every pair, in blocks, on all cores."""
     encoded = NoveltyIndex(texts)._encoded
     for at in range(0, len(encoded), block):
         cdist(
-            encoded[at : at + block], encoded[: at + block],
-            scorer=LCSseq.similarity, workers=CORES, dtype=np.uint8,
-        )  # fmt: skip
+            encoded[at : at + block],
+            encoded[: at + block],
+            scorer=LCSseq.similarity,
+            workers=CORES,
+            dtype=np.uint8,
+        )
 
 
 def reference_pair_seconds(rows: list[str], seed: int, count: int = 4000) -> float:
-    """Seconds a pair of rouge_score, both texts tokenised beforehand as Stanford does."""
+    """Returns seconds per pair of rouge_score on texts tokenised beforehand, as Stanford does."""
     draw = random.Random(seed)
     tokens = [tokenize(text) for text in draw.choices(rows, k=200)]
     pairs = [(draw.choice(tokens), draw.choice(tokens)) for _ in range(count)]
@@ -126,7 +131,7 @@ def reference_pair_seconds(rows: list[str], seed: int, count: int = 4000) -> flo
 
 
 def pool_pair_seconds(seeds: list[str], rows: list[str], seed: int, candidates: int = 3) -> float:
-    """Seconds a pair as in Stanford's loop: a new pool for each candidate, map over all."""
+    """Returns seconds per pair as in Stanford's loop: a new pool for each candidate."""
     tokens = [tokenize(text) for text in [*seeds, *rows]]
     draw = random.Random(seed)
     spent = 0.0
@@ -139,20 +144,20 @@ def pool_pair_seconds(seeds: list[str], rows: list[str], seed: int, candidates: 
     return spent / candidates / len(tokens)
 
 
-def streaming(rows: list[str], seeds: list[str]) -> tuple[float, float, float]:
-    """(median, 99th percentile) microseconds of a check against all, seconds to build."""
+def measure_checks(rows: list[str], seeds: list[str]) -> tuple[float, float, float]:
+    """Returns (median, 99th percentile) microseconds per check, and seconds to build the index."""
     index = NoveltyIndex([*seeds, *rows])
     built = seconds(lambda: index.check("anything at all"))
-    candidates = varied(rows, 1, random.Random(1))[:2000]
+    candidates = vary(rows, 1, random.Random(1))[:2000]
     spent = sorted(seconds(partial(index.check, text)) * 1e6 for text in candidates)
     return spent[len(spent) // 2], spent[len(spent) * 99 // 100], built
 
 
-def varied(rows: list[str], copies: int, draw: random.Random) -> list[str]:
-    """Copies of the rows in which every word may be replaced by another of the set's.
+def vary(rows: list[str], copies: int, draw: random.Random) -> list[str]:
+    """Returns copies of the rows in which words are replaced by random words of the rows.
 
-    In each copy of a row the chance is one of 0.1 to 0.6, so that some copies are near
-    to the row and most are not.
+    The probability is drawn per copy, from 0.1 to 0.6: some copies are near the row, most
+    are not.
     """
     vocabulary = [word for text in rows for word in text.split()]
     out = []
@@ -167,14 +172,14 @@ def varied(rows: list[str], copies: int, draw: random.Random) -> list[str]:
 
 
 def grow(options: argparse.Namespace) -> dict[str, float]:
-    """One size, in a process of its own: seconds, and the memory it peaks at."""
+    """Measures one size in this process: seconds, and peak memory in MB."""
     import resource
 
-    rows, seeds = texts_of(options)
+    rows, seeds = load_texts(options)
     if options.grow <= 1:
         rows = rows[: round(len(rows) * options.grow)]
     else:
-        rows = [*rows, *varied(rows, round(options.grow) - 1, random.Random(0))]
+        rows = [*rows, *vary(rows, round(options.grow) - 1, random.Random(0))]
     spent: list[float] = []
     kept = 0
 
@@ -188,10 +193,10 @@ def grow(options: argparse.Namespace) -> dict[str, float]:
 
 
 def prove(rows: list[str], seeds: list[str]) -> None:
-    """Prints that the decisions are rouge_score's, and how many pairs lie at the border.
+    """Compares all decisions with rouge_score's, and counts the pairs at the threshold.
 
-    Every pair's LCS is computed without pruning; rouge_score itself is asked about each
-    pair at or above 0.65, where a last bit could matter.
+    Every pair's LCS is computed without pruning; rouge_score itself scores each pair at or
+    above 0.65, where the last bit could matter.
     """
     index = NoveltyIndex([*seeds, *rows])
     encoded, lengths = index._encoded, np.array(index._lengths, dtype=np.float64)
@@ -199,9 +204,12 @@ def prove(rows: list[str], seeds: list[str]) -> None:
     for at in range(0, len(encoded), 512):
         stop = min(at + 512, len(encoded))
         common = cdist(
-            encoded[at:stop], encoded[:stop],
-            scorer=LCSseq.similarity, workers=CORES, dtype=np.uint16,
-        ).astype(np.float64)  # fmt: skip
+            encoded[at:stop],
+            encoded[:stop],
+            scorer=LCSseq.similarity,
+            workers=CORES,
+            dtype=np.uint16,
+        ).astype(np.float64)
         scores = pruning.f_measure(common, lengths[at:stop, None], lengths[None, :stop])  # type: ignore[arg-type]
         later, earlier = np.nonzero(scores >= 0.65)
         mask = (earlier < later + at) & (later + at >= start)
@@ -220,9 +228,9 @@ def prove(rows: list[str], seeds: list[str]) -> None:
             dropped.add(j)
     decisions = filter_novel(rows, seeds)
     same = sum(d.kept is (n + start not in dropped) for n, d in enumerate(decisions))
-    border = sum(0.6999999 < score < 0.7000001 for score in truth.values())
+    at_threshold = sum(0.6999999 < score < 0.7000001 for score in truth.values())
     print(f"\n{same:,} of {len(rows):,} decisions are those of rouge_score: ", end="")
-    print(f"{len(rows) - len(dropped):,} kept; {border:,} pairs lie exactly at the border")
+    print(f"{len(rows) - len(dropped):,} kept; {at_threshold:,} pairs lie exactly at the threshold")
 
 
 if __name__ == "__main__":

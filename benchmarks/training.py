@@ -1,13 +1,15 @@
-"""python benchmarks/training.py [--only SECTION ...]: training beside its peers, one table.
+"""Compares training with its peers, in one table per section.
 
-On this machine's CPU, a 135M LLaMA, rows of Alpaca's kind; tokens are real ones, padding
-is not counted. Every line is a process of its own that trains the same rows once, after a
-warm-up; the lines take turns, and a median of --runs is shown.
+python benchmarks/training.py [--only SECTION ...]
 
-  full, lora   alpaca_lib beside HF Trainer (bfloat16, padded, grouped by length) and TRL
-  ladder       what each factor is worth: predicted from FLOPs and bytes, then measured
-  fsdp         two processes with one thread each beside one process with two
-  rows         tokenise, mask and pack a data set, beside Stanford's preprocessing
+On this machine's CPU, with a 135M LLaMA and rows like Alpaca's; tokens do not include padding.
+Every line is a separate process that trains the same rows once, after a warm-up; the lines
+alternate, and medians of --runs are shown.
+
+  full, lora   alpaca_lib, HF Trainer (bfloat16, padded, grouped by length) and TRL
+  ladder       the speed-up of each factor: predicted from FLOPs and bytes, then measured
+  fsdp         two processes with one thread each, and one process with two
+  rows         tokenise, mask and pack a data set, and Stanford's preprocessing
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("full", "lora", "ladder", "fsdp", "rows")
-MODEL, TEMPLATE, LENGTH, STEP, RATE = "smollm2-135m", "alpaca-lora", 512, 16, 5e-5
+MODEL, TEMPLATE = "smollm2-135m", "alpaca-lora"
+LENGTH = 512  # tokens per row
+STEP = 16  # rows per optimizer step
+RATE = 5e-5
 ALPACA = 52_002
-# From HF Trainer's way of working to ours: each rung adds one thing.
+# From HF Trainer's method to alpaca_lib's: each rung adds one change.
 RUNGS = ("all logits", "label logits", "fused Adam", "memory kept", "buckets", "packed", "compiled")
 
 
 def main() -> None:
-    """Runs the sections asked for and prints their tables; with --worker, one line's work."""
-    options = parser().parse_args()
+    """Prints the tables of the chosen sections; with --worker, measures one line."""
+    options = build_parser().parse_args()
     if options.worker:
         with contextlib.redirect_stdout(sys.stderr):
             found = WORKERS[options.worker](options)
@@ -43,56 +48,51 @@ def main() -> None:
         return
     import torch
 
-    print(f"{MODEL}, {options.rows} rows of {options.data.name}, {options.step} a step, ", end="")
+    print(f"{MODEL}, {options.rows} rows of {options.data.name}, {options.step} per step, ", end="")
     print(f"{os.cpu_count()} cores, torch {torch.__version__}; medians of {options.runs} runs")
     for section in options.only or SECTIONS:
         print(f"\n{section}")
         TABLES[section](options)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--only", nargs="*", choices=SECTIONS)
-    made.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
-    made.add_argument("--rows", type=int, default=64, help="rows that a run trains (default 64)")
-    made.add_argument(
-        "--step", type=int, default=STEP, help="rows of a step (default 16); peers keep 16"
+    parser.add_argument("--only", nargs="*", choices=SECTIONS)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "alpaca_520.json")
+    parser.add_argument("--rows", type=int, default=64, help="rows per run (default 64)")
+    parser.add_argument(
+        "--step", type=int, default=STEP, help="rows per step (default 16); of peers always 16"
     )
-    made.add_argument("--runs", type=int, default=3)
-    made.add_argument("--compile", action="store_true", help="the ladder's last rung (minutes)")
-    made.add_argument("--worker", help=argparse.SUPPRESS)
-    made.add_argument("--method", default="full", help=argparse.SUPPRESS)
-    made.add_argument("--batch", type=int, default=4, help=argparse.SUPPRESS)
-    made.add_argument("--rung", default="packed", help=argparse.SUPPRESS)
-    made.add_argument("--gather", default="step", help=argparse.SUPPRESS)
-    return made
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="the ladder's last rung (minutes)")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--method", default="full", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=4, help=argparse.SUPPRESS)
+    parser.add_argument("--rung", default="packed", help=argparse.SUPPRESS)
+    parser.add_argument("--gather", default="step", help=argparse.SUPPRESS)
+    return parser
 
 
-# --- one line each, in a process of its own ---------------------------------------------
+# --- workers: one line each, in a separate process ---------------------------------------------
 
 
-def data(options: argparse.Namespace) -> tuple[Path, Path, int]:
-    """(warm-up file, file of the measured rows, their tokens): rows spread over the data."""
+def make_data(options: argparse.Namespace) -> tuple[Path, Path, int]:
+    """Returns (warm-up file, file of the measured rows, their tokens); rows at equal distances."""
     from alpaca_lib import models
     from alpaca_lib.records import load_examples, save_examples
     from alpaca_lib.training.examples import count_labels, encode_all
 
     folder = Path(tempfile.mkdtemp())
     examples = load_examples(options.data)[:512]
-    coded = encode_all(
-        examples, models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
-    )
-    usable = [e for e, c in zip(examples, coded, strict=True) if count_labels(c)]
+    tokenizer = models.ModelSource.resolve(MODEL).load_tokenizer()
+    rows = encode_all(examples, tokenizer, TEMPLATE, LENGTH)
+    usable = [e for e, row in zip(examples, rows, strict=True) if count_labels(row)]
     chosen = usable[:: max(len(usable) // options.rows, 1)][: options.rows]
-    tokens = sum(
-        len(c["input_ids"])
-        for c in encode_all(
-            chosen, models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
-        )
-    )
+    encoded = encode_all(chosen, tokenizer, TEMPLATE, LENGTH)
+    tokens = sum(len(row["input_ids"]) for row in encoded)
     warm = [e for e in usable if e not in chosen][:STEP]
     return (
         save_examples(warm, folder / "warm.json"),
@@ -101,32 +101,44 @@ def data(options: argparse.Namespace) -> tuple[Path, Path, int]:
     )
 
 
-def settings_of(options: argparse.Namespace, path: Path, folder: Path) -> Any:
-    """Our run on that file."""
+def build_settings(options: argparse.Namespace, path: Path, folder: Path) -> Any:
+    """Returns alpaca_lib's settings of a run on a file."""
     from alpaca_lib.training.settings import Settings
 
     return Settings(
-        data_path=str(path), output_dir=str(folder), model=MODEL, method=options.method,
-        template=TEMPLATE, max_length=LENGTH, row_length=LENGTH, examples_per_step=options.step,
-        rows_per_micro_batch=4, learning_rate=RATE, warmup=0, schedule="constant",
-        lora_rank=8, lora_targets="q_proj,v_proj", lora_dropout=0.0, gather=options.gather,
+        data_path=str(path),
+        output_dir=str(folder),
+        model=MODEL,
+        method=options.method,
+        template=TEMPLATE,
+        max_length=LENGTH,
+        row_length=LENGTH,
+        examples_per_step=options.step,
+        rows_per_micro_batch=4,
+        learning_rate=RATE,
+        warmup=0,
+        schedule="constant",
+        lora_rank=8,
+        lora_targets="q_proj,v_proj",
+        lora_dropout=0.0,
+        gather=options.gather,
         resume="never",
-    )  # fmt: skip
+    )
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
-    """One process, this library, as the rung says."""
+    """Measures alpaca_lib in one process, on a rung of the ladder."""
     import resource
 
     from alpaca_lib.training import loop
 
-    warm, rows, tokens = data(options)
-    changes = without(options.rung)
+    warm, rows, tokens = make_data(options)
+    changes = remove_above(options.rung)
     lines: list[dict[str, Any]] = []
     folder = Path(tempfile.mkdtemp())
-    loop.train(settings_of(options, warm, folder / "warm").replace(**changes))
+    loop.train(build_settings(options, warm, folder / "warm").replace(**changes))
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    loop.train(settings_of(options, rows, folder / "run").replace(**changes), lines.append)
+    loop.train(build_settings(options, rows, folder / "run").replace(**changes), lines.append)
     steps = [line for line in lines if "loss" in line]
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps)
     return {
@@ -141,8 +153,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def without(rung: str) -> dict[str, Any]:
-    """Takes from this process what comes after a rung of the ladder; returns settings."""
+def remove_above(rung: str) -> dict[str, Any]:
+    """Removes the changes above a rung from this process; returns the rung's settings."""
     import torch
 
     from alpaca_lib.training import loop, loss
@@ -151,19 +163,22 @@ def without(rung: str) -> dict[str, Any]:
     if at < RUNGS.index("label logits"):
         loss.LabelLoss.forward = all_logits  # type: ignore[method-assign]
     if at < RUNGS.index("fused Adam"):
-        loop.create_optimizer = lambda trained, name, lr, decay: torch.optim.AdamW(  # type: ignore
-            list(trained.masters.values()), lr=lr, weight_decay=decay, fused=False
-        )
+
+        def unfused(trained: Any, name: str, lr: float, decay: float) -> Any:
+            parameters = list(trained.masters.values())
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=False)
+
+        loop.create_optimizer = unfused
     if at < RUNGS.index("memory kept"):
         loop.keep_freed_memory = lambda: None  # type: ignore[assignment]
-    return {
-        "batching": {0: "pad", 1: "pad", 2: "pad", 3: "pad", 4: "bucket"}.get(at, "pack"),
-        "compile": rung == "compiled",
-    }
+    batching = "pack"
+    if at < RUNGS.index("packed"):
+        batching = "bucket" if rung == "buckets" else "pad"
+    return {"batching": batching, "compile": rung == "compiled"}
 
 
 def all_logits(self: Any, input_ids: Any, labels: Any, position_ids: Any, documents: Any) -> Any:
-    """A loss that makes the logits of every token at once, as transformers' own does."""
+    """Returns the summed loss from the logits of every token, as transformers computes it."""
     from torch.nn import functional as F
 
     logits = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
@@ -172,20 +187,20 @@ def all_logits(self: Any, input_ids: Any, labels: Any, position_ids: Any, docume
 
 
 def mean_loss(steps: list[dict[str, Any]]) -> float:
-    """The mean over label tokens of the losses of steps."""
+    """Returns the mean loss of the steps over label tokens."""
     labels = sum(line["label_tokens"] for line in steps)
     return float(sum(line["loss"] * line["label_tokens"] for line in steps) / labels)
 
 
 def launched(options: argparse.Namespace) -> dict[str, Any]:
-    """One process with two threads or two with one (FSDP2), both launched and counted alike."""
+    """Measures one process with two threads, or two with one (FSDP2), launched the same way."""
     from alpaca_lib.launch.launcher import launch
 
-    _, rows, _ = data(options)
-    settings = settings_of(options, rows, Path(tempfile.mkdtemp()))
+    _, rows, _ = make_data(options)
+    settings = build_settings(options, rows, Path(tempfile.mkdtemp()))
     processes = {"one": 1, "two": 2}[options.worker]
     steps = [line for line in launch(settings, processes=processes) if "loss" in line]
-    # Here the first step is the warm-up: the second run of a process is not to be had.
+    # The first step is the warm-up: a launched process trains one run only.
     seconds = sum(line["tokens"] / line["tokens_per_second"] for line in steps[1:])
     return {
         "tokens_per_second": sum(line["tokens"] for line in steps[1:]) / seconds,
@@ -195,7 +210,7 @@ def launched(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def peer_model(method: str) -> Any:
-    """The model as HF Trainer's users load it: float32 to train whole, bfloat16 under LoRA."""
+    """Returns the model as users of HF Trainer load it: float32, or bfloat16 for LoRA."""
     import peft
 
     from alpaca_lib import models
@@ -211,54 +226,64 @@ def peer_model(method: str) -> Any:
     return peft.get_peft_model(model, config)
 
 
-def coded(path: Path) -> list[dict[str, list[int]]]:
-    """The rows of a file as ids and labels."""
+def encode_file(path: Path) -> list[dict[str, list[int]]]:
+    """Returns the rows of a file as token ids and labels."""
     from alpaca_lib import models
     from alpaca_lib.records import load_examples
     from alpaca_lib.training.examples import encode_all
 
-    return encode_all(
-        load_examples(path), models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
-    )
+    tokenizer = models.ModelSource.resolve(MODEL).load_tokenizer()
+    return encode_all(load_examples(path), tokenizer, TEMPLATE, LENGTH)
 
 
-def common(options: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """What both peers are told."""
+def peer_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Returns the TrainingArguments of both peers."""
     return {
-        "output_dir": folder, "use_cpu": True, "bf16": True, "num_train_epochs": 1,
+        "output_dir": folder,
+        "use_cpu": True,
+        "bf16": True,
+        "num_train_epochs": 1,
         "per_device_train_batch_size": options.batch,
         "gradient_accumulation_steps": STEP // options.batch,
-        "learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": 0,
-        "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused",
-    }  # fmt: skip
+        "learning_rate": RATE,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 0,
+        "train_sampling_strategy": "group_by_length",
+        "optim": "adamw_torch_fused",
+    }
 
 
-def trained_by(make: Callable[[Any, Any], Any], options: argparse.Namespace) -> dict[str, Any]:
-    """A peer's run: a warm-up, then the measured rows, with the same model."""
-    warm, rows, tokens = data(options)
+def train_peer(make: Callable[[Any, Any], Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Measures a peer: a warm-up, then the measured rows, with the same model."""
+    warm, rows, tokens = make_data(options)
     model = peer_model(options.method)
-    make(model, coded(warm)).train()
-    trainer = make(model, coded(rows))
+    make(model, encode_file(warm)).train()
+    trainer = make(model, encode_file(rows))
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return {
-        "tokens_per_second": tokens / seconds, "seconds": seconds,
-        "loss": statistics.fmean(losses), "peak": peak(),
-    }  # fmt: skip
+        "tokens_per_second": tokens / seconds,
+        "seconds": seconds,
+        "loss": statistics.fmean(losses),
+        "peak": peak(),
+    }
 
 
 def peak() -> int:
-    """This process's peak memory in bytes."""
+    """Returns the peak memory of this process in bytes."""
     from alpaca_lib.training.process import peak_memory
 
     return peak_memory("cpu")
 
 
 def trainer(options: argparse.Namespace) -> dict[str, Any]:
-    """HF Trainer: bfloat16, padded, grouped by length."""
+    """Measures HF Trainer: bfloat16, padded, grouped by length."""
     import transformers
     from datasets import Dataset
 
@@ -269,17 +294,19 @@ def trainer(options: argparse.Namespace) -> dict[str, Any]:
     )
 
     def make(model: Any, rows: Any) -> Any:
-        arguments = transformers.TrainingArguments(**common(options, tempfile.mkdtemp()))
+        arguments = transformers.TrainingArguments(**peer_arguments(options, tempfile.mkdtemp()))
         return transformers.Trainer(
             model, arguments, data_collator=collator, train_dataset=Dataset.from_list(rows)
         )
 
-    return trained_by(make, options)
+    return train_peer(make, options)
 
 
 def trl(options: argparse.Namespace) -> dict[str, Any]:
-    """TRL's SFTTrainer on the same ids, grouped by length, without packing (which its
-    documentation ties to FlashAttention)."""
+    """Measures TRL's SFTTrainer on the same token ids, grouped by length.
+
+    Without packing, for which its documentation requires FlashAttention.
+    """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -295,15 +322,19 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
             for row in rows
         ]
         arguments = SFTConfig(
-            **common(options, tempfile.mkdtemp()),
-            max_length=LENGTH, gradient_checkpointing=False, completion_only_loss=True,
-        )  # fmt: skip
+            **peer_arguments(options, tempfile.mkdtemp()),
+            max_length=LENGTH,
+            gradient_checkpointing=False,
+            completion_only_loss=True,
+        )
         return SFTTrainer(
-            model, args=arguments, train_dataset=Dataset.from_list(masks),
+            model,
+            args=arguments,
+            train_dataset=Dataset.from_list(masks),
             processing_class=models.ModelSource.resolve(MODEL).load_tokenizer(),
-        )  # fmt: skip
+        )
 
-    return trained_by(make, options)
+    return train_peer(make, options)
 
 
 WORKERS = {"ours": ours, "two": launched, "one": launched, "trainer": trainer, "trl": trl}
@@ -315,7 +346,7 @@ WORKERS = {"ours": ours, "two": launched, "one": launched, "trainer": trainer, "
 def measure(
     options: argparse.Namespace, lines: dict[str, tuple[str, dict[str, Any]]]
 ) -> dict[str, dict[str, float]]:
-    """The medians of what each line's worker found; lines take turns, --runs times."""
+    """Returns the medians of each line's results; the lines alternate, --runs times."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in lines}
     for _ in range(options.runs):
         for name, (worker, more) in lines.items():
@@ -329,11 +360,11 @@ def measure(
 
 
 def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict[str, float] | None:
-    """One worker's result; None, with the reason printed, if it failed."""
+    """Runs a worker and returns its result; prints the error and returns None if it fails."""
     command = [sys.executable, __file__, "--worker", worker, "--data", str(options.data)]
     command += ["--rows", str(options.rows), "--step", str(options.step)]
     command += [word for key, value in more.items() for word in (f"--{key}", str(value))]
-    with tempfile.TemporaryDirectory() as folder:  # all that the worker makes goes with it
+    with tempfile.TemporaryDirectory() as folder:  # deletes the worker's files
         environment = os.environ | {"TMPDIR": folder}
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
@@ -345,13 +376,11 @@ def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict
 
 
 def against_peers(options: argparse.Namespace, method: str) -> None:
-    """Ours, HF Trainer at its best batch size, TRL at the same."""
-    tried = {
-        b: work(options, "trainer", {"method": method, "batch": b}) for b in (2, 4, 8)
-    }  # its best setting
+    """Prints alpaca_lib, HF Trainer at its best batch size, and TRL at the same."""
+    tried = {b: work(options, "trainer", {"method": method, "batch": b}) for b in (2, 4, 8)}
     speeds = {b: r["tokens_per_second"] for b, r in tried.items() if r}
     best = max(speeds, key=lambda b: speeds[b])
-    print("  HF Trainer by rows a micro-batch: ", end="")
+    print("  HF Trainer by rows per micro-batch: ", end="")
     print(", ".join(f"{b}: {s:.0f} tokens/s" for b, s in speeds.items()))
     found = measure(
         options,
@@ -370,42 +399,40 @@ def against_peers(options: argparse.Namespace, method: str) -> None:
             f"{r['peak'] / 1e9:9.2f}"
         )
     print(
-        f"  alpaca_lib does {mine['gemm_share']:.0%} of the bfloat16 GEMM rate measured in its run,"
-        f" {mine['gemm'] / 1e9:.0f} GFLOP/s"
+        f"  alpaca_lib reaches {mine['gemm_share']:.0%} of the bfloat16 GEMM rate of its run, "
+        f"{mine['gemm'] / 1e9:.0f} GFLOP/s"
     )
 
 
 def ladder(options: argparse.Namespace) -> None:
-    """Each rung's speed, what was predicted, and what it was."""
+    """Prints each rung's speed, its gain, and the predicted gain."""
     rungs = RUNGS if options.compile else RUNGS[:-1]
     found = measure(options, {rung: ("ours", {"rung": rung}) for rung in rungs})
-    guesses = predictions(options, found)
+    predicted = predict_gains(options, found)
     print(f"  {'':14}{'tokens/s':>10}{'step':>8}{'predicted':>11}{'peak GB':>9}  why")
     before = None
     for rung, r in found.items():
         speed = r["tokens_per_second"]
         step = f"{speed / before:.2f}" if before else ""
-        guess, why = guesses.get(rung, (0.0, ""))
-        told = f"{guess:.2f}" if guess else ""
-        print(f"  {rung:14}{speed:10.0f}{step:>8}{told:>11}{r['peak'] / 1e9:9.2f}  {why}")
+        gain, why = predicted.get(rung, (0.0, ""))
+        text = f"{gain:.2f}" if gain else ""
+        print(f"  {rung:14}{speed:10.0f}{step:>8}{text:>11}{r['peak'] / 1e9:9.2f}  {why}")
         before = speed
 
 
-def predictions(
+def predict_gains(
     options: argparse.Namespace, found: dict[str, dict[str, float]]
 ) -> dict[str, tuple[float, str]]:
-    """By rung: (times faster than the rung before, why), from counts, not from its own time."""
+    """Returns {rung: (predicted speed-up over the rung before, why)}, from counts alone."""
     from alpaca_lib import models
     from alpaca_lib.training.examples import count_labels
     from alpaca_lib.training.packing import group_rows, step_order
 
-    _, path, tokens = data(options)
-    rows = coded(path)
+    _, path, tokens = make_data(options)
+    rows = encode_file(path)
     lengths = [len(row["input_ids"]) for row in rows]
     labels = sum(count_labels(row) for row in rows)
-    config = (
-        models.ModelSource.resolve(MODEL).empty_model(models.Placement("cpu", "float32", "")).config
-    )
+    config = models.ModelSource.resolve(MODEL).config
     head = config.vocab_size * config.hidden_size
     body = 134_515_008 - head
 
@@ -434,10 +461,10 @@ def predictions(
             (wide * (body + head)) / (wide * body + labels * head),
             f"logits of {labels:,} labels, not of {wide:,} tokens",
         ),
-        "fused Adam": (less("label logits", adam), f"7 passes less at {bandwidth / 1e9:.0f} GB/s"),
+        "fused Adam": (less("label logits", adam), f"7 passes fewer at {bandwidth / 1e9:.0f} GB/s"),
         "memory kept": (
             less("fused Adam", kept * fault),
-            f"{kept / 1e6:.1f} M page faults less, {fault * 1e6:.1f} µs each",
+            f"{kept / 1e6:.1f} M page faults fewer, {fault * 1e6:.1f} µs each",
         ),
         "buckets": (
             (wide * body + labels * head) / (narrow * body + labels * head),
@@ -452,7 +479,7 @@ def predictions(
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second, read and written, of copying a large tensor."""
+    """Returns bytes per second, read and written, of copying a large tensor."""
     import torch
 
     source = torch.zeros(64 * 2**20)
@@ -462,7 +489,7 @@ def copy_bandwidth() -> float:
 
 
 def fault_seconds() -> float:
-    """Seconds that the first touch of a page of 4 KB costs."""
+    """Returns the seconds of the first access to a page of 4 KB."""
     import mmap
 
     size = 2**28
@@ -473,23 +500,23 @@ def fault_seconds() -> float:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
+    """Returns the seconds of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def fsdp(options: argparse.Namespace) -> None:
-    """Two processes beside one, with what staying gathered costs."""
+    """Prints the speed and memory of two processes and of one, for both ways to gather."""
     found = measure(
         options,
         {
             "1 process x 2 threads": ("one", {}),
-            "2 x 1, gathered once a step": ("two", {"gather": "step"}),
+            "2 x 1, gathered once per step": ("two", {"gather": "step"}),
             "2 x 1, gathered by layer": ("two", {"gather": "layer"}),
         },
     )
-    print(f"  {'':30}{'tokens/s':>10}{'of one':>9}{'peak GB a process':>20}{'mean loss':>11}")
+    print(f"  {'':30}{'tokens/s':>10}{'of one':>9}{'peak GB per process':>20}{'mean loss':>11}")
     single = found["1 process x 2 threads"]["tokens_per_second"]
     for name, r in found.items():
         speed = r["tokens_per_second"]
@@ -499,14 +526,17 @@ def fsdp(options: argparse.Namespace) -> None:
 
 
 def stanford(examples: list[Any], tokenizer: Any) -> int:
-    """What train.py of 2023 does to every text: one call each, as a tensor, padded to its own
-    longest, twice (whole and prompt alone); then copies with the prompt masked."""
+    """Prepares texts as train.py of 2023 does and returns the number of tokens.
+
+    Each text is tokenised by its own call, as a tensor, twice: complete, and the prompt alone.
+    The labels are copies with the prompt masked.
+    """
     import copy
 
     from alpaca_lib.prompts import render_prompt
 
     sources = [render_prompt(example, "alpaca") for example in examples]
-    whole = [s + e.output + tokenizer.eos_token for s, e in zip(sources, examples, strict=True)]
+    texts = [s + e.output + tokenizer.eos_token for s, e in zip(sources, examples, strict=True)]
 
     def ids(texts: list[str]) -> list[Any]:
         return [
@@ -516,7 +546,7 @@ def stanford(examples: list[Any], tokenizer: Any) -> int:
             for text in texts
         ]
 
-    inputs, prompts = ids(whole), ids(sources)
+    inputs, prompts = ids(texts), ids(sources)
     labels = copy.deepcopy(inputs)
     for label, prompt in zip(labels, prompts, strict=True):
         label[: len(prompt)] = -100
@@ -524,14 +554,14 @@ def stanford(examples: list[Any], tokenizer: Any) -> int:
 
 
 def preprocessing(options: argparse.Namespace) -> None:
-    """Tokenised, masked and packed, beside Stanford's, which packs nothing."""
+    """Prints the time of tokenising, masking and packing, and of Stanford's preprocessing."""
     from alpaca_lib import models
     from alpaca_lib.records import load_examples
     from alpaca_lib.training.examples import encode_all
     from alpaca_lib.training.packing import pack
 
     examples = load_examples(options.data)
-    while len(examples) < ALPACA:  # the shipped data are a hundredth of Alpaca
+    while len(examples) < ALPACA:  # the shipped data have a hundredth of Alpaca's rows
         examples = (examples * 2)[:ALPACA] if len(examples) * 2 > ALPACA else examples * 2
     tokenizer = models.ModelSource.resolve(MODEL).load_tokenizer()
     mine, theirs, packed = [], [], []
@@ -550,7 +580,7 @@ def preprocessing(options: argparse.Namespace) -> None:
     ours_median, peer = statistics.median(mine), statistics.median(theirs)
     print(f"  {len(examples):,} rows, {tokens:,} tokens -> {len(bins):,} rows of {LENGTH}, ")
     print(f"  {tokens / (len(bins) * LENGTH):.1%} full")
-    print(f"  alpaca_lib   {ours_median:8.1f} s  (packing {statistics.median(packed):.1f} s of it)")
+    print(f"  alpaca_lib   {ours_median:8.1f} s  (packing alone {statistics.median(packed):.1f} s)")
     print(f"  Stanford's   {peer:8.1f} s  (a tenth of the rows, times ten; it packs nothing)")
     print(f"  {peer / ours_median:.1f} times as fast")
 

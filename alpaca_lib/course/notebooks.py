@@ -1,9 +1,9 @@
-"""What every notebook needs around its lesson: a folder, earlier outputs, results.
+"""Provides what every notebook needs: a run folder, earlier outputs, tables and results.
 
     runs/03_full_finetune_fsdp/002/     one run: parameters.json, its files, result.json
 
-A run without result.json did not finish; started again with the same parameters
-it is continued, and each stage resumes from what is in the folder.
+A run without result.json is unfinished. The next start with the same parameters continues it,
+and each stage resumes from the files in the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.errors import FileError, RunError
+from alpaca_lib.files import acquire_lock, dump_json, write_text
 
 REPO = Path(__file__).resolve().parents[2]
 LESSONS = (
@@ -31,12 +32,21 @@ LESSONS = (
 
 
 def runs_folder() -> Path:
-    """Where outputs go: ALPACA_RUNS, or runs/ in the project."""
+    """Returns the folder of all outputs: ALPACA_RUNS, or runs/ in the project."""
     return Path(os.environ.get("ALPACA_RUNS") or REPO / "runs").resolve()
 
 
-def short(path: str | os.PathLike[str]) -> str:
-    """A path as it is shown: from the project's folder on, if it lies in there."""
+def make_folder(path: Path) -> Path:
+    """Creates a folder with its parents and returns it. Raises RunError if that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); use another --out") from None
+    return path
+
+
+def shorten_path(path: str | os.PathLike[str]) -> str:
+    """Returns a path for display: relative to the project's folder if it is inside."""
     path = Path(path).resolve()
     for root, name in ((runs_folder(), "runs"), (REPO, "")):
         if path.is_relative_to(root):
@@ -45,74 +55,79 @@ def short(path: str | os.PathLike[str]) -> str:
 
 
 def find_data(name: str) -> Path:
-    """A data file by its path: as given, or from the project's folder on."""
+    """Returns the path of a data file: as given, or relative to the project's folder."""
     path = Path(name).expanduser()
     return path if path.is_absolute() or path.exists() else REPO / path
 
 
 @dataclass
 class Lesson:
-    """One run of one notebook."""
+    """One run of one notebook, as ``start`` opens it.
 
-    name: str
-    folder: Path
-    parameters: dict[str, Any]
-    continued: bool
-    _lock: Any = field(default=None, repr=False)
+    >>> lesson = start("04_lora_finetune", globals())
+    >>> lesson.record("held-out loss 1.9", held_out_after=1.9)
+    """
+
+    name: str  # of LESSONS
+    folder: Path  # of this run: runs/NAME/NNN
+    parameters: dict[str, Any]  # what the parameters cell set
+    continued: bool  # whether an unfinished run's folder is used again
+    _lock: Any = field(default=None, repr=False)  # held until the kernel ends
 
     def record(self, headline: str, **results: Any) -> None:
-        """Writes result.json, which marks the run as finished, and shows it."""
+        """Writes result.json, which marks the run as finished, and shows the results."""
         result = {"headline": headline, "results": results, "parameters": self.parameters}
         write_text(self.folder / "result.json", dump_json(result, indent=1) + "\n")
-        show_table(["result", "value"], [[k, _figure(v)] for k, v in results.items()])
+        show_table(["result", "value"], results.items())
+
+
+def read_json(file: Path) -> Any:
+    """Returns the value in a JSON file; None if the file is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def start(name: str, variables: Mapping[str, Any]) -> Lesson:
-    """Opens the run folder of a notebook; ``variables`` is its globals().
+    """Opens the run folder of a notebook and shows its parameters; ``variables`` is globals().
 
-    The parameters are the scalars among them: called right after the parameters
-    cell, that is what it set. Shows them, and whether an unfinished run goes on.
+    Called right after the parameters cell, it takes the scalars among the variables as the
+    run's parameters. Raises RunError for an unknown lesson or a folder that cannot be written.
     """
     if name not in LESSONS:
-        raise ValueError(f"no lesson {name!r}; there are {', '.join(LESSONS)}")
-    hidden = ("In", "Out", "exit", "quit")
+        raise RunError(f"no lesson {name!r}; there are {', '.join(LESSONS)}")
     parameters = {
         key: value
         for key, value in variables.items()
         if isinstance(value, str | int | float | bool)
         and not key.startswith("_")
         and not key.isupper()  # a constant that was imported
-        and key not in hidden
+        and key not in ("In", "Out", "exit", "quit")
     }
-    root = runs_folder() / name
-    root.mkdir(parents=True, exist_ok=True)
-    numbers = sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
-    lesson = None
-    if numbers:
-        newest = root / f"{numbers[-1]:03d}"
-        same = _read(newest / "parameters.json") == parameters
-        if same and not (newest / "result.json").exists():
-            lock = _lock(newest)
-            if lock is not None:
-                lesson = Lesson(name, newest, parameters, True, lock)
-    if lesson is None:
-        folder = root / f"{(numbers[-1] if numbers else 0) + 1:03d}"
+    root = make_folder(runs_folder() / name)
+    last = max((int(p.name) for p in root.iterdir() if p.name.isdigit()), default=0)
+    folder = root / f"{last:03d}"
+    unfinished = not (folder / "result.json").exists()
+    same = read_json(folder / "parameters.json") == parameters
+    lock = _try_lock(folder) if unfinished and same else None
+    continued = lock is not None
+    if not continued:
+        folder = root / f"{last + 1:03d}"
         folder.mkdir()
         write_text(folder / "parameters.json", dump_json(parameters, indent=1) + "\n")
-        lesson = Lesson(name, folder, parameters, False, _lock(folder))
+        lock = _try_lock(folder)
     show_table(["parameter", "value"], [[k, Markup(f"`{v!r}`")] for k, v in parameters.items()])
-    if lesson.continued:
-        say(f"Run {lesson.folder.name} did not finish: it is **continued**.")
-    return lesson
+    if continued:
+        say(f"Run {folder.name} is unfinished: it is **continued**.")
+    return Lesson(name, folder, parameters, continued, lock)
 
 
-def newest(name: str, file: str) -> Path | None:
-    """The file of that name in a lesson's newest finished run, if there is one."""
-    root = runs_folder() / name
-    folders = root.iterdir() if root.is_dir() else []
-    for folder in sorted((p for p in folders if p.name.isdigit()), reverse=True):
-        if (folder / "result.json").exists() and (folder / file).exists():
-            return folder / file
+def find_newest(name: str, file: str) -> Path | None:
+    """Returns a file of a lesson's newest finished run that has it, or None."""
+    for result in sorted((runs_folder() / name).glob("[0-9]*/result.json"), reverse=True):
+        if (result.parent / file).exists():
+            return result.parent / file
     return None
 
 
@@ -124,59 +139,44 @@ def say(text: str) -> None:
 
 
 class Markup(str):
-    """Text that is meant as Markdown, in a table that shows everything else as it is."""
+    """A table cell that is Markdown; every other cell is shown literally."""
 
 
-def cut(text: str, most: int) -> str:
-    """A text, or its beginning with a mark that more follows."""
+def truncate(text: str, most: int) -> str:
+    """Returns a text, cut to ``most`` characters with a mark if it is longer."""
     return text if len(text) <= most else text[: most - 2].rstrip() + " …"
 
 
 def show_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Shows a table. Cells are shown as they are, whatever stands in the data; what is
-    meant as Markdown is a Markup."""
+    """Shows a table. Cells are escaped, except those of type Markup."""
     lines = [head, ["---"] * len(head), *rows]
     say("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
 
 
-def progress(total: int, label: str) -> Any:
-    """A progress bar for people; silent where nobody watches (papermill, nbval, CI)."""
+def progress_bar(total: int, label: str) -> Any:
+    """Returns a tqdm progress bar, which is hidden in a headless run."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=label, disable=headless())
+    return tqdm(total=total, desc=label, disable=is_headless())
 
 
-def headless() -> bool:
-    """Whether the notebook is run by a program rather than a person."""
+def is_headless() -> bool:
+    """Returns whether a program (papermill, nbval, CI) runs the notebook, not a person."""
     return "ALPACA_HEADLESS" in os.environ or "PYTEST_CURRENT_TEST" in os.environ
 
 
 def _cell(value: Any) -> str:
-    text = _figure(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
     if not isinstance(value, Markup):
         text = re.sub(r"([\\`*_\[\]~$#])", r"\\\1", html.escape(text, quote=False))
     return text.replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _read(file: Path) -> Any:
+def _try_lock(folder: Path) -> Any:
+    """Locks a run folder for the life of this kernel; None if another kernel holds it."""
+    busy = f"{shorten_path(folder)} is in use by another kernel"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return acquire_lock(folder / ".lock", wait=False, busy=busy)
+    except FileError as error:
+        print(error, file=sys.stderr)
         return None
-
-
-def _lock(folder: Path) -> Any:
-    """A lock that lives as long as this kernel; None if another one holds it."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        print(f"{short(folder)} is in use by another kernel", file=sys.stderr)
-        return None
-    return lock

@@ -2,52 +2,59 @@
 
     python course.py run                         all five, laptop scale
     python course.py run --only 03 -p epochs=1   one notebook, a parameter changed
-    python course.py run --profile quick         the shortest run that does everything
+    python course.py run --profile quick         the shortest run of every stage
     python course.py run --out my_runs           outputs into another folder than runs/
-    python course.py run --resume                after a stop: skip what has finished
+    python course.py run --resume                after a stop: skip finished notebooks
 
 -p sets the parameter in every notebook that has it. The profiles, data/profiles/*.toml,
-hold sets of parameters; a -p goes over a profile.
+hold sets of parameters; a -p takes precedence over a profile.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import hashlib
-import json
+import contextlib
 import os
 import sys
 import threading
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.course.notebooks import LESSONS, REPO, runs_folder
+import papermill
+import psutil
+from papermill.exceptions import PapermillExecutionError
+
+from alpaca_lib import command_line
+from alpaca_lib.course.notebooks import LESSONS, REPO, make_folder, read_json, runs_folder
 from alpaca_lib.errors import RunError
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.files import dump_json, sha256_file, sha256_text, write_text
+from alpaca_lib.options import nearest
 
 PROFILES = REPO / "data" / "profiles"
 NOTEBOOKS = REPO / "notebooks"
 
+Parameters = dict[str, dict[str, Any]]  # {notebook: {parameter: value}}
+
 
 @dataclass
 class Entry:
-    """One notebook's line in the table."""
+    """One notebook's row in the table and in run.json."""
 
     notebook: str
-    status: str = "not run"
+    status: str = "not run"  # or "done", "failed"
     minutes: float = 0.0
-    peak_gb: float = 0.0
-    result: str = ""
-    output: str = ""
-    key: str = ""  # of the notebook and its parameters: what --resume compares
+    peak_gb: float = 0.0  # memory of all processes, in 1e9 bytes
+    result: str = ""  # the headline, or the error
+    output: str = ""  # the run's folder
+    key: str = ""  # checksum of the notebook and its parameters: what --resume compares
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; exit code 0 only if every notebook ran."""
+    """Runs the command line; returns 0 only if every notebook ran, 2 for a wrong command line."""
     parser = argparse.ArgumentParser(
         prog="course.py run", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -55,102 +62,103 @@ def main(arguments: list[str]) -> int:
     add("--profile", default="laptop", help="a file of data/profiles, or a path (laptop)")
     add("--only", action="append", default=[], metavar="NN", help="a notebook, e.g. 03; repeatable")
     add("-p", "--parameter", action="append", default=[], metavar="name=value")
-    add("--out", default="", metavar="DIR", help="where outputs go (runs)")
+    add("--out", default="", metavar="DIR", help="folder of the outputs (runs)")
     add("--resume", action="store_true", help="skip the notebooks that the last run finished")
     options = parser.parse_args(arguments)
-    try:
-        names = _chosen(options.only)
-        parameters = plan(names, options.profile, options.parameter)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.out:
-        os.environ["ALPACA_RUNS"] = str(Path(options.out).resolve())
-    try:
-        runs_folder().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"error: {runs_folder()}: cannot be written ({error.strerror})", file=sys.stderr)
-        return 2
-    return run(parameters, resume=options.resume)
+
+    def work() -> int:
+        names = choose_notebooks(options.only)
+        parameters = resolve_parameters(names, options.profile, options.parameter)
+        if options.out:
+            os.environ["ALPACA_RUNS"] = str(Path(options.out).resolve())
+        return run_notebooks(parameters, resume=options.resume)
+
+    return command_line.run(work)
 
 
-def plan(names: list[str], profile: str, given: list[str]) -> dict[str, dict[str, Any]]:
-    """For each notebook the parameters that differ from its defaults, checked."""
-    import papermill
+def choose_notebooks(only: list[str]) -> list[str]:
+    """Returns the full names of the requested notebooks, or of all, in the course's order."""
+    names = []
+    for text in only:
+        found = [n for n in LESSONS if n == text.removesuffix(".ipynb") or n[:2] == text.zfill(2)]
+        if not found:
+            raise RunError(f"--only {text}: there are {', '.join(LESSONS)}; numbers are enough")
+        names += found
+    return sorted(set(names or LESSONS))
 
-    kinds: dict[str, dict[str, Any]] = {}
+
+def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Parameters:
+    """Returns each notebook's parameters that a profile or ``name=value`` texts set.
+
+    Raises RunError for a name that no notebook has and a value of another type.
+    """
+    types: dict[str, dict[str, str]] = {}  # {notebook: {parameter: type}}
     for name in names:
         found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
-        kinds[name] = {key: info["default"] for key, info in found.items()}
-    chosen = _profile(profile, kinds)
+        types[name] = {key: info["inferred_type_name"] for key, info in found.items()}
+    chosen = _load_profile(profile, types)
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
             raise RunError(f"-p {text}: write name=value")
-        places = [name for name in names if key in kinds[name]]
+        places = [name for name in names if key in types[name]]
         if not places:
-            known = sorted({k for found in kinds.values() for k in found})
-            near = difflib.get_close_matches(key, known, n=1)
-            raise RunError(
-                f"-p {key}: no parameter of that name in {', '.join(names)}"
-                + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}")
-            )
+            known = sorted({k for found in types.values() for k in found})
+            hint = nearest(key, known) or f"; there are {', '.join(known)}"
+            raise RunError(f"-p {key}: no parameter of that name in {', '.join(names)}{hint}")
         for name in places:
-            chosen[name][key] = _typed(key, value, kinds[name][key])
+            chosen[name][key] = _convert(key, value, types[name][key])
     return chosen
 
 
-def run(parameters: dict[str, dict[str, Any]], resume: bool = False) -> int:
-    """Runs the notebooks of ``parameters`` in order; stops at the first that fails."""
+def run_notebooks(parameters: Parameters, resume: bool = False) -> int:
+    """Runs the notebooks in order until one fails, and prints the table; returns 0 or 1.
+
+    ``resume`` skips those that an earlier run finished with the same parameters. Raises
+    RunError if the folder of the outputs cannot be written.
+    """
     os.environ["ALPACA_HEADLESS"] = "1"
-    state = runs_folder() / "run.json"
-    before = {e["notebook"]: Entry(**e) for e in _read_state(state)} if resume else {}
+    state = make_folder(runs_folder()) / "run.json"
+    earlier = [Entry(**row) for row in read_json(state) or []] if resume else []
+    finished = {e.key: e for e in earlier if e.status == "done" and Path(e.output).exists()}
     entries = []
     for name, values in parameters.items():
-        key = _key(name, values)
-        old = before.get(name)
-        again = not (old and old.status == "done" and old.key == key and Path(old.output).exists())
-        entries.append(Entry(name, key=key) if again else old or Entry(name))
-        if not again:
-            print(f"{name}: finished before, skipped", flush=True)
+        key = sha256_text(name + sha256_file(NOTEBOOKS / f"{name}.ipynb") + dump_json(values))
+        entries.append(finished.get(key) or Entry(name, key=key))
     for entry in entries:
         if entry.status == "done":
+            print(f"{entry.notebook}: finished before, skipped", flush=True)
             continue
         _run_one(entry, parameters[entry.notebook])
         write_text(state, dump_json([asdict(e) for e in entries], indent=1) + "\n")
         if entry.status != "done":
             break
-    print("\n" + table(entries), flush=True)
+    print("\n" + format_table(entries), flush=True)
     return 0 if all(entry.status == "done" for entry in entries) else 1
 
 
-def table(entries: list[Entry]) -> str:
-    """The table that a run prints."""
-    head = ("notebook", "status", "minutes", "peak GB", "result", "output")
-    rows = [
-        (e.notebook, e.status, f"{e.minutes:.1f}", f"{e.peak_gb:.1f}", e.result, e.output)
-        for e in entries
-    ]
-    total = sum(e.minutes for e in entries)
+def format_table(entries: list[Entry]) -> str:
+    """Returns the table of a run as text, with a row of totals."""
+    rows = [("notebook", "status", "minutes", "peak GB", "result", "output")]
+    minutes = sum(e.minutes for e in entries)
     peak = max((e.peak_gb for e in entries), default=0.0)
-    rows.append(("all", "", f"{total:.1f}", f"{peak:.1f}", "", ""))
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) for row in rows]
-    top = "  ".join(text.ljust(w) for text, w in zip(head, widths, strict=True))
-    return "\n".join(line.rstrip() for line in [top, "-" * len(top), *lines])
+    for e in [*entries, Entry("all", "", minutes, peak)]:
+        numbers = f"{e.minutes:.1f}", f"{e.peak_gb:.1f}"
+        rows.append((e.notebook, e.status, *numbers, e.result, e.output))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _run_one(entry: Entry, values: dict[str, Any]) -> None:
-    """Executes one notebook into the runs folder; fills in its entry."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    folder = runs_folder() / entry.notebook
-    folder.mkdir(parents=True, exist_ok=True)
+    """Executes one notebook into the runs folder and fills in its entry."""
+    folder = make_folder(runs_folder() / entry.notebook)
     target = folder / f"{entry.notebook}.ipynb"
     print(f"{entry.notebook}: running ...", flush=True)
-    start = time.monotonic()
-    with _Watch() as watch:
+    start, ended = time.monotonic(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        peak = pool.submit(sample_peak_memory, ended)
         try:
             papermill.execute_notebook(
                 str(NOTEBOOKS / f"{entry.notebook}.ipynb"),
@@ -162,69 +170,43 @@ def _run_one(entry: Entry, values: dict[str, Any]) -> None:
                 extra_arguments=["--log-level=40"],  # of the kernel: errors only
             )
             entry.status = "done"
-        except PapermillExecutionError as error:
-            entry.status, entry.result = "failed", f"{error.ename}: {error.evalue}"[:200]
-            print(
-                f"error: {entry.notebook}, cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-                f"  the executed notebook, with the whole traceback: {target}",
-                file=sys.stderr,
-                flush=True,
-            )
-        except Exception as error:  # the kernel died, the disk is full, ...
-            entry.status, entry.result = "failed", f"{type(error).__name__}: {error}"[:200]
-            print(f"error: {entry.notebook}: {entry.result}", file=sys.stderr, flush=True)
+        except Exception as error:  # of a cell; or the kernel died, the disk is full, ...
+            entry.status = "failed"
+            where, text = entry.notebook, f"{type(error).__name__}: {error}"
+            if isinstance(error, PapermillExecutionError):
+                where += f", cell {error.exec_count}"
+                text = f"{error.ename}: {error.evalue}"
+            entry.result = text[:200]
+            print(f"error: {where}: {text}", file=sys.stderr)
+            print(f"  the executed notebook, with the full traceback: {target}", file=sys.stderr)
+        finally:
+            ended.set()
     entry.minutes = (time.monotonic() - start) / 60
-    entry.peak_gb = watch.peak / 1e9
+    entry.peak_gb = peak.result() / 1e9
     if entry.status == "done":
         newest = max(p for p in folder.iterdir() if p.name.isdigit())
-        result = json.loads((newest / "result.json").read_text(encoding="utf-8"))
-        entry.result, entry.output = result["headline"], str(newest)
+        entry.result = read_json(newest / "result.json")["headline"]
+        entry.output = str(newest)
         print(f"{entry.notebook}: {entry.minutes:.1f} min, {entry.result}", flush=True)
 
 
-class _Watch:
-    """Watches the memory of this process and all its children, twice a second."""
+def sample_peak_memory(ended: threading.Event) -> int:
+    """Returns the peak memory of this process and its children until an event, in bytes.
 
-    def __enter__(self) -> _Watch:
-        self.peak = 0
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        import psutil
-
-        me = psutil.Process()
-        while not self._end.wait(0.5):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, total)
+    It is sampled twice per second.
+    """
+    me, peak = psutil.Process(), 0
+    while not ended.wait(0.5):
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):  # it has ended
+                total += process.memory_info().rss
+        peak = max(peak, total)
+    return peak
 
 
-def _chosen(only: list[str]) -> list[str]:
-    """The full names of the notebooks asked for, in the course's order."""
-    if not only:
-        return list(LESSONS)
-    names = set()
-    for text in only:
-        found = [n for n in LESSONS if n == text.removesuffix(".ipynb") or n[:2] == text.zfill(2)]
-        if not found:
-            raise RunError(f"--only {text}: there are {', '.join(LESSONS)}; their numbers will do")
-        names.update(found)
-    return [name for name in LESSONS if name in names]
-
-
-def _profile(name: str, kinds: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The parameters that a profile sets in each of these notebooks."""
+def _load_profile(name: str, types: dict[str, dict[str, str]]) -> Parameters:
+    """Reads the parameters that a profile sets in each of these notebooks."""
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -237,44 +219,21 @@ def _profile(name: str, kinds: dict[str, dict[str, Any]]) -> dict[str, dict[str,
         if section not in LESSONS or not isinstance(values, dict):
             raise RunError(f"{path}: [{section}] is no notebook; there are {', '.join(LESSONS)}")
         for key in values:
-            if section in kinds and key not in kinds[section]:
-                near = difflib.get_close_matches(key, kinds[section], n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+            if section in types and key not in types[section]:
+                hint = nearest(key, types[section])
                 raise RunError(f"{path}: {section} has no parameter {key}{hint}")
-    return {notebook: dict(content.get(notebook, {})) for notebook in kinds}
+    return {notebook: dict(content.get(notebook, {})) for notebook in types}
 
 
-def _typed(key: str, value: str, default: str) -> Any:
-    """A value of the command line as the type that the parameter's default has."""
-    kind = type(_literal(default))
+def _convert(key: str, text: str, kind: str) -> Any:
+    """Converts a value of the command line to the type of its parameter."""
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[value.lower()]
-        return kind(value)
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        return {"int": int, "float": float}.get(kind, str)(text)
     except (ValueError, KeyError):
-        words = {bool: "True or False", int: "a whole number", float: "a number"}
-        raise RunError(f"-p {key}={value}: {words.get(kind, 'text')} is needed") from None
-
-
-def _literal(text: str) -> Any:
-    import ast
-
-    return ast.literal_eval(text)
-
-
-def _key(name: str, values: dict[str, Any]) -> str:
-    """Changes when the notebook or its parameters do."""
-    digest = hashlib.sha256((NOTEBOOKS / f"{name}.ipynb").read_bytes())
-    digest.update(dump_json(values).encode("utf-8"))
-    return digest.hexdigest()
-
-
-def _read_state(file: Path) -> list[dict[str, Any]]:
-    try:
-        entries: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-        return entries
-    except (OSError, ValueError):
-        return []
+        wanted = {"bool": "True or False", "int": "a whole number", "float": "a number"}
+        raise RunError(f"-p {key}={text}: {wanted[kind]} is needed") from None
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Settings(Options):
     >>> Settings(data_path="my.json", output_dir="runs/my", method="lora").save(Path("run.json"))
     """
 
-    data_path: str = option(..., "training rows: a .json or .jsonl file")
+    data_path: str = option(..., "training rows: .json or .jsonl file")
     output_dir: str = option(..., "folder for the model, checkpoints and metrics")
     model: str = option(DEFAULT_MODEL, "a folder, the embedded model or a hub id")
     method: Literal["full", "lora"] = option("full", "train all parameters, or LoRA adapters")
@@ -48,12 +48,12 @@ class Settings(Options):
         "adamw", "adamw8bit: moments in 8 bits (bitsandbytes)"
     )
     quantization: Literal["none", "int8", "nf4"] = option(
-        "none", "storage of a frozen base model's weights (bitsandbytes)"
+        "none", "the frozen base: none, int8 or nf4 (bitsandbytes)"
     )
     lora_rank: int = option(8, "rank r of the adapter matrices", least=1)
     lora_alpha: int = option(16, "the adapter's product is scaled by alpha / r", least=1)
     lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=1)
-    lora_targets: str = option("q_proj,v_proj", "module names separated by commas, or all-linear")
+    lora_targets: str = option("q_proj,v_proj", "comma-separated module names, or all-linear")
     lora_rs: bool = option(False, "scale by alpha / sqrt(r), not alpha / r (arXiv:2312.03732)")
     lora_dora: bool = option(False, "train direction and length separately (arXiv:2402.09353)")
     adapter: str = option("", "a saved adapter that provides the initial weights")
@@ -71,7 +71,7 @@ class Settings(Options):
         "auto", "full: over all ranks; hybrid: within a node, with replicas across nodes"
     )
     gather: Literal["auto", "step", "layer"] = option(
-        "auto", "all-gather parameters once per step (faster, more memory), or per layer"
+        "auto", "all-gather per step (faster) or layer (less memory)"
     )
     seed: int = option(
         0, "seed of the order of examples, of dropout and of new adapters", least=0

@@ -1,4 +1,4 @@
-"""course.py: what it says when something is missing."""
+"""course.py: its errors when something is missing."""
 
 import importlib.util
 import subprocess
@@ -24,7 +24,7 @@ def test_an_unknown_command_is_an_error(capsys):
     assert "no command 'train'; there are run, lab, test, check" in capsys.readouterr().err
 
 
-def test_an_old_python_is_told_what_to_do(monkeypatch, capsys):
+def test_an_old_python_gets_an_error_with_the_fix(monkeypatch, capsys):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     assert course.main(["run"]) == 2
     assert "needs Python 3.11 or newer" in capsys.readouterr().err
@@ -50,7 +50,7 @@ def test_this_environment_has_everything():
     assert course.missing_here() == []
 
 
-def test_too_little_disk_is_said_before_anything_is_made(monkeypatch):
+def test_too_little_disk_is_an_error_before_anything_is_created(monkeypatch):
     usage = type("Usage", (), {"free": 1e9})
     monkeypatch.setattr(course.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(course.SetupError, match=r"1.0 GB free; .* about 7 GB"):

@@ -51,14 +51,14 @@ def test_a_run_that_another_kernel_holds_is_not_continued():
 
 
 def test_newest_is_the_newest_finished_run_that_has_the_file():
-    assert notebooks.newest(NAME, "regen.json") is None
+    assert notebooks.find_newest(NAME, "regen.json") is None
     for number in (1, 2, 3):
         lesson = begin(steps=number)
         if number != 2:
             (lesson.folder / "regen.json").write_text("[]", encoding="utf-8")
         if number != 3:
             lesson.record("done")
-    assert notebooks.newest(NAME, "regen.json").parent.name == "001"
+    assert notebooks.find_newest(NAME, "regen.json").parent.name == "001"
 
 
 def test_an_unknown_lesson_is_an_error_with_the_names():

@@ -1,4 +1,4 @@
-"""What lessons show while a run goes on, and a sequence whose counted tokens are marked."""
+"""The figures that are redrawn during a run, and a sequence whose counted tokens are marked."""
 
 import json
 import re
@@ -42,22 +42,22 @@ def held(number):
 
 
 def test_steps_that_are_taken_again_take_the_place_of_the_lost_ones(tmp_path):
-    live = plots.LiveRun(tmp_path)
+    live = plots.LiveLosses(tmp_path)
     for line in (held(0), step(1), step(2), step(3, 9.0), step(2, 2.1), step(3), held(3)):
         live.update(line)
-    assert live.lines == [held(0), step(1), step(2, 2.1), step(3), held(3)]
+    assert live.items == [held(0), step(1), step(2, 2.1), step(3), held(3)]
 
 
 def test_it_is_silent_where_nobody_watches(tmp_path, shown):
-    plots.LiveRun(tmp_path, every=0.0).update(step(1))  # a test is headless
+    plots.LiveLosses(tmp_path, every=0.0).update(step(1))  # a test is headless
     assert shown == []
 
 
 def test_a_reader_sees_one_figure_that_grows_below_the_newest_line(tmp_path, shown, monkeypatch):
-    monkeypatch.setattr(plots, "headless", lambda: False)
+    monkeypatch.setattr(plots, "is_headless", lambda: False)
     matplotlib.use("Agg")
     (tmp_path / "run.json").write_text(json.dumps({"steps": 12}), encoding="utf-8")
-    live = plots.LiveRun(tmp_path, every=0.0)
+    live = plots.LiveLosses(tmp_path, every=0.0)
     live.update(step(1))
     live.update(step(2, 1.75))
     first, second = (figure.axes[0] for figure in shown)
@@ -66,11 +66,11 @@ def test_a_reader_sees_one_figure_that_grows_below_the_newest_line(tmp_path, sho
     assert "step 2/12" in second.get_title() and "300 tokens/s" in second.get_title()
     live.every = 60.0
     live.update(step(3))  # too soon: kept, not drawn
-    assert len(shown) == 2 and len(live.lines) == 3
+    assert len(shown) == 2 and len(live.items) == 3
 
 
 def test_counted_tokens_are_marked_in_colour_in_bold_and_in_plain_text(shown):
-    widgets.tokens(["### Response:", "\n", "A<b", " <|end|>"], [False, False, True, True])
+    widgets.show_tokens(["### Response:", "\n", "A<b", " <|end|>"], [False, False, True, True])
     (bundle,) = shown
     assert bundle["text/plain"].split() == ["###·Response:", "⏎", "[A<b]", "[·<|end|>]"]
     assert "A<b" not in bundle["text/html"]  # escaped: a token may look like a tag
@@ -81,4 +81,4 @@ def test_counted_tokens_are_marked_in_colour_in_bold_and_in_plain_text(shown):
 
 def test_a_mark_is_missing_for_no_token(shown):
     with pytest.raises(ValueError):
-        widgets.tokens(["a", "b"], [True])
+        widgets.show_tokens(["a", "b"], [True])

@@ -1,4 +1,4 @@
-"""The runner: what it refuses, and that it stops and goes on in the right place."""
+"""The runner: the errors of a command line, where a run stops, and where it resumes."""
 
 import json
 
@@ -20,7 +20,7 @@ def error_of(*arguments: str, capsys) -> str:
     ("arguments", "says"),
     [
         (["--only", "09"], "--only 09: there are 01_self_instruct"),
-        (["-p", "epoch=1"], "did you mean epochs?"),
+        (["-p", "epoch=1"], "did you mean 'epochs'?"),
         (["-p", "epochs"], "write name=value"),
         (["-p", "epochs=many"], "-p epochs=many: a number is needed"),
         (["-p", "max_steps=1.5"], "a whole number is needed"),
@@ -28,14 +28,14 @@ def error_of(*arguments: str, capsys) -> str:
         (["--profile", "lapdog"], "no such profile; there are epoch, gpu, laptop, quick"),
     ],
 )
-def test_a_wrong_command_line_names_the_cure(arguments, says, capsys):
+def test_a_wrong_command_line_names_the_fix(arguments, says, capsys):
     assert says in error_of(*arguments, capsys=capsys)
 
 
 def test_a_profile_with_an_unknown_name_is_refused(tmp_path, capsys):
     file = tmp_path / "mine.toml"
     file.write_text("[03_full_finetune_fsdp]\nepoch = 1.0\n", encoding="utf-8")
-    assert "did you mean epochs?" in error_of("--profile", str(file), capsys=capsys)
+    assert "did you mean 'epochs'?" in error_of("--profile", str(file), capsys=capsys)
     file.write_text("[03]\nepochs = 1.0\n", encoding="utf-8")
     assert "[03] is no notebook" in error_of("--profile", str(file), capsys=capsys)
     file.write_text("epochs = \n", encoding="utf-8")
@@ -44,11 +44,11 @@ def test_a_profile_with_an_unknown_name_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(runner.PROFILES.glob("*.toml"))])
 def test_every_shipped_profile_fits_the_notebooks(name):
-    assert set(runner.plan(list(LESSONS), name, [])) == set(LESSONS)
+    assert set(runner.resolve_parameters(list(LESSONS), name, [])) == set(LESSONS)
 
 
-def test_a_parameter_goes_over_the_profile_and_into_every_notebook_that_has_it():
-    plan = runner.plan(list(LESSONS), "quick", ["max_steps=7", "template=short"])
+def test_a_parameter_overrides_the_profile_and_reaches_every_notebook_that_has_it():
+    plan = runner.resolve_parameters(list(LESSONS), "quick", ["max_steps=7", "template=short"])
     assert plan[LESSONS[2]]["max_steps"] == 7
     assert plan[LESSONS[3]]["max_steps"] == 7
     assert "max_steps" not in plan[FIRST]
@@ -81,8 +81,8 @@ def two_notebooks(tmp_path, monkeypatch):
     return {FIRST: {}, SECOND: {"marker": str(tmp_path / "marker")}}
 
 
-def test_a_failure_stops_the_run_and_resume_goes_on_from_there(two_notebooks, tmp_path, capsys):
-    assert runner.run(two_notebooks) == 1
+def test_a_failure_stops_the_run_and_resume_continues_there(two_notebooks, tmp_path, capsys):
+    assert runner.run_notebooks(two_notebooks) == 1
     said = capsys.readouterr()
     assert f"{SECOND}, cell 3: AssertionError: the marker is missing" in said.err
     assert [
@@ -93,7 +93,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_from_there(two_notebooks, tm
     ]
 
     (tmp_path / "marker").touch()
-    assert runner.run(two_notebooks, resume=True) == 0
+    assert runner.run_notebooks(two_notebooks, resume=True) == 0
     said = capsys.readouterr()
     assert f"{FIRST}: finished before, skipped" in said.out
     state = json.loads((tmp_path / "runs" / "run.json").read_text(encoding="utf-8"))
@@ -103,9 +103,9 @@ def test_a_failure_stops_the_run_and_resume_goes_on_from_there(two_notebooks, tm
 
 def test_resume_runs_again_what_was_changed(two_notebooks, tmp_path, capsys):
     (tmp_path / "marker").touch()
-    assert runner.run(two_notebooks) == 0
+    assert runner.run_notebooks(two_notebooks) == 0
     two_notebooks[FIRST]["marker"] = "another"
-    assert runner.run(two_notebooks, resume=True) == 0
+    assert runner.run_notebooks(two_notebooks, resume=True) == 0
     said = capsys.readouterr().out
     assert said.count(f"{FIRST}: running") == 2
     assert f"{SECOND}: finished before, skipped" in said
