@@ -17,8 +17,9 @@ from alpaca_lib.evaluation.commands import COMPARE, JUDGE
 from alpaca_lib.export.commands import EXPORT, PUBLISH, SERVE
 from alpaca_lib.generation.commands import GENERATE
 from alpaca_lib.inference.commands import CHAT
-from alpaca_lib.launch.commands import CLUSTER, LAUNCH, MERGE, TRAIN, WATCH
+from alpaca_lib.launch.commands import CLUSTER, LAUNCH, TRAIN, WATCH
 from alpaca_lib.planning.commands import PLAN
+from alpaca_lib.training.commands import MERGE
 
 COMMANDS = (
     GENERATE,

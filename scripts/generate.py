@@ -288,7 +288,7 @@ def work(given: Given) -> None:
         title=name,
         start=decoding,
         stream_answers=given["stream_output"],
-        room=voices.context_length,
+        context_length=voices.context_length,
         policy=policy,
     )
     if given["share_gradio"]:

@@ -124,9 +124,9 @@ def test_a_module_is_short_and_its_docstrings_begin_with_a_verb(file):
     wrong = []
     for owner in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]:
         for node in owner.body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                if not ast.get_docstring(node):
-                    wrong.append(f"class {node.name}: no docstring")
+            is_class = isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+            if is_class and not ast.get_docstring(node):
+                wrong.append(f"class {node.name}: no docstring")
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             decorators = {ast.unparse(d).rsplit(".", 1)[-1] for d in node.decorator_list}

@@ -1,11 +1,10 @@
-
-"""
-"""Stage 02: know the data. ROUGE-L novelty and statistics; no torch in here."""
 """Stage 02: statistics, faults and near-duplicates of instruction data, without torch.
+
 >>> examples = load_examples("my.json")
->>> kept = filter_novel([example.instruction for example in examples])
->>> print(format_results(check(examples, apart={"seeds": seeds})))
 >>> print(markdown_table({"my.json": examples}))
+>>> print(format_results(check(examples, apart={"seeds": seeds})))
+>>> kept = filter_novel([example.instruction for example in examples])
+"""
 
 from __future__ import annotations
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from alpaca_lib.dataset.faults import count_faults as count_faults
     from alpaca_lib.dataset.faults import find_faults as find_faults
     from alpaca_lib.dataset.html_report import render_report as render_report
-    from alpaca_lib.dataset.html_report import report as report
     from alpaca_lib.dataset.proofs import load_proofs as load_proofs
     from alpaca_lib.dataset.proofs import prove as prove
     from alpaca_lib.dataset.rouge import Decision as Decision

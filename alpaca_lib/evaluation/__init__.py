@@ -1,10 +1,9 @@
+"""Evaluates models on the same tasks: losses, checks, ROUGE-L, intervals, an LLM as the judge.
 
+scores, answers = measure_model("lora", model, tokenizer, load_tasks(Path("tasks.json")))
+for found in differences(scores, base_scores):
     print(found.measure, found.interval, found.p)
 """
-"""Evaluates models on the same tasks: losses, checks, ROUGE-L, intervals, an LLM as the judge.
-"""Scores answers and compares models: metrics, intervals, a model as the judge, AlpacaEval."""
-for found in differences(scores, base_scores):
-scores, answers = measure_model("lora", model, tokenizer, load_tasks(Path("tasks.json")))
 
 from __future__ import annotations
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from alpaca_lib.evaluation.comparison import differences as differences
     from alpaca_lib.evaluation.comparison import load_tasks as load_tasks
     from alpaca_lib.evaluation.comparison import measure_model as measure_model
-    from alpaca_lib.evaluation.comparison import measured as measured
     from alpaca_lib.evaluation.comparison import reference_losses as reference_losses
     from alpaca_lib.evaluation.comparison import rouge_scores as rouge_scores
     from alpaca_lib.evaluation.constraint_checks import meets as meets

@@ -1,13 +1,13 @@
+"""Generates instruction tasks: asks a teacher model, parses, filters and keeps (lesson 01).
 
-        outcome = generate(teacher, seeds, header, settings, Path("runs/my"), limits)
     settings, limits = Settings(tasks_wanted=20, tasks_per_request=3), Limits(max_usd=1.0)
     with open_teacher("local") as teacher:
-"""
-"""Generates instruction tasks: asks a teacher model, parses, filters and keeps (lesson 01).
-"""Stage 01: ask a teacher for tasks, parse, filter, keep; no torch in here."""
-``Prompter`` composes a prompt, ``parse_reply`` finds the tasks in a reply, ``rule_broken``
+        outcome = generate(teacher, seeds, header, settings, Path("runs/my"), limits)
+
 ``generate`` writes regen.json and a journal from which it resumes. The steps one by one:
+``Prompter`` composes a prompt, ``parse_reply`` finds the tasks in a reply, ``rule_broken``
 filters one. ``load_prices`` and ``estimate`` compute the cost before a run.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-
-    answers = answer(model, pool.tokenizer("lora"), examples, Decoding(max_new_tokens=96))
-"""
 """Answers instructions with trained models: decoding, several models in one memory, safety.
-"""Stage 05: a trained model -> answers, and an honest comparison of several."""
+
 pool = ModelPool({"base": "smollm2-135m", "lora": "runs/lora-alpaca"})
 with pool.use("lora") as model:
+    answers = answer(model, pool.tokenizer("lora"), examples, Decoding(max_new_tokens=96))
+"""
 
 from __future__ import annotations
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from alpaca_lib.inference.decoding import prompt_ids as prompt_ids
     from alpaca_lib.inference.decoding import stream as stream
     from alpaca_lib.inference.model_pool import ModelPool as ModelPool
-    from alpaca_lib.inference.model_pool import Voices as Voices
     from alpaca_lib.inference.model_pool import common_template as common_template
     from alpaca_lib.inference.model_pool import trained_template as trained_template
     from alpaca_lib.inference.safety import Policy as Policy

@@ -20,7 +20,7 @@ from alpaca_lib.planning.footprint import Batch, measure_footprint
 from alpaca_lib.planning.layout import Machine, OnPaper, ShardingLayout, Terms, parse_machine
 from alpaca_lib.planning.shapes import Weight, build_empty, list_weights, read_config
 from alpaca_lib.training import attention, flops, packing
-from alpaca_lib.training.packing import Encoded, count_steps, count_labels
+from alpaca_lib.training.packing import Encoded, count_labels, count_steps
 from alpaca_lib.training.process import free_memory, resident
 from alpaca_lib.training.settings import Settings
 

@@ -73,9 +73,7 @@ class Settings(Options):
     gather: Literal["auto", "step", "layer"] = option(
         "auto", "all-gather per step (faster) or layer (less memory)"
     )
-    seed: int = option(
-        0, "seed of the order of examples, of dropout and of new adapters", least=0
-    )
+    seed: int = option(0, "seed of the order of examples, of dropout and of new adapters", least=0)
     log_every: int = option(1, "steps between lines of metrics", least=1)
     eval_every: int = option(0, "steps between validations; 0: before and after only", least=0)
     save_every: int = option(0, "steps between checkpoints; 0: none", least=0)

@@ -28,7 +28,7 @@ from alpaca_lib.training.packing import (
     padding_multiple,
     step_order,
 )
-from alpaca_lib.training.precision import Trained, optimizer_of
+from alpaca_lib.training.precision import MasterWeights, create_optimizer
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed, layers_of
 
