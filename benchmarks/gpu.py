@@ -27,10 +27,9 @@ import torch
 
 from alpaca_lib.models import Placement
 from alpaca_lib.training import adapters, attention, flops
-from alpaca_lib.training.build import causal_of
-from alpaca_lib.training.loss import LabelLoss
+from alpaca_lib.training.loss import LabelLoss, unwrap_peft
 from alpaca_lib.training.packing import balance_micro_batches, collate, join
-from alpaca_lib.training.precision import Trained, optimizer_of
+from alpaca_lib.training.precision import MasterWeights, create_optimizer
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed, layers_of
 
@@ -186,7 +185,7 @@ def train(case: Case, device: str, steps: int) -> str:
     model = model_of(case, device)
     if case.method == "lora":
         model = adapters.add_lora(model, settings)
-    causal = causal_of(model)
+    causal = unwrap_peft(model)
     if case.varlen:
         attention.attach(causal, device, case.length or 512)
     if case.checkpointing:
@@ -197,8 +196,8 @@ def train(case: Case, device: str, steps: int) -> str:
             layer.compile()
     module = LabelLoss(model)
     model.train()
-    trained = Trained(module, Distributed(0, 1, 0), masters=case.method == "lora")
-    optimizer = optimizer_of(trained, "adamw", 1e-5, 0.0)
+    trained = MasterWeights(module, Distributed(0, 1, 0), masters=case.method == "lora")
+    optimizer = create_optimizer(trained, "adamw", 1e-5, 0.0)
     batches, tokens = batches_of(case, device, causal)
     placement = Placement(device, "bfloat16", "")
     seconds = []
@@ -263,8 +262,8 @@ def batches_of(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any
         size = batch["input_ids"].shape
         if case.batching == "pad":
             batch["position_ids"] = torch.arange(size[1]).expand(size)
-        if case.batching == "pack" and attention.attached(causal):
-            ends = [*joined[0].borders[:-1], size[1]]
+        if case.batching == "pack" and attention.is_attached(causal):
+            ends = [*joined[0].boundaries[:-1], size[1]]
             batch["documents"] = attention.Documents.of(ends, device)
         moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
         batches.append(moved)

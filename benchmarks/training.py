@@ -78,14 +78,14 @@ def data(options: argparse.Namespace) -> tuple[Path, Path, int]:
     """(warm-up file, file of the measured rows, their tokens): rows spread over the data."""
     from alpaca_lib import models
     from alpaca_lib.records import load_examples, save_examples
-    from alpaca_lib.training.examples import encode_all, label_count
+    from alpaca_lib.training.examples import count_labels, encode_all
 
     folder = Path(tempfile.mkdtemp())
     examples = load_examples(options.data)[:512]
     coded = encode_all(
         examples, models.ModelSource.resolve(MODEL).load_tokenizer(), TEMPLATE, LENGTH
     )
-    usable = [e for e, c in zip(examples, coded, strict=True) if label_count(c)]
+    usable = [e for e, c in zip(examples, coded, strict=True) if count_labels(c)]
     chosen = usable[:: max(len(usable) // options.rows, 1)][: options.rows]
     tokens = sum(
         len(c["input_ids"])
@@ -151,11 +151,11 @@ def without(rung: str) -> dict[str, Any]:
     if at < RUNGS.index("label logits"):
         loss.LabelLoss.forward = all_logits  # type: ignore[method-assign]
     if at < RUNGS.index("fused Adam"):
-        loop.optimizer_of = lambda trained, name, lr, decay: torch.optim.AdamW(  # type: ignore
+        loop.create_optimizer = lambda trained, name, lr, decay: torch.optim.AdamW(  # type: ignore
             list(trained.masters.values()), lr=lr, weight_decay=decay, fused=False
         )
     if at < RUNGS.index("memory kept"):
-        loop.keep_memory = lambda: None  # type: ignore[assignment]
+        loop.keep_freed_memory = lambda: None  # type: ignore[assignment]
     return {
         "batching": {0: "pad", 1: "pad", 2: "pad", 3: "pad", 4: "bucket"}.get(at, "pack"),
         "compile": rung == "compiled",
@@ -396,13 +396,13 @@ def predictions(
 ) -> dict[str, tuple[float, str]]:
     """By rung: (times faster than the rung before, why), from counts, not from its own time."""
     from alpaca_lib import models
-    from alpaca_lib.training.examples import label_count
+    from alpaca_lib.training.examples import count_labels
     from alpaca_lib.training.packing import group_rows, step_order
 
     _, path, tokens = data(options)
     rows = coded(path)
     lengths = [len(row["input_ids"]) for row in rows]
-    labels = sum(label_count(row) for row in rows)
+    labels = sum(count_labels(row) for row in rows)
     config = (
         models.ModelSource.resolve(MODEL).empty_model(models.Placement("cpu", "float32", "")).config
     )

@@ -270,7 +270,7 @@ def train(settings: Settings, tf32: bool = False) -> Path:
 
     from alpaca_lib import launch
     from alpaca_lib.models import place
-    from alpaca_lib.training.metrics import live_line
+    from alpaca_lib.training.metrics import format_metrics
 
     if tf32 and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -279,7 +279,7 @@ def train(settings: Settings, tf32: bool = False) -> Path:
 
     def report(line: dict[str, Any]) -> None:
         run = json.loads((Path(settings.output_dir) / "run.json").read_text(encoding="utf-8"))
-        print(live_line(line, run["steps"]), flush=True)
+        print(format_metrics(line, run["steps"]), flush=True)
 
     folder = launch.run(settings, report=report)
     flags.print_once(f"done: {folder}")

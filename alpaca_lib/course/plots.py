@@ -175,9 +175,9 @@ class LiveRun(_Redrawn):
         self._draw()
 
     def _figure(self) -> Any:
-        from alpaca_lib.training.metrics import live_line
+        from alpaca_lib.training.metrics import format_metrics
 
         steps = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["steps"]
         fig, axes = losses(self.lines, "")
-        axes.set_title(live_line(dict(self.lines[-1]), steps), fontsize=8)
+        axes.set_title(format_metrics(dict(self.lines[-1]), steps), fontsize=8)
         return fig

@@ -89,7 +89,7 @@ def _traced(
 ) -> Footprint:
     """The footprint of the model cut to ``layers`` layers."""
     model = empty(copy.deepcopy(config), dtype, layers)
-    if not attention.attach(model, device, settings.max_length) or not attention.attached(model):
+    if not attention.attach(model, device, settings.max_length) or not attention.is_attached(model):
         model.set_attn_implementation(attention.NAME)  # as much but for the mask
     names = {w.name for w in weights_of(model) if w.linear and settings.quantization != "none"}
     quantized = {id(p) for name, p in model.named_parameters() if name in names}
@@ -100,7 +100,7 @@ def _traced(
         for part in layer.children():  # in each: a backward pass that runs it again has no modes
             part.forward = _with_kernels(part.forward, quantized, settings.quantization == "int8")
     module = LabelLoss(model)
-    build._prepare(module, settings)
+    build.prepare(module, settings)
     model.train()
     lora = settings.method == "lora"
     trained = tuple(p.numel() for p in model.parameters() if p.requires_grad) if lora else ()

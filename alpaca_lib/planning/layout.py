@@ -94,7 +94,7 @@ class Ranks:
 
     @classmethod
     def of(cls, settings: Settings, machine: Machine, once: bool) -> Ranks:
-        """Returns the layout that build() and sharding.mesh_of() make, by the same rules."""
+        """Returns the layout that build() and sharding.shard() make, by the same rules."""
         split = machine.count > 1 and settings.quantization == "none"
         _, ranks = mesh_shape(settings.sharding, machine.count, machine.per_node)
         shard = ranks if split else 1

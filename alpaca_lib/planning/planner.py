@@ -23,8 +23,8 @@ from alpaca_lib.planning.shapes import config_of, empty, weights_of
 from alpaca_lib.training import flops
 from alpaca_lib.training.packing import (
     Encoded,
+    count_labels,
     count_steps,
-    label_count,
     micro_batches,
     padding_multiple,
     step_order,
@@ -55,7 +55,7 @@ class Work:
     def of(cls, encoded: Sequence[Encoded]) -> Work:
         """That of encoded examples."""
         total = sum(len(row["input_ids"]) for row in encoded)
-        labels = sum(label_count(row) for row in encoded)
+        labels = sum(count_labels(row) for row in encoded)
         return cls(len(encoded), total / len(encoded), labels / total, encoded)
 
     @property
@@ -231,7 +231,7 @@ def _batch(settings: Settings, work: Work, machine: Machine, model: Any) -> tupl
         for group in (group for groups in dealt for group in groups):
             mine = tuple(lengths[i] for i in group)
             if whole(sum(mine)) > largest.length:
-                labels = sum(label_count(work.encoded[order[i]]) for i in group)
+                labels = sum(count_labels(work.encoded[order[i]]) for i in group)
                 largest = Batch(1, whole(sum(mine)), mine, labels)
     return largest, number
 

@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685) with PEFT: put adapters on a model, save, check, merge them."""
+"""LoRA (arXiv:2106.09685) with PEFT: adds adapters to a model, saves, checks, merges them."""
 
 from __future__ import annotations
 
@@ -10,58 +10,62 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from alpaca_lib.errors import AdapterError
+from alpaca_lib.models import ModelSource
 from alpaca_lib.optional import hide_progress_bars, require
 from alpaca_lib.training.settings import Settings
 
 
 def add_lora(model: Any, settings: Settings) -> Any:
-    """The model with LoRA adapters in its own dtype; only they can be trained.
+    """Returns the PEFT model of a model: LoRA adapters in its dtype, everything else frozen.
 
-    With settings.adapter they have that adapter's values; AdapterError if it is of
-    another model, rank or set of modules.
+    With settings.adapter the adapters have that adapter's values. Raises AdapterError if it is
+    of another model, rank, scale or set of modules, or if lora_targets names no module.
     """
     peft = require("peft")
-    targets = _targets(model, settings.lora_targets)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=targets,
+        target_modules=_targets(model, settings.lora_targets),
         use_rslora=settings.lora_rs,
         use_dora=settings.lora_dora,
         bias="none",
     )
     # Not PEFT's prepare_model_for_kbit_training: it makes embeddings and norms float32.
     model.requires_grad_(False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls an old name of transformers
+    with _no_future_warnings():
         adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    # The embedding is never quantised, so its dtype is the one that the model computes in.
+    dtype = model.get_input_embeddings().weight.dtype
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:  # where the base is quantised PEFT makes them float32
-            parameter.data = parameter.data.to(_dtype(model))
+            parameter.data = parameter.data.to(dtype)
     if settings.adapter:
-        _read_into(adapted, Path(settings.adapter), settings)
+        _load_values(adapted, Path(settings.adapter))
     return adapted
 
 
-def _dtype(model: Any) -> Any:
-    """The dtype that a model computes in: that of its embedding, which is never quantised."""
-    return model.get_input_embeddings().weight.dtype
+@contextlib.contextmanager
+def _no_future_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT calls old names of transformers
+        yield
 
 
 def _targets(model: Any, wanted: str) -> str | list[str]:
-    """The modules that get adapters; AdapterError names those that the model has."""
+    """Returns the names of the modules that get adapters; AdapterError lists the model's."""
     if wanted == "all-linear":
         return wanted
     targets = [name.strip() for name in wanted.split(",") if name.strip()]
-    present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    missing = [name for name in targets if name not in present]
+    types = {name.rsplit(".", 1)[-1]: str(type(m)) for name, m in model.named_modules()}
+    missing = [name for name in targets if name not in types]
     if missing or not targets:
-        linear = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if "Linear" in str(type(m))}
-        )
+        linear = sorted(name for name, kind in types.items() if "Linear" in kind)
         raise AdapterError(
             f"lora_targets {wanted!r}: the model has no module "
             f"{', '.join(missing) or '(none named)'}; its linear ones are {', '.join(linear)}"
@@ -69,42 +73,36 @@ def _targets(model: Any, wanted: str) -> str | list[str]:
     return targets
 
 
-def _read_into(adapted: Any, folder: Path, settings: Settings) -> None:
-    """Gives the adapters the values of a saved one."""
-    from safetensors.torch import load_file
-
-    config = _config(folder)
+def _load_values(adapted: Any, folder: Path) -> None:
+    """Loads a saved adapter's values into new adapters. Raises AdapterError if they differ."""
+    config = _read_config(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         old = (folder / "adapter_model.bin").is_file()
-        raise AdapterError(
-            f"{folder}: no adapter_model.safetensors"
-            + ("; adapter_model.bin may run code when it is read: convert it first" if old else "")
-        )
-    mine = {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
-    mine |= {"use_rslora": settings.lora_rs, "use_dora": settings.lora_dora}
+        fix = "; adapter_model.bin may run code when it is read: convert it first" if old else ""
+        raise AdapterError(f"{folder}: no adapter_model.safetensors{fix}")
+    ours = adapted.peft_config["default"]
     differ = [
-        f"{key} is {config.get(key, False)!r} there, {value!r} here"
-        for key, value in mine.items()
-        if config.get(key, False) != value
+        f"{key} is {config.get(key, False)!r} there, {getattr(ours, key)!r} here"
+        for key in ("r", "lora_alpha", "use_rslora", "use_dora")
+        if config.get(key, False) != getattr(ours, key)
     ]
-    # Scales by module, and beginnings that change the base: not for the loop's own config.
+    # Scales per module, and initialisations that change the base, are not in our LoraConfig.
     differ += [f"it has a {key}" for key in ("alpha_pattern", "rank_pattern") if config.get(key)]
     if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
-        differ.append(f"it began as {config['init_lora_weights']}")
+        differ.append(f"it was initialised as {config['init_lora_weights']}")
     if differ:
         raise AdapterError(f"{folder}: {'; '.join(differ)}; use the adapter's own values")
     try:
         saved = load_file(file)
     except Exception as error:  # safetensors has an exception of its own, not a subclass
         raise AdapterError(f"{file}: cannot be read ({error})") from None
-    expected = _tensors(adapted)
-    _same_shapes(file, saved, expected)
+    _check_shapes(file, saved, _adapter_tensors(adapted))
     require("peft").set_peft_model_state_dict(adapted, saved)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """An adapter's adapter_config.json; AdapterError if there is none that can be read."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Returns an adapter's adapter_config.json. Raises AdapterError if there is none."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -114,7 +112,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _same_shapes(file: Path, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def _check_shapes(file: Path, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises AdapterError unless two sets of tensors have the same names and shapes."""
     if missing := sorted(set(expected) - set(saved)) + sorted(set(saved) - set(expected)):
         raise AdapterError(
@@ -129,10 +127,9 @@ def _same_shapes(file: Path, saved: Mapping[str, Any], expected: Mapping[str, An
             )
 
 
-def _tensors(adapted: Any, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The adapter's tensors under the names of its file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+def _adapter_tensors(adapted: Any, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the adapter's tensors (those of ``values``, or the model's) by name in its file."""
+    with _no_future_warnings():
         state: dict[str, Any] = require("peft").get_peft_model_state_dict(
             adapted, state_dict=values, save_embedding_layers=False
         )
@@ -140,54 +137,47 @@ def _tensors(adapted: Any, values: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def trainable(model: Any) -> tuple[int, int]:
-    """(parameters that train, all parameters)."""
+    """Returns (number of trained parameters, number of all parameters)."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
 
 
 def save_adapter(model: Any, values: Mapping[str, Any], base: str, folder: Path) -> None:
-    """Writes an adapter folder; ``values``: its float32 tensors by parameter name.
-    ``base`` is the model's name that goes into its config."""
+    """Writes an adapter folder: tensors ``values`` by parameter name, the name of its base."""
     model.peft_config["default"].base_model_name_or_path = base
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with _no_future_warnings():
         model.save_pretrained(folder, state_dict=dict(values), save_embedding_layers=False)
 
 
 def check_saved(
-    folder: Path, model: Any, values: Mapping[str, Any] | None = None, whole: bool = True
+    folder: Path, model: Any, values: Mapping[str, Any] | None = None, unsharded: bool = True
 ) -> int:
-    """Compares a saved adapter with the trained one; returns its tensor count.
+    """Compares a saved adapter with the trained one and returns its number of tensors.
 
-    ``values``: the float32 tensors that were saved, by default those of the model. Names,
-    values, B not zero; and, where the model is ``whole``, that the file read back gives
-    the same logits. Alpaca-LoRA users got files of 443 bytes; this finds them.
+    ``values`` are the float32 tensors that were saved, by default the model's. Raises
+    AdapterError if names or values differ, if every B is zero (as in Alpaca-LoRA's files of 443
+    bytes), or, where the model is ``unsharded``, if the file read back gives other logits.
     """
-    from safetensors.torch import load_file
-
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise AdapterError(f"{folder}: no adapter_model.safetensors was written")
-    saved, expected = load_file(file), _tensors(model, values)
-    _same_shapes(file, saved, expected)
+    saved, expected = load_file(file), _adapter_tensors(model, values)
+    _check_shapes(file, saved, expected)
     for name, tensor in expected.items():
         if not saved[name].equal(tensor.detach().cpu()):
             raise AdapterError(f"{file}: {name} differs from the model in memory")
     if all(not t.any() for name, t in saved.items() if "lora_B" in name):
         raise AdapterError(f"{file}: every B matrix is zero, so nothing was trained")
-    if whole:
-        before = _some_logits(model)
+    if unsharded:
+        before = _sample_logits(model)
         require("peft").set_peft_model_state_dict(model, saved)
-        after = _some_logits(model)
-        if not before.equal(after):
+        if not before.equal(_sample_logits(model)):
             raise AdapterError(f"{file}: read back, it gives other logits")
     return len(saved)
 
 
-def _some_logits(model: Any) -> Any:
-    """The logits after a short text of token ids, with dropout off."""
-    import torch
-
+def _sample_logits(model: Any) -> Any:
+    """Returns the logits after eight fixed token ids, with dropout off."""
     ids = torch.arange(1, 9, device=model.get_input_embeddings().weight.device)[None]
     with evaluating(model), torch.no_grad():
         return model(input_ids=ids, use_cache=False).logits
@@ -195,10 +185,10 @@ def _some_logits(model: Any) -> Any:
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode within a training: dropout off, gradients possible again afterwards.
+    """Puts a model in evaluation mode (no dropout) for a block, then back in training mode.
 
-    A 4-bit layer of bitsandbytes that computes once in eval mode on a CPU stores its
-    weights in another way, through which no gradient flows; it stays in training mode.
+    A 4-bit layer of bitsandbytes that computes once in eval mode on a CPU stores its weights in
+    another layout, through which no gradient flows; it stays in training mode.
     """
     model.eval()
     for module in model.modules():
@@ -213,22 +203,16 @@ def evaluating(model: Any) -> Iterator[None]:
 def merge(adapter: str, folder: Path) -> Path:
     """Writes W + (alpha / r) B A as a plain model folder, which needs no PEFT; returns it.
 
-    Added up in float32 and saved in the base's dtype, with the run.json of the adapter, which
-    says how it was made. AdapterError if ``adapter`` is none, ModelError if it, or its base,
-    cannot be loaded whole.
+    The sum is computed in float32 and saved in the base's dtype, with the adapter's run.json.
+    Raises AdapterError if ``adapter`` is none, ModelError if it or its base cannot be loaded.
     """
-    import torch
-
-    from alpaca_lib import models
-
-    base = _config(Path(adapter)).get("base_model_name_or_path")
-    if not isinstance(base, str):
-        raise AdapterError(f"{adapter}: its adapter_config.json names no base model")
-    model, dtype = models.ModelSource.resolve(adapter).load_merged()
+    source = ModelSource.resolve(adapter)
+    _read_config(source.folder)
+    model, dtype = source.load_merged()
     with hide_progress_bars():
         model.to(getattr(torch, dtype)).save_pretrained(folder)
-    models.ModelSource.resolve(base).load_tokenizer().save_pretrained(folder)
-    run = Path(adapter) / "run.json"
+    source.base.load_tokenizer().save_pretrained(folder)
+    run = source.folder / "run.json"
     if run.is_file():
         shutil.copyfile(run, folder / "run.json")
     return folder

@@ -1,8 +1,8 @@
-"""Attention within documents: packed examples never see one another.
+"""Attention within documents: the examples of a packed row never see one another.
 
-A batch is one long row, and ``documents`` says where each example begins and ends.
-On a CPU every document is its own causal attention, so the work is the sum of the
-squares and not the square of the sum; on CUDA one varlen kernel does the same.
+A batch is one long row, and ``Documents`` says where each example begins and ends. On a CPU each
+document gets a causal attention of its own, so n documents of length L cost n L^2 instead of
+(n L)^2; on CUDA one varlen kernel does the same.
 """
 
 from __future__ import annotations
@@ -17,34 +17,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NAME = "alpaca_documents"
-# What some models hand to their attention and this one cannot do: sinks, caps, biases, choices.
+# Arguments of some models' attention that this one cannot honour: sinks, caps, biases, choices.
 REFUSED = ("s_aux", "softcap", "position_bias", "indices", "block_indices")
-# In bfloat16 and up to this length, two matrix products and a softmax are two to three
+# In bfloat16 and up to this many tokens, two matrix products and a softmax are two to three
 # times as fast on a CPU as torch's flash kernel, forward and backward together.
-BY_HAND = 512
+MATMUL_LENGTH = 512
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the examples of a flat batch are: borders[i] to borders[i + 1]."""
+    """The examples of a flat batch: document i has tokens boundaries[i] to boundaries[i + 1].
 
-    borders: tuple[int, ...]
-    starts: Tensor | None = None  # the same as int32 on the GPU, for the varlen kernel
-    longest: int = 0
+    >>> documents = Documents.of([0, 3, 5], "cpu")  # two documents, of 3 and 2 tokens
+    >>> loss = LabelLoss(model)(**batch, documents=documents)
+    """
+
+    boundaries: tuple[int, ...]  # documents + 1 token indices; first 0, last the row's length
+    cu_seqlens: Tensor | None = None  # the same as int32 on the GPU, for the varlen kernel
+    max_seqlen: int = 0  # tokens of the longest document
 
     @classmethod
-    def of(cls, borders: list[int], device: str) -> Documents:
-        """The documents with these borders, ready for the attention of a device."""
-        longest = max(b - a for a, b in pairwise(borders))
+    def of(cls, boundaries: list[int], device: str) -> Documents:
+        """Returns the documents with these boundaries, for the attention of a device."""
+        longest = max(end - start for start, end in pairwise(boundaries))
         on_gpu = device.startswith("cuda")
-        starts = torch.tensor(borders, dtype=torch.int32, device=device) if on_gpu else None
-        return cls(tuple(borders), starts, longest)
+        cu_seqlens = torch.tensor(boundaries, dtype=torch.int32, device=device) if on_gpu else None
+        return cls(tuple(boundaries), cu_seqlens, longest)
 
 
 def attach(model: Any, device: str, longest: int) -> str:
-    """Makes a model attend within documents if it can; returns why, or why it cannot.
+    """Makes a model attend within documents if it can; returns how it attends, and why.
 
-    A model that cannot keeps transformers' SDPA with a mask over the whole row.
+    ``longest`` is the tokens of the longest example. A model that cannot keeps transformers'
+    SDPA with a mask over the row.
     """
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):
@@ -66,8 +71,8 @@ def attach(model: Any, device: str, longest: int) -> str:
     return "varlen kernel" if device.startswith("cuda") else "document by document"
 
 
-def attached(model: Any) -> bool:
-    """Whether attach() changed this model."""
+def is_attached(model: Any) -> bool:
+    """Returns whether attach() made this model attend within documents."""
     return bool(model.config._attn_implementation == NAME)
 
 
@@ -82,44 +87,43 @@ def documents_attention(
     documents: Documents | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each document, as transformers calls it.
+    """Computes causal attention within each document, with transformers' signature.
 
-    query (1, heads, tokens, size), key and value (1, fewer or equal heads, tokens, size);
-    returns (1, tokens, heads, size). Without ``documents`` every row is one document.
-    ValueError if the model wants of its attention what this one cannot do.
+    query has the shape (1, heads, tokens, size), key and value (1, key heads, tokens, size);
+    returns (1, tokens, heads, size). Without ``documents`` every row is one document. Raises
+    ValueError if the model needs an argument of REFUSED.
     """
-    if wanted := [name for name in REFUSED if more.get(name) is not None]:
-        raise ValueError(f"{type(module).__name__}: no {wanted[0]} in attention within documents")
+    if refused := [name for name in REFUSED if more.get(name) is not None]:
+        raise ValueError(f"{type(module).__name__}: no {refused[0]} in attention within documents")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if documents is None:
         return _causal(query, key, value, scale, dropout).transpose(1, 2), None
-    if documents.starts is not None:
+    if documents.cu_seqlens is not None:
         return _varlen_attention(query, key, value, scale, documents), None
-    return _by_document(query, key, value, scale, dropout, documents.borders), None
+    return _by_document(query, key, value, scale, dropout, documents), None
 
 
-# Compiled layers would be compiled anew for every list of borders.
+# A compiled layer would be compiled again for every list of boundaries.
 @torch.compiler.disable
 def _by_document(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    dropout: float,
-    borders: tuple[int, ...],
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, documents: Documents
 ) -> Tensor:
     parts = []
-    for a, b in pairwise(borders):
-        q, k, v = query[:, :, a:b], key[:, :, a:b], value[:, :, a:b]
-        by_hand = b - a <= BY_HAND and not dropout and query.dtype == torch.bfloat16
-        part = _by_hand(q, k, v, scale) if by_hand else _causal(q, k, v, scale, dropout)
+    for start, end in pairwise(documents.boundaries):
+        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+        if end - start <= MATMUL_LENGTH and not dropout and query.dtype == torch.bfloat16:
+            part = _matmul_attention(q, k, v, scale)
+        else:
+            part = _causal(q, k, v, scale, dropout)
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
-def _by_hand(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """softmax(Q K' + mask) V for one document; the queries that share a key head are
-    stacked, so that nothing is repeated."""
+def _matmul_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Returns softmax(Q K' + mask) V of one document.
+
+    Queries that share a key head (GQA) are stacked: (key heads, groups * length, size).
+    """
     _, heads, length, size = query.shape
     groups = heads // key.shape[1]
     q = query.reshape(key.shape[1], groups * length, size) * scale
@@ -130,19 +134,19 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+    )
 
 
-@lru_cache(maxsize=BY_HAND)
+@lru_cache(maxsize=MATMUL_LENGTH)
 def _mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)
 
 
 def _varlen() -> Any:
-    """torch's varlen_attn, or None where there is none."""
+    """Returns torch's varlen_attn, or None if this torch has none."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -154,10 +158,10 @@ def _varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, documents: Documents
 ) -> Tensor:
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, size)
-    if q.shape[1] != k.shape[1]:  # older versions of the kernel's wrapper know no groups
+    if q.shape[1] != k.shape[1]:  # older wrappers of the kernel do not support GQA
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    starts, longest = documents.starts, documents.longest
+    cu_seqlens, longest = documents.cu_seqlens, documents.max_seqlen
     out: Tensor = _varlen()(
-        q, k, v, starts, starts, longest, longest, scale=scale, window_size=(-1, 0)
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scale, window_size=(-1, 0)
     )
     return out[None]

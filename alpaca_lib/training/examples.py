@@ -1,7 +1,6 @@
-"""Examples -> token ids and labels, one by one or a whole data set at once.
+"""Examples -> token ids and labels, one by one or a file at once.
 
-A label is the token itself where the loss counts and IGNORE where it does not.
-Packing them into rows is in alpaca_lib.training.packing.
+A label is the token's own id where the loss counts and IGNORE (-100) where it does not.
 """
 
 from __future__ import annotations
@@ -10,23 +9,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import Example, load_examples
-from alpaca_lib.training.packing import IGNORE, Encoded, Row, label_count, pack
+from alpaca_lib.training.packing import IGNORE, Encoded, Row, count_labels, pack
 from alpaca_lib.training.settings import Settings
 
-__all__ = ["IGNORE", "Data", "Row", "encode", "encode_all", "label_count", "load_data", "pack"]
+__all__ = ["IGNORE", "Data", "Row", "count_labels", "encode", "encode_all", "load_data", "pack"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The encoded rows of a run, and what became of the others."""
+    """The encoded examples of a run.
 
-    rows: list[Encoded]
-    held_out: list[Encoded]
-    dropped: int  # examples whose prompt left no room for a label
-    cut: int  # examples whose answer was cut at max_length
+    >>> data = load_data(settings, tokenizer)
+    >>> share_cut = data.cut / len(data.rows)
+    """
+
+    rows: list[Encoded]  # to train on
+    held_out: list[Encoded]  # to validate on; empty if the settings name none
+    dropped: int  # training examples without a label: the prompt alone fills max_length
+    cut: int  # training examples as long as max_length, whose answer was cut
 
 
 def encode(
@@ -37,12 +40,15 @@ def encode(
     mask_prompt: bool = True,
     add_eos: bool = True,
 ) -> Encoded:
-    """{"input_ids", "labels"} of prompt + answer + end token, equally long.
+    """Returns {"input_ids", "labels"} of prompt, answer and end-of-sequence token, equally long:
 
-    Prompt and answer are tokenised apart and joined as ids, so the border is exact.
-    Too long a pair is cut in the middle of the answer's end, never the end token.
-    The first token has no label (nothing comes before it), nor has the prompt if
-    mask_prompt. A pair whose prompt alone fills max_length has no label at all.
+        input_ids  [  p0,   p1,   p2, a0, a1, eos]
+        labels     [-100, -100, -100, a0, a1, eos]   with mask_prompt
+        labels     [-100,   p1,   p2, a0, a1, eos]   without: nothing predicts the first token
+
+    Prompt and answer are tokenised separately, so no token spans both. An answer that is too
+    long is cut, but keeps the end-of-sequence token; a prompt that fills max_length leaves no
+    label. Raises SettingsError if max_length is below 2.
     """
     return encode_all([example], tokenizer, template, max_length, mask_prompt, add_eos)[0]
 
@@ -55,21 +61,19 @@ def encode_all(
     mask_prompt: bool = True,
     add_eos: bool = True,
 ) -> list[Encoded]:
-    """encode() of each example; the texts are tokenised together, on all cores."""
+    """Encodes each example as ``encode`` does; all texts are tokenised together, on all cores."""
     if max_length < 2:
-        raise ValueError(f"max_length {max_length}: at least 2, a token and the end token")
+        raise SettingsError(f"max_length {max_length}: at least 2, a token and the end token")
     if not examples:
         return []
-    prompts = [render_prompt(example, template, tokenizer) for example in examples]
-    first = tokens_before(tokenizer, template)
+    prompts = _tokenize([render_prompt(e, template, tokenizer) for e in examples], tokenizer)
+    answers = _tokenize([e.output for e in examples], tokenizer)
+    prefix = _prefix_tokens(tokenizer, template)
     end = [tokenizer.eos_token_id] if add_eos and tokenizer.eos_token_id is not None else []
     rows = []
-    for prompt, answer in zip(
-        _ids(prompts, tokenizer), _ids([e.output for e in examples], tokenizer), strict=True
-    ):
-        prompt_ids = first + prompt
-        room = max(max_length - len(prompt_ids) - len(end), 0)
-        prompt_ids = prompt_ids[:max_length]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        room = max(max_length - len(prefix) - len(prompt) - len(end), 0)
+        prompt_ids = (prefix + prompt)[:max_length]
         answer_ids = (answer[:room] + end)[: max_length - len(prompt_ids)]
         labels = ([IGNORE] * len(prompt_ids) if mask_prompt else list(prompt_ids)) + answer_ids
         labels[0] = IGNORE
@@ -77,10 +81,10 @@ def encode_all(
     return rows
 
 
-def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
+def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.truncation is None and backend.padding is None:
-        # What tokenizer(texts) calls too, without the dictionaries that it makes of it.
+        # tokenizer(texts) calls this too, and then builds a dictionary per text.
         return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
     ids: list[list[int]] = tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, verbose=False
@@ -88,19 +92,24 @@ def _ids(texts: list[str], tokenizer: Any) -> list[list[int]]:
     return ids
 
 
-def tokens_before(tokenizer: Any, template: str) -> list[int]:
-    """The tokens that a tokenizer puts before any text (not those that T5-like ones put
-    after it); none with "chat", whose template has written its own."""
+def _prefix_tokens(tokenizer: Any, template: str) -> list[int]:
+    """Returns the special tokens that a tokenizer puts before a text, as Llama 3's does.
+
+    None with "chat", whose template writes its own.
+    """
     if template == "chat":
         return []
     bare = list(tokenizer("a b", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a b")["input_ids"])
-    before = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
-    return whole[:before]
+    full = list(tokenizer("a b")["input_ids"])
+    before = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), 0)
+    return full[:before]
 
 
 def load_data(settings: Settings, tokenizer: Any) -> Data:
-    """The training and validation examples, encoded; those without a label are left out."""
+    """Loads and encodes the training and validation examples; those without a label are dropped.
+
+    Raises DataError if a file cannot be read, or if nothing is left to train or validate on.
+    """
     examples = load_examples(settings.data_path)
     held = load_examples(settings.validation_path) if settings.validation_path else []
     if settings.validation_rows:
@@ -117,16 +126,16 @@ def load_data(settings: Settings, tokenizer: Any) -> Data:
         )
     options = (settings.template, settings.max_length, settings.mask_prompt, settings.add_eos)
     rows = encode_all(examples, tokenizer, *options)
-    kept = [row for row in rows if label_count(row)]
+    kept = [row for row in rows if count_labels(row)]
     if not kept:
         raise DataError(
             f"{settings.data_path}: no row has an answer within max_length {settings.max_length}"
         )
-    full = sum(len(row["input_ids"]) == settings.max_length for row in kept)
-    held_out = [row for row in encode_all(held, tokenizer, *options) if label_count(row)]
+    cut = sum(len(row["input_ids"]) == settings.max_length for row in kept)
+    held_out = [row for row in encode_all(held, tokenizer, *options) if count_labels(row)]
     if held and not held_out:
         raise DataError(
             f"{settings.validation_path or settings.data_path}: no row to validate on has an "
             f"answer within max_length {settings.max_length}"
         )
-    return Data(kept, held_out, len(rows) - len(kept), full)
+    return Data(rows=kept, held_out=held_out, dropped=len(rows) - len(kept), cut=cut)

@@ -1,4 +1,4 @@
-"""FLOPs of a training token, and how many a device makes a second."""
+"""FLOPs of training per token, and the FLOP/s of a device: measured, and by its maker."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ GPUS = Path(__file__).resolve().parents[2] / "data" / "gpus.yaml"
 
 
 def matmul_parameters(model: Any) -> int:
-    """The parameters that a token is multiplied with: all but the input embedding,
-    which counts after all where it is also the output head."""
-    # A 4-bit weight is stored packed; its quant_state knows the true shape.
+    """Returns the number of parameters that a token is multiplied with, without adapters.
+
+    An input embedding is only looked up: it counts if it is also the output head (tied).
+    """
+    # A 4-bit weight is stored packed; its quant_state knows the original shape.
     total = sum(
         math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel()
         for n, p in model.named_parameters()
@@ -30,15 +32,19 @@ def matmul_parameters(model: Any) -> int:
 
 
 def flops_per_token(model: Any, method: str, context: float) -> float:
-    """FLOPs that training needs for one token of an example ``context`` tokens long:
-    6 a parameter, or 4 with frozen weights (they have no gradient), and causal attention."""
+    """Returns the FLOPs of training per token, for examples of ``context`` tokens.
+
+    Per parameter 2 in the forward pass, 2 for the gradient of the input and 2 for that of the
+    weight, which a frozen one does not need. Causal attention adds 6 * layers * hidden_size *
+    context: PaLM's formula (arXiv:2204.02311, appendix B), halved for the mask.
+    """
     config = model.config
     attention = 6 * config.num_hidden_layers * config.hidden_size * context
     return (4 if method == "lora" else 6) * matmul_parameters(model) + attention
 
 
 def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """FLOP/s of matrix products here, in this dtype: the best of several, measured."""
+    """Measures the FLOP/s of square matrix products in a dtype; returns the best of several."""
     size = 8192 if device.startswith("cuda") else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best, end = 0.0, time.perf_counter() + seconds
@@ -54,13 +60,13 @@ def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
 
 @cache
 def gpus() -> dict[str, dict[str, Any]]:
-    """data/gpus.yaml: by name, what a GPU's maker says of it."""
+    """Returns data/gpus.yaml: the maker's figures of each GPU, by name."""
     table: dict[str, dict[str, Any]] = require("yaml").safe_load(GPUS.read_text(encoding="utf-8"))
     return table["gpus"]
 
 
 def peak_rate(device: str) -> float | None:
-    """The maker's dense bfloat16 FLOP/s of this GPU; None if it is not in the table."""
+    """Returns the maker's dense bfloat16 FLOP/s of this GPU; None if it is not in the table."""
     if not device.startswith("cuda") or not GPUS.is_file():
         return None
     name = torch.cuda.get_device_name(device).lower()

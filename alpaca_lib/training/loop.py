@@ -1,8 +1,8 @@
 """The training loop: full or LoRA, one process or many, the same steps in each.
 
-An optimizer step is so many *examples*; how they are dealt to micro-batches and
-ranks changes the speed and not the step. Its loss is the mean over the label
-tokens of the whole step, on all ranks together.
+An optimizer step is a number of *examples*; how they are split into micro-batches and over ranks
+changes the speed and not the step. Its loss is the mean over the label tokens of the whole
+step, on all ranks together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,91 +22,89 @@ import transformers
 from alpaca_lib.errors import ModelError, NotEnoughMemory, TrainingStopped
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.models import ModelSource, Placement, place
-from alpaca_lib.training import adapters, metrics, sharding, trackers
-from alpaca_lib.training.attention import Documents, attached
+from alpaca_lib.training import adapters, metrics, packing, sharding, trackers
+from alpaca_lib.training.attention import Documents, is_attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
 from alpaca_lib.training.flops import flops_per_token, gemm_rate, peak_rate
-from alpaca_lib.training.packing import (
-    Encoded,
-    collate,
-    count_steps,
-    join,
-    label_count,
-    micro_batches,
-    padding_multiple,
-    step_order,
-)
-from alpaca_lib.training.precision import optimizer_of
-from alpaca_lib.training.process import Heap, keep_memory, peak_memory, stop_signal
+from alpaca_lib.training.loss import unwrap_peft
+from alpaca_lib.training.packing import Encoded, MicroBatches, count_labels
+from alpaca_lib.training.precision import create_optimizer
+from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
 from alpaca_lib.training.run_state import RunState
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
 
 Report = Callable[[dict[str, Any]], None]
-# (settings, placement, ranks, rows, model) -> what would fit, or None if the run does
+# (settings, placement, ranks, rows, model) -> settings that would fit, or None if these do
 CheckMemory = Callable[[Settings, Placement, int, list[Encoded], ModelSource], str | None]
 
 
 def train(
-    settings: Settings,
-    report: Report = lambda line: None,
-    check_memory: CheckMemory | None = None,
+    settings: Settings, report: Report = lambda line: None, check_memory: CheckMemory | None = None
 ) -> Path:
-    """Trains as described and returns the output folder, which from_pretrained loads.
+    """Trains as the settings say; returns the output folder, which from_pretrained loads.
 
-    ``report`` receives every line of metrics.jsonl on rank 0: step, loss, lr, grad_norm,
-    tokens, tokens_per_second, mfu, peak_memory_bytes; or step and validation_loss.
+    ``report`` receives every line of metrics.jsonl on rank 0 (see alpaca_lib.training.metrics).
     ``check_memory`` predicts whether the run fits, as ``alpaca_lib.planning.check`` does;
     ``alpaca_lib.launch.run`` passes it. Raises DataError, ModelError, AdapterError,
-    TrackerError, NotEnoughMemory before any work; TrainingStopped if the loss is not finite,
+    TrackerError, NotEnoughMemory before any step; TrainingStopped if the loss is not finite,
     or on SIGTERM (after a checkpoint).
     """
     trackers.check(settings)
     placement = place(settings.device, settings.dtype)
-    keep_memory()
+    keep_freed_memory()
     source = ModelSource.resolve(settings.model)
     tokenizer = source.load_tokenizer()
     data = load_data(settings, tokenizer)
-    with sharding.distributed(placement.device) as dist, stop_signal() as told_to_stop:
+    with sharding.distributed(placement.device) as dist, stop_signal() as stop_requested:
         if check_memory is not None:
             advice = None
             if dist.is_rank_zero:
                 advice = check_memory(settings, placement, dist.size, data.rows, source)
             if dist.any_rank(advice is not None):
-                raise NotEnoughMemory(advice or "not enough memory: rank 0 says what would fit")
+                raise NotEnoughMemory(advice or "not enough memory: rank 0 lists what would fit")
         run = _Run(settings, placement, tokenizer, data, dist, report, source)
-        return run.fit(told_to_stop)
+        return run.fit(stop_requested)
 
 
+@dataclass
 class _Run:
-    """What the steps of one run share."""
+    """The model, optimizer, schedule and data of one run; ``fit`` takes its steps."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        placement: Placement,
-        tokenizer: Any,
-        data: Data,
-        dist: Distributed,
-        report: Report,
-        source: ModelSource,
-    ) -> None:
-        self.settings, self.placement, self.tokenizer = settings, placement, tokenizer
-        self.data, self.dist, self.report = data, dist, report
+    settings: Settings
+    placement: Placement
+    tokenizer: Any
+    data: Data
+    dist: Distributed
+    report: Report
+    source: ModelSource
+
+    def __post_init__(self) -> None:
+        settings, data = self.settings, self.data
         self.rows = data.rows
         self.folder = Path(settings.output_dir)
-        self.steps = count_steps(
+        self.steps = packing.count_steps(
             len(self.rows), settings.examples_per_step, settings.epochs, settings.max_steps
         )
-        self.built = build(settings, placement, dist, source)
-        _check_tokens(self.built.causal, [*data.rows, *data.held_out], settings.model)
+        self.built = build(settings, self.placement, self.dist, self.source)
+        causal = unwrap_peft(self.built.model)
+        vocab_size = causal.get_input_embeddings().num_embeddings
+        largest = max(max(row["input_ids"]) for row in [*data.rows, *data.held_out])
+        if largest >= vocab_size:
+            raise ModelError(
+                f"{settings.model}: the tokenizer gives token {largest}, the model's embedding "
+                f"has only {vocab_size}; they do not belong together"
+            )
+        self.within_documents = is_attached(causal)
+        pad = self.tokenizer.pad_token_id
+        self.pad = pad if pad is not None and pad < vocab_size else 0  # masked in any case
+        # The mean over tokens of their example's length: sum n * n / sum n.
         lengths = [len(row["input_ids"]) for row in self.rows]
         context = sum(n * n for n in lengths) / sum(lengths)
         self.flops_per_token = flops_per_token(self.built.model, settings.method, context)
-        trained = self.built.trained
-        self.optimizer = optimizer_of(
-            trained, settings.optimizer, settings.learning_rate, settings.weight_decay
+        self.optimizer = create_optimizer(
+            self.built.weights, settings.optimizer, settings.learning_rate, settings.weight_decay
         )
         warmup = settings.warmup
         self.schedule = transformers.get_scheduler(
@@ -114,34 +113,33 @@ class _Run:
             num_warmup_steps=math.ceil(warmup * self.steps) if warmup < 1 else int(warmup),
             num_training_steps=self.steps,
         )
-        self.run_state = RunState(settings, dist, self.built, self.optimizer, self.rows)
+        self.run_state = RunState(settings, self.dist, self.built, self.optimizer, self.rows)
         self.trackers = trackers.Trackers()
-        words = self.built.causal.get_input_embeddings().num_embeddings
-        pad = tokenizer.pad_token_id
-        self.pad = pad if pad is not None and pad < words else 0  # it is never seen
         self.heap = Heap()
-        self.pace: float | None = None  # seconds a step, the last ones count most
+        self.step_seconds: float | None = None  # moving average, for the time left
 
-    def fit(self, told_to_stop: threading.Event) -> Path:
-        """Runs all steps, from the newest whole checkpoint on; saves and checks the model."""
-        settings, dist = self.settings, self.dist
-        first = self._resume()
+    def fit(self, stop_requested: threading.Event) -> Path:
+        """Takes the steps after the newest intact checkpoint, then saves and checks the model."""
+        first = self.run_state.resume(self.steps)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
+            for _ in range(first):
+                self.schedule.step()
         self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
         self.peak = peak_rate(self.placement.device) or self.gemm
-        if dist.is_rank_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        if self.dist.is_rank_zero:
             run = self._write_run()
-            self.trackers = trackers.open_trackers(settings, self.folder, run, first)
-        dist.barrier()
-        if dist.size > 1:
-            mine = dump_json(sharding.shares(self.built.model))
-            write_text(self.folder / "shards" / f"rank{dist.rank}.json", mine)
+            self.trackers = trackers.open_trackers(self.settings, self.folder, run, first)
+        self.dist.barrier()
+        if self.dist.size > 1:
+            shards = dump_json(sharding.describe_shards(self.built.model))
+            write_text(self.folder / "shards" / f"rank{self.dist.rank}.json", shards)
         failed = True
         try:
             if first == 0:
                 self._validate(0)
             for step in range(first, self.steps):
-                self._one_step(step, told_to_stop)
+                self._after_step(self._step(step), stop_requested)
             self._validate(self.steps)
             self.run_state.save_model(self.steps, self.tokenizer, self.placement.torch_dtype)
             failed = False
@@ -150,70 +148,53 @@ class _Run:
             self.trackers.close(failed)
         return self.folder
 
-    def _one_step(self, step: int, told_to_stop: threading.Event) -> None:
-        """A step, and what is due after it: a line, a validation, a checkpoint, a stop."""
-        settings, done = self.settings, step + 1
-        line = self._step(step)
-        if done % settings.log_every == 0 or done == self.steps:
-            self._log(line)
-        if done == self.steps:
-            return
-        if settings.eval_every and done % settings.eval_every == 0:
-            self._validate(done)
-        stop = self.dist.any_rank(told_to_stop.is_set())
-        if stop or (settings.save_every and done % settings.save_every == 0):
-            self.run_state.checkpoint(done)
-        if stop:
-            self.run_state.saver.wait()
-            raise TrainingStopped(
-                f"told to stop: step {done} of {self.steps} is saved in {self.folder}; "
-                "start the same run again to go on from it"
-            )
-
-    def _resume(self) -> int:
-        """Goes on from the checkpoint that the settings ask for; returns the step it is at."""
-        step = self.run_state.resume(self.steps)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
-            for _ in range(step):
-                self.schedule.step()
-        return step
-
     def _step(self, step: int) -> dict[str, Any]:
-        """One optimizer step; returns its line of metrics."""
-        settings, dist, trained = self.settings, self.dist, self.built.trained
+        """Takes optimizer step ``step`` (from 0); returns its line of metrics."""
+        settings, dist, weights = self.settings, self.dist, self.built.weights
         start = time.perf_counter()
-        torch.manual_seed(hash((settings.seed, step, dist.rank)))
-        # Every rank plans the whole step, so nobody has to be told the token counts.
-        chosen = step_order(len(self.rows), settings.examples_per_step, settings.seed, step)
+        torch.manual_seed(hash((settings.seed, step, dist.rank)))  # of dropout
+
+        # 1. The step's examples, split into micro-batches with one group per rank. Every rank
+        #    computes the same plan, so each knows the label tokens of all.
+        chosen = packing.step_order(len(self.rows), settings.examples_per_step, settings.seed, step)
         examples = [self.rows[i] for i in chosen]
-        labels = sum(label_count(row) for row in examples)
         tokens = sum(len(row["input_ids"]) for row in examples)
-        batches = self._deal(examples)
+        label_tokens = sum(count_labels(row) for row in examples)
+        batches = self._micro_batches(examples)
+
+        # 2. Forward and backward pass per micro-batch; gradients accumulate. Wanted is
+        #    d/dw of  sum over ranks and micro-batches of loss / label_tokens.
+        #    FSDP averages gradients over ranks: multiply by size to get the sum.
         total = 0.0
-        for number, ranks in enumerate(batches, 1):
+        for number, groups in enumerate(batches, 1):
             if self.built.gather_once:
-                sharding.gather_once(self.built.module, last=number == len(batches))
-            loss = self._forward(examples, ranks[dist.rank])
-            # FSDP averages gradients over ranks; the step wants their sum.
-            (loss * (dist.size / labels)).backward()
+                sharding.keep_gathered(self.built.module, last=number == len(batches))
+            loss = self._forward(examples, groups[dist.rank])
+            (loss * (dist.size / label_tokens)).backward()
             total += float(loss.detach())
-        norm = trained.reduce_gradients()
-        mean = dist.sum(total) / labels
+
+        # 3. All-reduce: what FSDP has not reduced yet, the gradient norm, and the loss.
+        norm = weights.reduce_gradients()
+        mean = dist.sum(total) / label_tokens
         if not (math.isfinite(mean) and math.isfinite(norm) and mean and norm):
             raise TrainingStopped(
                 f"step {step + 1}: loss {mean}, gradient norm {norm}, on rows {chosen} of the "
                 f"training data (numbered after validation rows and rows without a label are "
                 "taken out). Lower learning_rate, or look at these rows"
             )
-        trained.clip(norm, settings.max_grad_norm)
+
+        # 4. Clip, optimizer step, schedule.
+        weights.clip(norm, settings.max_grad_norm)
         rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
-        trained.copy_to_model()
+        weights.copy_to_model()
         self.schedule.step()
-        self.heap.tidy()
+        self.heap.trim()
+
+        # 5. Metrics. MFU is the share of the peak FLOP/s, of one device as of all.
         seconds = time.perf_counter() - start
-        self.pace = seconds if self.pace is None else 0.8 * self.pace + 0.2 * seconds
+        before = seconds if self.step_seconds is None else self.step_seconds
+        self.step_seconds = 0.8 * before + 0.2 * seconds
         speed = tokens / seconds
         flops = speed * self.flops_per_token / dist.size
         return {
@@ -222,54 +203,70 @@ class _Run:
             "lr": rate,
             "grad_norm": norm,
             "tokens": tokens,
-            "label_tokens": labels,
+            "label_tokens": label_tokens,
             "tokens_per_second": speed,
             "mfu": flops / self.peak,
             "gemm_share": flops / self.gemm,
             "peak_memory_bytes": peak_memory(self.placement.device),
-            "seconds_left": self.pace * (self.steps - step - 1),
+            "seconds_left": self.step_seconds * (self.steps - step - 1),
         }
 
-    def _deal(self, examples: list[Encoded]) -> list[list[list[int]]]:
-        """Returns [micro-batch][rank] -> the indices of the examples of each."""
+    def _after_step(self, line: dict[str, Any], stop_requested: threading.Event) -> None:
+        """Does what is due after a step: logs, validates, saves, stops."""
+        settings, done = self.settings, line["step"]
+        if done % settings.log_every == 0 or done == self.steps:
+            self._log(line)
+        if done == self.steps:
+            return
+        if settings.eval_every and done % settings.eval_every == 0:
+            self._validate(done)
+        stop = self.dist.any_rank(stop_requested.is_set())
+        if stop or (settings.save_every and done % settings.save_every == 0):
+            self.run_state.checkpoint(done)
+        if stop:
+            self.run_state.saver.wait()
+            raise TrainingStopped(
+                f"stop requested: step {done} of {self.steps} is saved in {self.folder}; "
+                "start the same run again to resume"
+            )
+
+    def _micro_batches(self, examples: list[Encoded]) -> MicroBatches:
         lengths = [len(row["input_ids"]) for row in examples]
-        return micro_batches(
-            self.settings, lengths, self.dist.size, by_document=attached(self.built.causal)
-        )
+        return packing.micro_batches(self.settings, lengths, self.dist.size, self.within_documents)
 
     def _forward(self, examples: list[Encoded], members: list[int]) -> torch.Tensor:
-        """The summed loss of these examples, packed into one row or padded to several."""
-        device, pad = self.placement.device, self.pad
-        packed = self.settings.batching == "pack"
-        rows = [join(examples, members)] if packed and members else []
-        if not packed:
-            rows = [join(examples, [i]) for i in members]
-        batch = collate(rows, pad, padding_multiple(device))
-        documents = None
-        if packed and attached(self.built.causal):
-            borders = [*(rows[0].borders if rows else [0])[:-1], batch["input_ids"].shape[1]]
-            documents = Documents.of(borders if len(borders) > 1 else [0, *borders], device)
-        elif not packed:  # causal rows with their padding last need no mask at all
-            size = batch["input_ids"].shape
-            batch["position_ids"] = torch.arange(size[1]).expand(size)
+        """Returns the summed loss of some examples, packed into one row or padded to several."""
+        device, documents = self.placement.device, None
+        if self.settings.batching == "pack":
+            rows = [packing.join(examples, members)] if members else []
+        else:
+            rows = [packing.join(examples, [i]) for i in members]
+        batch = packing.collate(rows, self.pad, packing.padding_multiple(device))
+        shape = batch["input_ids"].shape  # (rows, tokens)
+        if self.settings.batching != "pack":
+            # Padding comes last, and causal attention does not look ahead: no mask needed.
+            batch["position_ids"] = torch.arange(shape[1]).expand(shape)
+        elif self.within_documents:
+            starts = rows[0].boundaries[:-1] if rows else [0]
+            documents = Documents.of([*starts, shape[1]], device)  # padding: in the last one
         moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
         loss: torch.Tensor = self.built.module(**moved, documents=documents)
         return loss
 
     def _validate(self, step: int) -> None:
-        """Logs the mean loss over the validation set's label tokens, if there is one; keeps
-        the weights of the lowest if the settings ask for it."""
+        """Logs the mean loss per label token of the validation set; keeps the best weights."""
         held = self.data.held_out
         if not held:
             return
         with adapters.evaluating(self.built.model), torch.no_grad():
             total = sum(
-                float(self._forward(held, ranks[self.dist.rank])) for ranks in self._deal(held)
+                float(self._forward(held, groups[self.dist.rank]))
+                for groups in self._micro_batches(held)
             )
-        mean = self.dist.sum(total) / sum(label_count(row) for row in held)
+        mean = self.dist.sum(total) / sum(count_labels(row) for row in held)
         self._log({"step": step, "validation_loss": mean})
         if self.settings.keep_best and step:
-            self.run_state.note(mean, step, last=step == self.steps)
+            self.run_state.keep_if_best(mean, step, last=step == self.steps)
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.dist.is_rank_zero:
@@ -290,14 +287,3 @@ class _Run:
             "gemm_flops_per_second": self.gemm * self.dist.size,
         }
         return metrics.write_run(self.folder, self.settings, self.placement, facts)
-
-
-def _check_tokens(model: Any, rows: list[Encoded], name: str) -> None:
-    """That the embedding has a row for every token (it may have more: Qwen's has)."""
-    embedding = model.get_input_embeddings()
-    most = max(max(row["input_ids"]) for row in rows)
-    if most >= embedding.num_embeddings:
-        raise ModelError(
-            f"{name}: the tokenizer gives token {most}, the model's embedding has only "
-            f"{embedding.num_embeddings}; they do not belong together"
-        )

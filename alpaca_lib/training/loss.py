@@ -1,7 +1,7 @@
-"""The model as the loop sees it: a batch in, the sum of its label losses out.
+"""The model as the loop calls it: a batch in, the sum of its label tokens' losses out.
 
-Logits are made only where a label is, in chunks: at 49,152 words a token, the
-logits of a whole batch would be the largest thing in memory.
+Logits are computed only for label tokens, in chunks: with a vocab_size of 49,152, the float32
+logits of 2,048 tokens are 400 MB, more than anything else in memory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from alpaca_lib.training.packing import IGNORE
 CHUNK = 256  # label tokens whose logits exist at once
 
 
+def unwrap_peft(model: Any) -> Any:
+    """Returns the causal LM inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 class LabelLoss(nn.Module):
-    """Wraps a causal LM (bare, or with PEFT adapters); forward gives a summed loss."""
+    """Wraps a causal LM (bare, or with PEFT adapters); forward returns a summed loss.
+
+    >>> batch = collate([row], pad_id=tokenizer.pad_token_id)
+    >>> mean = LabelLoss(model)(**batch) / label_tokens
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -33,32 +42,34 @@ class LabelLoss(nn.Module):
         position_ids: Tensor,
         documents: Documents | None = None,
     ) -> Tensor:
-        """The sum of the cross-entropies of all labels, a float32 scalar.
+        """Returns the sum of the cross-entropies of all labels in nats, a float32 scalar.
 
-        The tensors have the shape (rows, tokens). No attention mask: with it, or with a
-        cache, packed examples would see one another (transformers reads the borders from
-        position_ids only without both). ``documents`` is for alpaca_lib's own attention.
+        The tensors have the shape (rows, tokens); ``documents`` is for a model that attends
+        within documents. With an attention mask or a cache transformers would ignore that
+        position_ids restart, and packed examples would see one another.
         """
-        causal: Any = self.model
-        if hasattr(causal, "get_base_model"):
-            causal = causal.get_base_model()
-        targets = labels[:, 1:]
-        wanted = targets != IGNORE
+        causal = unwrap_peft(self.model)
         more = {"documents": documents} if documents else {}
         hidden = causal.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=None, use_cache=False,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=None,
+            use_cache=False,
             **more,
-        ).last_hidden_state  # fmt: skip
-        hidden, targets = hidden[:, :-1][wanted], targets[wanted]
+        ).last_hidden_state
+        # The hidden state of token t predicts token t + 1: shift by one, keep label tokens.
+        targets = labels[:, 1:]
+        has_label = targets != IGNORE
+        hidden, targets = hidden[:, :-1][has_label], targets[has_label]
         head = causal.get_output_embeddings()
-        total = hidden.sum() * 0.0  # keeps the graph whole where no row has a label
-        total = total.float()
+        # Zero, but with a graph: FSDP needs a backward pass on every rank, even where no token
+        # has a label.
+        total = (hidden.sum() * 0.0).float()
+        recompute = len(targets) > CHUNK and torch.is_grad_enabled()
         for states, chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
-            if len(chunk) == 0:
-                continue
-            if len(targets) > CHUNK and torch.is_grad_enabled():
+            if recompute:
                 total = total + checkpoint(_cross_entropy, head, states, chunk, use_reentrant=False)
-            else:
+            elif len(chunk):
                 total = total + _cross_entropy(head, states, chunk)
         return total
 

@@ -1,61 +1,63 @@
-"""What a run writes down of itself: metrics.jsonl, run.json, and the live line."""
+"""The records of a run: metrics.jsonl, run.json, and the line of metrics that people read.
+
+metrics.jsonl has a line per optimizer step (step, loss, lr, grad_norm, tokens, label_tokens,
+tokens_per_second, mfu, gemm_share, peak_memory_bytes, seconds_left) and a line per validation
+(step, validation_loss).
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import platform
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib import models
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.errors import FileError
+from alpaca_lib.files import JsonLines, dump_json, read_json_lines, write_text
+from alpaca_lib.models import Placement
 from alpaca_lib.training.settings import Settings
 
+FILE = "metrics.jsonl"
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def append(folder: Path, line: dict[str, Any]) -> None:
-    """Adds a line to metrics.jsonl."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as stream:
-        stream.write(dump_json(line) + "\n")
+    """Appends a line to metrics.jsonl, after cutting off a killed run's torn last line."""
+    try:
+        with JsonLines(folder / FILE) as log:
+            log.append(line, sync=False)
+    except OSError as error:
+        raise FileError(f"{folder / FILE}: cannot be written ({error}); free some space") from error
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; none if there is no such file."""
-    file, lines = folder / "metrics.jsonl", []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # torn by a kill
-            continue
-    return lines
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns the complete lines of metrics.jsonl; none if there is no such file."""
+    return [line.row for line in read_json_lines(folder / FILE) if line.row is not None]
 
 
-def cut(folder: Path, step: int, steps: int) -> None:
-    """Drops the lines of steps, and of the last validation, that will be taken again."""
+def drop_later(folder: Path, step: int, steps: int) -> None:
+    """Drops the lines that a run resumed after ``step`` of ``steps`` will write again."""
     kept = [
         line
-        for line in read(folder)
+        for line in read_metrics(folder)
         if step > 0
         and line.get("step", step + 1) <= step
         and not (line["step"] == steps and "validation_loss" in line)
     ]
-    if (folder / "metrics.jsonl").is_file():
-        write_text(folder / "metrics.jsonl", "".join(dump_json(line) + "\n" for line in kept))
+    if (folder / FILE).is_file():
+        write_text(folder / FILE, "".join(dump_json(line) + "\n" for line in kept))
 
 
 def write_run(
-    folder: Path, settings: Settings, placement: models.Placement, facts: dict[str, Any]
+    folder: Path, settings: Settings, placement: Placement, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes run.json, what decides the result, so that anyone can repeat it; returns it."""
+    """Writes run.json: settings, placement, ``facts`` and versions; returns its content."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     run = {
         "settings": settings.to_dict(),
         "placement": asdict(placement),
@@ -67,8 +69,8 @@ def write_run(
     return run
 
 
-def live_line(line: dict[str, Any], steps: int) -> str:
-    """A line of metrics for people: step, loss, speed, share of the peak, memory, time left."""
+def format_metrics(line: dict[str, Any], steps: int) -> str:
+    """Returns a line of metrics as text: step, loss, speed, MFU, memory, time left."""
     head = f"step {line['step']}/{steps}"
     if "validation_loss" in line:
         return f"{head}  held-out loss {line['validation_loss']:.4f}"

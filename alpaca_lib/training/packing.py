@@ -1,8 +1,7 @@
-"""Rows, steps and micro-batches: which examples are computed together.
+"""Packing and batching: examples -> rows, optimizer steps and micro-batches.
 
-Packing puts several examples end to end; position_ids restart at each, and from
-that alone the model knows that they must not see one another. What an optimizer
-step sees depends on (seed, epoch) and its number, never on how it is packed.
+Which examples an optimizer step sees depends on the seed, the epoch and the step's number alone,
+never on how they are packed.
 """
 
 from __future__ import annotations
@@ -14,80 +13,102 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alpaca_lib.errors import SettingsError
+
 if TYPE_CHECKING:
     import torch
 
     from alpaca_lib.training.settings import Settings
 
-IGNORE = -100
-Encoded = dict[str, list[int]]  # input_ids and labels of one example
+IGNORE = -100  # the label of a token without a loss, as in torch's cross_entropy
+Encoded = dict[str, list[int]]  # "input_ids" and "labels" of one example, equally long
+MicroBatches = list[list[list[int]]]  # [micro-batch][rank] -> indices of examples
 
 
 @dataclass(frozen=True)
 class Row:
-    """Several encoded examples end to end; all four lists are equally long."""
+    """Several encoded examples end to end; here example 4 of 3 tokens and example 7 of 2:
+
+        input_ids     [ a0,  a1,  a2,   b0,  b1]
+        labels        [-100, a1,  a2, -100,  b1]   no label on an example's first token
+        position_ids  [  0,   1,   2,    0,   1]   restart at each example
+        members       [4, 7]                       indices of the examples
+
+    >>> join(encoded, [4, 7]).boundaries
+    [0, 3, 5]
+    """
 
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
-    members: list[int]  # the index, in what pack() was given, of each example in the row
+    members: list[int]
 
     @property
-    def borders(self) -> list[int]:
-        """Where the examples begin, and where the last one ends."""
+    def boundaries(self) -> list[int]:
+        """Where each example begins and the last one ends: cumulative lengths (cu_seqlens)."""
         starts = [i for i, position in enumerate(self.position_ids) if position == 0]
         return [*starts, len(self.position_ids)]
 
 
-def label_count(encoded: Encoded) -> int:
-    """How many tokens of an encoded example the loss counts."""
+def count_labels(encoded: Encoded) -> int:
+    """Returns the number of an example's tokens that have a loss."""
     return len(encoded["labels"]) - encoded["labels"].count(IGNORE)
 
 
 def pack(encoded: Sequence[Encoded], row_length: int) -> list[Row]:
-    """Rows of at most row_length tokens, by first-fit decreasing (Johnson 1973).
+    """Packs examples into rows of at most ``row_length`` tokens: first-fit decreasing.
 
-    Every example is in exactly one row, whole; one longer than row_length is an error.
-    O(n log n): a tree knows the most room in each half of the rows.
+    Examples 0, 1, 2 and 3 of 5, 4, 3 and 2 tokens, in rows of 8 (one digit per token):
+
+        row 0  [0 0 0 0 0 2 2 2]
+        row 1  [1 1 1 1 3 3]
+
+    No example is cut. At most 11/9 of the optimal number of rows, plus one (Johnson 1973), in
+    O(n log n). Raises SettingsError if an example is longer than a row.
     """
     lengths = [len(e["input_ids"]) for e in encoded]
     size = 1
     while size < max(len(encoded), 1):
         size *= 2
-    room = [row_length] * (2 * size)  # room[1] is the root, room[size + b] that of row b
-    bins: list[list[int]] = []
+    # A binary tree in an array: free[size + r] is row r's free tokens, free[n] the larger of
+    # its children free[2n] and free[2n + 1], so going down leads to the first row with room.
+    free = [row_length] * (2 * size)
+    members: list[list[int]] = []
     for i in sorted(range(len(encoded)), key=lambda i: -lengths[i]):
         length = lengths[i]
         if length > row_length:
-            raise ValueError(f"example {i} has {length} tokens, a row only {row_length}")
+            raise SettingsError(
+                f"example {i} has {length} tokens, a row only {row_length}; raise row_length"
+            )
         node = 1
         while node < size:
-            node = 2 * node if room[2 * node] >= length else 2 * node + 1
-        place = node - size
-        if place == len(bins):
-            bins.append([])
-        bins[place].append(i)
-        room[node] -= length
+            node = 2 * node if free[2 * node] >= length else 2 * node + 1
+        row = node - size
+        if row == len(members):
+            members.append([])
+        members[row].append(i)
+        free[node] -= length
         while node > 1:
             node //= 2
-            room[node] = max(room[2 * node], room[2 * node + 1])
-    return [join(encoded, members) for members in bins]
+            free[node] = max(free[2 * node], free[2 * node + 1])
+    return [join(encoded, indices) for indices in members]
 
 
 def join(encoded: Sequence[Encoded], members: Sequence[int]) -> Row:
-    """One row of these examples, in this order."""
+    """Joins the examples with these indices into one row, in this order."""
     row = Row([], [], [], list(members))
     for i in members:
         ids, labels = encoded[i]["input_ids"], encoded[i]["labels"]
         row.input_ids.extend(ids)
-        # A label on a first token would be predicted from the neighbour before it.
+        # Logits at position t predict token t + 1: a label on an example's first token would
+        # be predicted from the last token of the example before it.
         row.labels.extend([IGNORE, *labels[1:]])
         row.position_ids.extend(range(len(ids)))
     return row
 
 
 def count_steps(rows: int, examples_per_step: int, epochs: float, max_steps: int = 0) -> int:
-    """Returns the number of optimizer steps of a run: max_steps, or as many as the epochs have.
+    """Returns the number of optimizer steps of a run: max_steps, or that of the epochs.
 
     The last step of an epoch has the examples that are left over, so 52,002 rows with 128
     examples per step are 407 steps per epoch and 1,221 in three.
@@ -96,9 +117,9 @@ def count_steps(rows: int, examples_per_step: int, epochs: float, max_steps: int
 
 
 def step_order(count: int, per_step: int, seed: int, step: int) -> list[int]:
-    """Returns the examples of optimizer step ``step`` (from 0).
+    """Returns the indices of the examples of optimizer step ``step`` (the first is 0).
 
-    Epoch by epoch, shuffled by (seed, epoch); the last step of an epoch has the rest.
+    Every epoch has its own shuffle, by (seed, epoch); its last step has what is left over.
     """
     epoch, place = divmod(step, math.ceil(count / per_step))
     order = list(range(count))
@@ -106,16 +127,19 @@ def step_order(count: int, per_step: int, seed: int, step: int) -> list[int]:
     return order[place * per_step : (place + 1) * per_step]
 
 
-def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> list[list[list[int]]]:
-    """[micro-batch][rank] -> indices: groups of at most ``most`` tokens, as few as that
-    allows and about equally long, so that no rank waits for another.
+def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> MicroBatches:
+    """Returns [micro-batch][rank] -> indices: groups of at most ``most`` tokens, balanced.
 
-    Longest first into the emptiest group (Graham 1969). A group may be empty: all
-    ranks have as many, since they meet in every collective.
+    As few micro-batches as possible, of groups about equally long, so that no rank waits for
+    another: longest first into the emptiest group (Graham 1969). A group may be empty, as all
+    ranks meet in every collective. Raises SettingsError if an example is longer than ``most``.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     if order and lengths[order[0]] > most:
-        raise ValueError(f"an example has {lengths[order[0]]} tokens, a micro-batch only {most}")
+        raise SettingsError(
+            f"an example has {lengths[order[0]]} tokens, a micro-batch only {most}; raise "
+            "row_length or lower max_length"
+        )
     count = max(-(-sum(lengths) // (most * ranks)), 1)
     while True:
         groups: list[list[int]] = [[] for _ in range(count * ranks)]
@@ -129,11 +153,11 @@ def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> list
         count += 1
 
 
-def group_rows(
-    lengths: Sequence[int], rows: int, ranks: int, by_length: bool
-) -> list[list[list[int]]]:
-    """[micro-batch][rank] -> ``rows`` indices each, to be padded: as they come, or those of
-    like length together (bucketing)."""
+def group_rows(lengths: Sequence[int], rows: int, ranks: int, by_length: bool) -> MicroBatches:
+    """Returns [micro-batch][rank] -> ``rows`` indices each, of examples to be padded.
+
+    ``by_length`` puts similar lengths together (bucketing); otherwise the order stays.
+    """
     order = list(range(len(lengths)))
     if by_length:
         order.sort(key=lambda i: -lengths[i])
@@ -144,7 +168,7 @@ def group_rows(
 
 def micro_batches(
     settings: Settings, lengths: Sequence[int], ranks: int, by_document: bool
-) -> list[list[list[int]]]:
+) -> MicroBatches:
     """Returns [micro-batch][rank] -> the indices of a step's examples, as the settings say.
 
     ``lengths`` are the examples' tokens. ``by_document``: attention costs the sum of the
@@ -163,9 +187,14 @@ def padding_multiple(device: str) -> int:
 
 
 def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, torch.Tensor]:
-    """Tensors of shape (rows, longest): input_ids, labels, position_ids.
+    """Returns input_ids, labels and position_ids as int64 tensors of shape (rows, tokens).
 
-    Padding has position 0 each: every pad is an example of its own, seen by nobody.
+    Rows are padded to the longest, rounded up to ``multiple``. Each pad is an example of its own:
+
+        labels        [-100, a1,  a2, -100,  b1, -100, -100, -100]
+        position_ids  [  0,   1,   2,    0,   1,    0,    0,    0]
+
+    Without rows (a rank whose group is empty) the batch is one row of padding.
     """
     import torch
 

@@ -1,28 +1,36 @@
-"""What an optimizer steps on: float32 masters of parameters that compute in bfloat16.
+"""Mixed precision: an optimizer over float32 masters of parameters that compute in bfloat16.
 
-An update of lr 2e-5 is below bfloat16's resolution, so it is made on float32 masters;
-the model itself holds bfloat16 copies, and their gradients are added up in float32.
-With FSDP the shards are the masters, and it makes the copies.
+bfloat16 has 8 significant bits: adding less than 1/512 of a weight changes nothing, and at a
+learning rate of 2e-5 most updates are smaller. So the optimizer steps on float32 masters, the
+model holds bfloat16 copies, and gradients accumulate in float32 (arXiv:1710.03740). With FSDP the
+shards are the masters, and FSDP makes the copies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as c10d
 from torch import Tensor, nn
 
-from alpaca_lib.training.sharding import Distributed
+from alpaca_lib.optional import require
+from alpaca_lib.training.sharding import Distributed, is_sharded, local_shard
 
 
-class Trained:
-    """The trained parameters of this process: masters, their gradients, their norm.
+class MasterWeights:
+    """The trained parameters of this rank: their masters, gradients, norm and clipping.
 
-    ``masters`` are plain tensors by name: shards of this rank where FSDP shards, the
-    parameters themselves where they are float32 (or where no masters are wanted).
-    ``exact``: what masters begin as, by name, where the parameters are rounded already.
+    ``parameters``: name -> parameter of the model, a DTensor where FSDP shards it.
+    ``masters``: name -> plain tensor with the parameter's shape on this rank. It is the
+    parameter's own memory where that is float32 (or with ``masters=False``), else a float32
+    copy, whose ``.grad`` accumulates the gradients of the step's micro-batches.
+    ``exact``: initial values of masters by name, where the parameters are rounded already.
+
+    >>> weights = MasterWeights(module, dist)
+    >>> optimizer = create_optimizer(weights, "adamw", lr=2e-5, weight_decay=0.0)
     """
 
     def __init__(
@@ -35,56 +43,44 @@ class Trained:
         self.dist = dist
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {}
-        self._copied: dict[str, tuple[nn.Parameter, Tensor]] = {}
+        self._copied: dict[str, tuple[nn.Parameter, Tensor]] = {}  # masters with own memory
         for name, parameter in self.parameters.items():
-            local = _local(parameter)
-            self.masters[name] = local.detach()
-            if masters and local.dtype != torch.float32:
-                begin = (exact or {}).get(name)
-                self.masters[name] = local.detach().float() if begin is None else begin
-                self._copied[name] = parameter, self.masters[name]
+            master = local_shard(parameter)
+            if masters and master.dtype != torch.float32:
+                initial = (exact or {}).get(name)
+                master = master.float() if initial is None else initial
+                self._copied[name] = parameter, master
+            self.masters[name] = master
         longest = max((m.numel() for _, m in self._copied.values()), default=0)
-        self._scratch = torch.empty(longest) if longest else None
+        scratch = torch.empty(longest, device=next(module.parameters()).device)
         for parameter, master in self._copied.values():
             master.grad = torch.zeros_like(master)
-            if self._scratch is not None and self._scratch.device != master.device:
-                self._scratch = self._scratch.to(master.device)
-            parameter.register_post_accumulate_grad_hook(self._adder(master))
-
-    def _adder(self, master: Tensor) -> Any:
-        def add(parameter: Tensor) -> None:
-            # Through one buffer: a float32 copy of each gradient costs more than adding it.
-            assert parameter.grad is not None and self._scratch is not None
-            assert master.grad is not None
-            copy = self._scratch[: master.numel()].view_as(master)
-            copy.copy_(parameter.grad)
-            master.grad.add_(copy)
-            parameter.grad = None
-
-        return add
+            parameter.register_post_accumulate_grad_hook(_accumulate_in(master, scratch))
 
     def reduce_gradients(self) -> float:
-        """Puts the step's gradients beside the masters; returns their norm over all ranks."""
+        """Gives the masters the step's gradients, averaged over ranks; returns their L2 norm.
+
+        FSDP has reduce-scattered its shards' in the backward pass; the rest is all-reduced here.
+        """
         for name, parameter in self.parameters.items():
             if name not in self._copied:
                 grad = parameter.grad
-                self.masters[name].grad = None if grad is None else _local(grad)
-        shared = [n for n, p in self.parameters.items() if not _sharded(p)]
-        self._add_up([self.masters[name] for name in shared])
-        split = [name for name in self.masters if _sharded(self.parameters[name])]
-        squares = self._square(shared)
-        if split:
-            mesh: Any = self.parameters[split[0]].device_mesh  # type: ignore[attr-defined]
-            copies = mesh.size(0) if mesh.ndim == 2 else 1  # hybrid: each shard is there so often
-            squares += self.dist.sum(self._square(split)) / copies
+                self.masters[name].grad = None if grad is None else local_shard(grad)
+        sharded = [name for name, p in self.parameters.items() if is_sharded(p)]
+        replicated = [name for name, p in self.parameters.items() if not is_sharded(p)]
+        self._average_over_ranks([self.masters[name] for name in replicated])
+        # |g|^2 = sum of squares of what every rank has, once, + of all ranks' shards.
+        squares = self._sum_of_squares(replicated)
+        if sharded:
+            mesh: Any = self.parameters[sharded[0]].device_mesh  # type: ignore[attr-defined]
+            replicas = mesh.size(0) if mesh.ndim == 2 else 1  # hybrid: ranks with the same shard
+            squares += self.dist.sum(self._sum_of_squares(sharded)) / replicas
         return math.sqrt(squares)
 
-    def _add_up(self, masters: list[Tensor]) -> None:
-        """The mean over ranks, as FSDP's, of the gradients of what every rank has whole."""
+    def _average_over_ranks(self, masters: list[Tensor]) -> None:
+        """Replaces the gradients of replicated masters by their mean, in one all-reduce."""
         if self.dist.size == 1 or not masters:
             return
-        import torch.distributed as c10d
-
         for master in masters:
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
@@ -95,7 +91,7 @@ class Trained:
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))
 
-    def _square(self, names: Any) -> float:
+    def _sum_of_squares(self, names: Iterable[str]) -> float:
         grads = [g for n in names if (g := self.masters[n].grad) is not None and g.numel()]
         if not grads:
             return 0.0
@@ -103,14 +99,14 @@ class Trained:
         return float(norms.double().square().sum())
 
     def clip(self, norm: float, most: float) -> None:
-        """Scales the gradients so that their norm is at most ``most``."""
+        """Scales gradients whose norm is ``norm`` so that it is at most ``most``."""
         if norm > most:
             grads = [m.grad for m in self.masters.values() if m.grad is not None]
             torch._foreach_mul_(grads, most / (norm + 1e-6))
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Gives the stepped masters back to the model, and begins new gradients."""
+        """Rounds the masters into the model's parameters and clears all gradients."""
         for parameter, master in self._copied.values():
             parameter.copy_(master)
             if master.grad is not None:
@@ -120,12 +116,15 @@ class Trained:
                 parameter.grad = self.masters[name].grad = None
 
     def full_state_dict(self, model: Any) -> dict[str, Tensor]:
-        """The trained model's tensors under their names in ``model``, gathered on rank 0 in
-        main memory (all ranks must call it); of a model with adapters only these."""
+        """Returns the trained tensors by their names in ``model``, unsharded, in main memory.
+
+        All ranks must call it; where the model is sharded only rank 0 gets the tensors. Of a
+        model with adapters these are the adapters' alone.
+        """
         masters = {name.removeprefix("model."): m for name, m in self.masters.items()}
         if hasattr(model, "peft_config"):
             return masters
-        if not any(_sharded(p) for p in self.parameters.values()):
+        if not any(is_sharded(p) for p in self.parameters.values()):
             return model.state_dict() | masters
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -134,69 +133,87 @@ class Trained:
         return gathered
 
     def state(self, optimizer: Any) -> dict[str, Any]:
-        """What a checkpoint holds, as tensors that it can be loaded into: masters and the
-        optimizer's averages by name; shards as DTensors, so another number of ranks can
-        load them."""
-        _begin(optimizer)
-        names = {id(master): name for name, master in self.masters.items()}
-        averages: dict[str, Any] = {}
-        # Blocks of 8-bit values have a scale each: they do not cut anew. And of one parameter
-        # the part of one rank may be large enough for 8 bits, and that of another not.
-        by_rank = hasattr(optimizer, "init_state") and self.dist.size > 1
-        for master, values in optimizer.state.items():
-            name = names[id(master)]
-            if by_rank:
-                averages[f"{name} of rank {self.dist.rank} of {self.dist.size}"] = dict(values)
+        """Returns what a checkpoint holds, or is loaded into: masters and moments, by name.
+
+        Shards are DTensors, so that another number of ranks can load them. 8-bit moments have
+        one entry per rank: a block of 256 shares one scale, and small shards have 32 bits.
+        """
+        _initialize_moments(optimizer)
+        moments: dict[str, Any] = {}
+        for name, values in self._moments(optimizer):
+            if hasattr(optimizer, "init_state") and self.dist.size > 1:  # bitsandbytes
+                moments[self._of_this_rank(name)] = dict(values)
                 continue
-            averages[name] = {
-                key: self._of_all(name, value) if isinstance(value, Tensor) else value
+            moments[name] = {
+                key: self._as_global(name, value) if isinstance(value, Tensor) else value
                 for key, value in values.items()
             }
-        model = {name: self._of_all(name, master) for name, master in self.masters.items()}
-        return {"model": model, "optimizer": averages}
+        model = {name: self._as_global(name, master) for name, master in self.masters.items()}
+        return {"model": model, "optimizer": moments}
 
-    def _of_all(self, name: str, local: Tensor) -> Tensor:
-        """The DTensor of which ``local`` is this rank's part, if the parameter is one."""
+    def restore(self, state: dict[str, Any], optimizer: Any) -> None:
+        """Restores the optimizer's plain numbers and the model from a loaded ``state``."""
+        for name, values in self._moments(optimizer):
+            saved = state["optimizer"].get(name) or state["optimizer"][self._of_this_rank(name)]
+            for key, value in values.items():
+                if not isinstance(value, Tensor):
+                    values[key] = saved[key]
+        self.copy_to_model()
+
+    def _moments(self, optimizer: Any) -> list[tuple[str, dict[str, Any]]]:
+        names = {id(master): name for name, master in self.masters.items()}
+        return [(names[id(master)], values) for master, values in optimizer.state.items()]
+
+    def _of_this_rank(self, name: str) -> str:
+        return f"{name} of rank {self.dist.rank} of {self.dist.size}"
+
+    def _as_global(self, name: str, local: Tensor) -> Tensor:
+        """Returns the DTensor that this rank's tensor is a shard of, if its parameter is one."""
         parameter: Any = self.parameters[name]
-        if not _sharded(parameter) or local.shape != self.masters[name].shape:
+        if not is_sharded(parameter) or local.shape != self.masters[name].shape:
             return local
         from torch.distributed.tensor import DTensor
 
-        whole: Tensor = DTensor.from_local(
-            local, parameter.device_mesh, parameter.placements, run_check=False,
-            shape=parameter.shape, stride=parameter.stride(),
-        )  # fmt: skip
-        return whole
-
-    def loaded(self, state: dict[str, Any], optimizer: Any) -> None:
-        """After a checkpoint was loaded into ``state``: numbers that are not tensors go back
-        to the optimizer, and the masters' values to the model."""
-        names = {id(master): name for name, master in self.masters.items()}
-        for master, values in optimizer.state.items():
-            name = names[id(master)]
-            rank = f"{name} of rank {self.dist.rank} of {self.dist.size}"
-            found = state["optimizer"].get(name) or state["optimizer"][rank]
-            for key, value in values.items():
-                if not isinstance(value, Tensor):
-                    values[key] = found[key]
-        self.copy_to_model()
+        full: Tensor = DTensor.from_local(
+            local,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+        return full
 
 
-def _begin(optimizer: Any) -> None:
-    """Makes the averages that an optimizer would make at its first step: zeros."""
-    if hasattr(optimizer, "init_state"):  # bitsandbytes
-        if not optimizer.initialized:
-            optimizer.check_overrides()
-            optimizer.to_gpu()
-            optimizer.initialized = True
-        for g, group in enumerate(optimizer.param_groups):
-            for i, parameter in enumerate(group["params"]):
-                if not optimizer.state[parameter]:
-                    optimizer.init_state(group, parameter, g, i)
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state[parameter]:
+def _accumulate_in(master: Tensor, scratch: Tensor) -> Any:
+    """Returns a hook that adds a parameter's gradient to its master's, through ``scratch``."""
+
+    def accumulate(parameter: Tensor) -> None:
+        assert parameter.grad is not None and master.grad is not None
+        # Converted in one reused buffer: allocating a float32 copy per gradient costs more
+        # time than the addition.
+        gradient = scratch[: master.numel()].view_as(master)
+        gradient.copy_(parameter.grad)
+        master.grad.add_(gradient)
+        parameter.grad = None
+
+    return accumulate
+
+
+def _initialize_moments(optimizer: Any) -> None:
+    """Creates the moments that an optimizer creates at its first step: zeros."""
+    bitsandbytes = hasattr(optimizer, "init_state")
+    if bitsandbytes and not optimizer.initialized:
+        optimizer.check_overrides()
+        optimizer.to_gpu()
+        optimizer.initialized = True
+    for g, group in enumerate(optimizer.param_groups):
+        for i, parameter in enumerate(group["params"]):
+            if optimizer.state[parameter]:
+                continue
+            if bitsandbytes:
+                optimizer.init_state(group, parameter, g, i)
+            else:
                 optimizer.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
@@ -204,23 +221,13 @@ def _begin(optimizer: Any) -> None:
                 }
 
 
-def _sharded(parameter: Tensor) -> bool:
-    return hasattr(parameter, "to_local")
+def create_optimizer(weights: MasterWeights, name: str, lr: float, weight_decay: float) -> Any:
+    """Returns AdamW over the masters: torch's ("adamw"), or "adamw8bit" (arXiv:2110.02861).
 
-
-def _local(tensor: Any) -> Tensor:
-    """This rank's part of a DTensor; another tensor is its own."""
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local.detach() if not isinstance(local, nn.Parameter) else local
-
-
-def optimizer_of(trained: Trained, name: str, lr: float, weight_decay: float) -> Any:
-    """AdamW over the masters: torch's fused one, or with averages in 8 bits."""
-    masters = [m for m in trained.masters.values() if m.numel()]
+    The second stores the moments of tensors with 4,096 or more values in 8 bits.
+    """
+    masters = [m for m in weights.masters.values() if m.numel()]
     if name == "adamw8bit":
-        from alpaca_lib.optional import require
-
-        # Small tensors keep float32 averages, as bitsandbytes advises.
         optimizer = require("bitsandbytes").optim.AdamW8bit
         return optimizer(masters, lr=lr, weight_decay=weight_decay)
     return torch.optim.AdamW(masters, lr=lr, weight_decay=weight_decay, fused=True)

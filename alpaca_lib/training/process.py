@@ -1,4 +1,4 @@
-"""What the loop asks of the process it runs in: memory, and the wish to be stopped."""
+"""The process of a run: its memory, and signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from pathlib import Path
 import torch
 
 
-def keep_memory() -> None:
-    """Lets freed memory be used again at once, on Linux.
+def keep_freed_memory() -> None:
+    """Makes the C library reuse freed memory instead of returning it to the system, on Linux.
 
-    By default glibc gives every large block back to the system, which hands it out again
-    page by page, zeroed: a sixth of a training step on a CPU.
+    The system would hand it out again page by page, zeroed: a sixth of a step on a CPU.
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3
+    m_trim_threshold, m_mmap_threshold = -1, -3  # glibc's malloc.h
     for option in (m_mmap_threshold, m_trim_threshold):
-        _glibc("mallopt", option, 2**31 - 1)
+        _call_glibc("mallopt", option, 2**31 - 1)
 
 
-def _glibc(function: str, *arguments: int) -> bool:
-    """Whether the C library has such a function, which is then called."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
-            return True
+def _call_glibc(function: str, *arguments: int) -> bool:
+    """Calls a function of the C library; returns False if it does not have it."""
+    with contextlib.suppress(OSError, AttributeError):  # no such library: not Linux, or musl
+        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
+        return True
     return False
 
 
 class Heap:
-    """Bounds what keep_memory() keeps: rows of other lengths leave holes, and holes add up.
+    """Bounds the memory that keep_freed_memory() keeps, which rows of other lengths fragment.
 
-    Called after each step, it gives all free memory back once the process holds a third more
-    than after the first step, or than after the step that followed the last giving back. What
-    stays and still grows for a while, ever more slowly, is no hole: it is the kernels that
-    oneDNN compiles for each new shape of rows, half a megabyte each, 1,024 of them at most.
+    ``most``: bytes of main memory above which free memory is returned, a third more than after
+    the first step, or the step after the last trim. What still grows then, more and more slowly,
+    are oneDNN's compiled kernels: half a megabyte per shape of rows, at most 1,024 of them.
+
+    >>> heap = Heap()
+    >>> trimmed = heap.trim()  # after each step
     """
 
     def __init__(self) -> None:
         self.most = 0
 
-    def tidy(self) -> bool:
-        """True if memory was given back (on Linux with glibc; elsewhere nothing is kept)."""
+    def trim(self) -> bool:
+        """Gives free memory back if more than ``most`` is held; returns whether it did."""
         held = resident()
         if not self.most:
             self.most = held * 4 // 3
-        elif held > self.most and _glibc("malloc_trim", 0):
+        elif held > self.most and _call_glibc("malloc_trim", 0):
             self.most = 0
             return True
         return False
 
 
 def resident() -> int:
-    """The bytes of main memory that this process has now; 0 where Linux does not tell."""
+    """Returns the bytes of main memory that this process holds now; 0 outside Linux."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -67,7 +67,7 @@ def resident() -> int:
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes this process has used: of GPU memory, or of main memory."""
+    """Returns the most bytes that this process has used: of GPU memory, or of main memory."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     try:
@@ -78,40 +78,42 @@ def peak_memory(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-@contextlib.contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets, so that a step is finished and saved first; a
-    second Ctrl-C stops at once."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-
-    def interrupted(*_: object) -> None:
-        if told.is_set():
-            raise KeyboardInterrupt
-        told.set()
-        print("finishing this step, then saving; once more stops at once", flush=True)
-
-    before = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: told.set()),
-        signal.SIGINT: signal.signal(signal.SIGINT, interrupted),
-    }
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def free_memory(device: str) -> int:
-    """The bytes that one process may still use: of its GPU, or its share of main memory."""
+    """Returns the bytes that this process can still use: of its GPU, or its share of memory."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info()[0])
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return found["MemAvailable"] // processes
+        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        return sizes["MemAvailable"] // processes
     except (OSError, ValueError, KeyError, IndexError):  # not Linux
         return 0
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Yields an event that SIGTERM or Ctrl-C sets, so that a step is finished and saved first.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+    stop_requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
+
+    def interrupted(*_: object) -> None:
+        if stop_requested.is_set():
+            raise KeyboardInterrupt
+        stop_requested.set()
+        print("finishing this step, then saving; once more stops at once", flush=True)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: stop_requested.set()),
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupted),
+    }
+    try:
+        yield stop_requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,8 +1,7 @@
 """Ranks and shards: which process this is, and which part of each parameter it holds.
 
-FSDP2 (``fully_shard``) splits every parameter over the ranks, all-gathers a layer just before
-it computes, and frees it afterwards. It is the same on two gloo processes on a laptop and on
-NCCL across nodes.
+FSDP2 (``fully_shard``) splits every parameter over the ranks, all-gathers a layer's parameters
+just before the layer computes, and frees them afterwards.
 """
 
 from __future__ import annotations
@@ -12,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+import torch.distributed as c10d
+from torch import Tensor, nn
 
 from alpaca_lib.errors import ModelError, SettingsError
 from alpaca_lib.models import Placement
@@ -26,7 +29,7 @@ class Distributed:
     """
 
     rank: int  # 0 to size - 1
-    size: int  # processes in all, the "world size"
+    size: int  # number of processes, the "world size"
     local_rank: int  # this process's number on its node
     local_size: int = 1  # processes on this node
 
@@ -35,33 +38,25 @@ class Distributed:
         """Whether this process is rank 0."""
         return self.rank == 0
 
-    @property
-    def nodes(self) -> int:
-        """The number of nodes, if all have as many processes as this one."""
-        return max(self.size // max(self.local_size, 1), 1)
-
     def any_rank(self, flag: bool) -> bool:
         """Returns True on every rank if the flag is true on at least one."""
         return self.sum(float(flag)) > 0
 
     def sum(self, value: float) -> float:
         """Returns the sum of a number over all ranks, in float64."""
-        return self._reduced(value, "SUM")
+        return self._all_reduce(value, "SUM")
 
     def largest(self, value: float) -> float:
         """Returns the largest of a number over all ranks."""
-        return self._reduced(value, "MAX")
+        return self._all_reduce(value, "MAX")
 
-    def _reduced(self, value: float, how: str) -> float:
+    def _all_reduce(self, value: float, operation: str) -> float:
         if self.size == 1:
             return value
-        import torch
-        import torch.distributed as c10d
-
         # With two backends (cuda: nccl, cpu: gloo) numbers go over NCCL, ordered with the rest.
         device = f"cuda:{self.local_rank}" if "nccl" in c10d.get_backend() else "cpu"
         total = torch.tensor(value, dtype=torch.float64, device=device)
-        c10d.all_reduce(total, op=getattr(c10d.ReduceOp, how))
+        c10d.all_reduce(total, op=getattr(c10d.ReduceOp, operation))
         return float(total)
 
     def barrier(self) -> None:
@@ -75,15 +70,12 @@ def distributed(device: str) -> Iterator[Distributed]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if size == 1:
-        yield Distributed(0, 1, 0)
+        yield Distributed(rank=0, size=1, local_rank=0)
         return
-    import torch
-    import torch.distributed as c10d
-
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(local)
-    # gloo beside NCCL: checkpoints are written from main memory, in the background.
+    # gloo as well as NCCL: checkpoints are written from main memory, in the background.
     c10d.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield Distributed(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
@@ -92,13 +84,11 @@ def distributed(device: str) -> Iterator[Distributed]:
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The decoder layers, found by what they are: the longest list of like modules."""
-    from torch import nn
-
-    lists: list[Any] = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    """Returns the decoder layers: the longest ModuleList. Raises ModelError if there is none."""
+    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise ModelError(f"{type(model).__name__}: no list of layers found to shard")
-    return list(max(lists, key=lambda modules: len(list(modules))))
+    return max(lists, key=len)
 
 
 def mesh_shape(mode: str, ranks: int, per_node: int) -> tuple[int, int]:
@@ -119,7 +109,7 @@ def mesh_shape(mode: str, ranks: int, per_node: int) -> tuple[int, int]:
 
 
 def gathers_once(gather: str, parameters: int, free_bytes: float) -> bool:
-    """Returns whether parameters stay gathered for a whole step: as asked, or if it is cheap.
+    """Returns whether parameters stay gathered for a full step: as asked, or if it is cheap.
 
     It costs 6 bytes per parameter on every rank, 2 for the parameter and 4 for its unreduced
     gradient; "auto" spends at most a quarter of a rank's free memory on that.
@@ -129,79 +119,83 @@ def gathers_once(gather: str, parameters: int, free_bytes: float) -> bool:
     return 6 * parameters < free_bytes / 4
 
 
-def mesh_of(device: str, mode: str, dist: Distributed) -> Any:
-    """Returns the device mesh: one row of all ranks, or (nodes, ranks per node) for hybrid."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    replicas, ranks = mesh_shape(mode, dist.size, dist.local_size)
-    if replicas == 1:
-        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (replicas, ranks), mesh_dim_names=("replicate", "shard"))
-
-
 def shard(
     module: Any, model: Any, placement: Placement, dist: Distributed, mode: str = "auto"
 ) -> None:
-    """Splits the parameters of ``module`` (which holds ``model``) over ranks, in place.
+    """Shards the parameters of ``module`` (which holds ``model``) over the ranks, in place.
 
-    Computes in placement's dtype; the shards, the gradients' sum and the optimizer
-    stay in the parameters' dtype. Every layer is a unit of its own, the rest is the last
-    unit. Adapters stay whole on every rank: they are small, and the frozen rest is not.
+    Layers compute in placement's dtype; shards and optimizer keep the parameters' dtype. Each
+    decoder layer is an FSDP unit, and so is the rest. LoRA adapters stay unsharded.
     """
-    import torch
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = mesh_of(placement.device.split(":")[0], mode, dist)
+    # One row of all ranks, or (nodes, ranks per node) for hybrid sharding.
+    replicas, ranks = mesh_shape(mode, dist.size, dist.local_size)
+    mesh = init_device_mesh(
+        placement.device.split(":")[0],
+        (ranks,) if replicas == 1 else (replicas, ranks),
+        mesh_dim_names=("shard",) if replicas == 1 else ("replicate", "shard"),
+    )
     policy = MixedPrecisionPolicy(
         param_dtype=placement.torch_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    whole = {p for name, p in module.named_parameters() if "lora_" in name}
-    for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
-    fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    replicated = {p for name, p in module.named_parameters() if "lora_" in name}
+    for unit in [*layers_of(model), module]:
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=replicated)
 
 
-def fill(module: Any, source: Any, device: str, dist: Distributed) -> None:
-    """Gives an empty sharded module the values of ``source``, which rank 0 alone has.
+def load_into_shards(module: Any, source: Any, device: str, dist: Distributed) -> None:
+    """Fills an empty sharded module with the values of ``source``, which only rank 0 has.
 
-    One tensor at a time goes over, so no other rank ever holds more than the largest.
+    Tensors are sent one by one: no other rank holds more than its shards and one full tensor.
     """
-    import torch
-    import torch.distributed as c10d
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     module.to_empty(device=device)
-    values = (
-        dict(source.named_parameters()) | dict(source.named_buffers()) if source is not None else {}
-    )
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    for name, target in tensors.items():
-        dtype = target.dtype
+    values = _tensors(source) if dist.is_rank_zero else {}
+    for name, target in _tensors(module).items():
         if dist.is_rank_zero:
-            value = values[name].detach().to(device=device, dtype=dtype)
+            value = values[name].detach().to(device=device, dtype=target.dtype)
         else:
-            value = torch.empty(target.shape, device=device, dtype=dtype)
+            value = torch.empty(target.shape, device=device, dtype=target.dtype)
         with torch.no_grad():
             if isinstance(target, DTensor):
-                spread = distribute_tensor(value, target.device_mesh, target.placements)
-                target.to_local().copy_(spread.to_local())
+                scattered = distribute_tensor(value, target.device_mesh, target.placements)
+                target.to_local().copy_(scattered.to_local())
             else:
                 c10d.broadcast(value, 0)
                 target.copy_(value)
 
 
-def gather_once(module: Any, last: bool) -> None:
-    """Before a micro-batch: parameters stay gathered, and gradients on this rank, until
-    the step's last one. It saves traffic, and costs 6 bytes a parameter on every rank."""
+def _tensors(module: Any) -> dict[str, Any]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def keep_gathered(module: Any, last: bool) -> None:
+    """Keeps parameters gathered, and gradients unreduced, until the step's last micro-batch.
+
+    Called before each: one all-gather and one reduce-scatter per step, not per micro-batch.
+    """
     module.set_requires_gradient_sync(last)
     module.set_reshard_after_forward(False)
     module.set_reshard_after_backward(last)
 
 
-def shares(model: Any) -> list[dict[str, Any]]:
-    """For each parameter its name, whole shape and this rank's share of it."""
-    rows = []
-    for name, parameter in model.named_parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        rows.append({"name": name, "whole": list(parameter.shape), "mine": list(local.shape)})
-    return rows
+def is_sharded(parameter: Tensor) -> bool:
+    """Returns whether FSDP has sharded a parameter: it is a DTensor then."""
+    return hasattr(parameter, "to_local")
+
+
+def local_shard(tensor: Any) -> Tensor:
+    """Returns this rank's shard of a DTensor, or a plain tensor, in the same memory."""
+    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    return local.detach()
+
+
+def describe_shards(model: Any) -> list[dict[str, Any]]:
+    """Returns each parameter's name, full shape ("whole") and shape on this rank ("mine")."""
+    return [
+        {"name": name, "whole": list(p.shape), "mine": list(local_shard(p).shape)}
+        for name, p in model.named_parameters()
+    ]

@@ -1,8 +1,7 @@
-"""Trackers of experiments: TensorBoard, Weights & Biases, Trackio.
+"""Experiment trackers: TensorBoard, Weights & Biases, Trackio.
 
-None is on unless ``Settings.trackers`` names it. They get the lines of metrics.jsonl,
-which stays the record. Histograms of gradients are not sent: wandb.watch works inside
-the backward pass, where its failure would stop the training; each line has grad_norm.
+None is used unless ``Settings.trackers`` names it. They receive the lines of metrics.jsonl, and no
+gradient histograms: a failure of wandb.watch in the backward pass would stop the training.
 """
 
 from __future__ import annotations
@@ -23,14 +22,18 @@ Config = dict[str, Any]
 
 
 class Tracker(NamedTuple):
-    """What an open tracker can do: log(step, numbers) and close(failed)."""
+    """An open tracker, as two functions."""
 
-    log: Callable[[int, dict[str, float]], object]
-    close: Callable[[bool], object]
+    log: Callable[[int, dict[str, float]], object]  # (step, numbers by name)
+    close: Callable[[bool], object]  # (whether the run failed)
 
 
 class Trackers(dict[str, Tracker]):
-    """The open trackers of rank 0. One that fails is left out: the training goes on."""
+    """The open trackers of rank 0, by name. One that fails is dropped; the training continues.
+
+    >>> trackers = open_trackers(settings, folder, config, resumed_at=0)
+    >>> trackers.log({"step": 1, "loss": 2.5})
+    """
 
     def log(self, line: dict[str, Any]) -> None:
         """Sends the numbers of a line of metrics.jsonl, under their own names."""
@@ -38,7 +41,7 @@ class Trackers(dict[str, Tracker]):
         self._each(lambda tracker: tracker.log(line["step"], numbers))
 
     def close(self, failed: bool = False) -> None:
-        """Ends the run everywhere. Call it when the model is saved: it may wait for a network."""
+        """Ends the run in every tracker. Call it after saving: it may wait for a network."""
         self._each(lambda tracker: tracker.close(failed))
         self.clear()
 
@@ -52,21 +55,21 @@ class Trackers(dict[str, Tracker]):
 
 
 def check(settings: Settings) -> None:
-    """Raises TrackerError, with the install line, if a tracker asked for is not installed."""
+    """Raises TrackerError, with the install line, if a named tracker is not installed."""
     for name in settings.tracker_names:
         try:
             require(name)
         except MissingPackageError:
-            cure = f"run `pip install {name}`, or take it out of trackers"
-            raise TrackerError(f"{name} is not installed; {cure}") from None
+            raise TrackerError(
+                f"{name} is not installed; run `pip install {name}`, or take it out of trackers"
+            ) from None
 
 
 def open_trackers(settings: Settings, folder: Path, config: Config, resumed_at: int) -> Trackers:
-    """The trackers that the settings name; ``config`` is shown beside the curves.
+    """Opens the trackers that the settings name; ``config`` is shown with the curves.
 
-    A run that goes on from a step above 0 goes on at its trackers too, by the id in
-    folder/tracker_id. Raises TrackerError where a new run's tracker cannot be opened;
-    a resumed run, restarted by a scheduler perhaps, does without it.
+    A run resumed at a step above 0 continues in each tracker by the id in folder/tracker_id.
+    Raises TrackerError if a new run's tracker cannot be opened; a resumed run does without.
     """
     check(settings)
     trackers, file = Trackers(), folder / "tracker_id"
@@ -79,9 +82,10 @@ def open_trackers(settings: Settings, folder: Path, config: Config, resumed_at: 
         except Exception as error:
             if not resumed_at:
                 trackers.close(failed=True)
-                cure = "see to WANDB_API_KEY, or set WANDB_MODE=offline, or " * (name == "wandb")
-                why = f"{name}: {_reason(error)}; {cure}take it out of trackers"
-                raise TrackerError(why) from None
+                fix = "take it out of trackers"
+                if name == "wandb":
+                    fix = f"set WANDB_API_KEY, or WANDB_MODE=offline, or {fix}"
+                raise TrackerError(f"{name}: {_reason(error)}; {fix}") from None
             _warn(name, error)
     return trackers
 
@@ -89,7 +93,7 @@ def open_trackers(settings: Settings, folder: Path, config: Config, resumed_at: 
 def _tensorboard(settings: Settings, folder: Path, config: Config, at: int, _: str) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
-    # Hides what was logged of steps that are taken again; at 0, of an earlier run.
+    # Hides what was logged for steps that are repeated; at step 0, for an earlier run.
     writer = SummaryWriter(str(folder / "tensorboard"), purge_step=at + 1 if at else 0)
     if not at:
         writer.add_text("run", f"```json\n{dump_json(config, indent=1)}\n```", 0)
@@ -97,7 +101,7 @@ def _tensorboard(settings: Settings, folder: Path, config: Config, at: int, _: s
     def log(step: int, numbers: dict[str, float]) -> None:
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
-        writer.flush()  # a killed run would lose two minutes
+        writer.flush()  # otherwise a kill loses up to two minutes
 
     return Tracker(log, lambda failed: writer.close())
 
@@ -107,14 +111,14 @@ def _wandb(settings: Settings, folder: Path, config: Config, at: int, run_id: st
     options = {"id": run_id, "resume": "allow", "config": config, "allow_val_change": True}
     name = settings.run_name or folder.name
     run = wandb.init(project=settings.project, name=name, dir=str(folder), **options)
-    # wandb's own step never goes back: it would drop the steps that are taken again.
+    # wandb's own step only increases: it would drop the steps that are repeated.
     run.define_metric("*", step_metric="step")
 
     def close(failed: bool) -> None:
         if not failed and os.environ.get("WANDB_LOG_MODEL", "").lower() in ("true", "end", "1"):
             artifact = wandb.Artifact(f"model-{run_id}", type="model")
             for file in sorted(path for path in folder.iterdir() if path.is_file()):
-                artifact.add_file(str(file), policy="immutable")  # without a copy of it first
+                artifact.add_file(str(file), policy="immutable")  # without copying it first
             run.log_artifact(artifact)
         run.finish(exit_code=int(failed))
 
@@ -123,10 +127,11 @@ def _wandb(settings: Settings, folder: Path, config: Config, at: int, run_id: st
 
 def _trackio(settings: Settings, folder: Path, config: Config, at: int, run_id: str) -> Tracker:
     trackio: Any = require("trackio")
-    # Trackio finds a run again by its name, and many folders have the same.
-    name, again = settings.run_name or f"{folder.name}-{run_id}", "allow" if at else "never"
+    # Trackio finds a run by its name, and many folders have the same one.
+    name = settings.run_name or f"{folder.name}-{run_id}"
+    resume = "allow" if at else "never"
     # embed: in a notebook it would start a server.
-    run = trackio.init(settings.project, name, config=config, resume=again, embed=False)
+    run = trackio.init(settings.project, name, config=config, resume=resume, embed=False)
     return Tracker(lambda step, numbers: run.log(numbers, step=step), lambda _: trackio.finish())
 
 
@@ -134,12 +139,12 @@ _OPENERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
 
 
 def _warn(name: str, error: Exception) -> None:
-    text = f"warning: tracker {name} failed ({_reason(error)}); the training goes on without it"
+    text = f"warning: tracker {name} failed ({_reason(error)}); training continues without it"
     print(text, file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:
-    """The error's first line, without any key of the environment."""
+    """Returns an error's first line, without any key that is in the environment."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     for name, value in os.environ.items():
         if name.endswith(("_KEY", "_TOKEN")) and len(value) > 7:

@@ -408,13 +408,13 @@ def test_slurm_job_stopped_and_queued_again(settings, calls, tmp_path):
         wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 2, job)
         job.send_signal(signal.SIGTERM)
         assert job.wait(timeout=60) == 1
-        path, step = checkpoints.newest(Path(two.output_dir))
-        assert 2 <= step < 30 and checkpoints.damage(path) is None
+        path, step = checkpoints.find_newest(Path(two.output_dir))
+        assert 2 <= step < 30 and checkpoints.find_damage(path) is None
         assert (calls / "requeued").read_text() == "123\n"
         again = subprocess.run(["bash", script], stdout=stream, stderr=stream, timeout=120)
     said = log.read_text()
     assert again.returncode == 0, said
-    assert f"told to stop: step {step} of 30" in said and f"checkpoint-{step}" in said
+    assert f"stop requested: step {step} of 30" in said and f"checkpoint-{step}" in said
     assert (calls / "requeued").read_text() == "123\n"
     assert json.loads((Path(two.output_dir) / "run.json").read_text())["processes"] == 2
     assert losses(two.output_dir) == pytest.approx(losses(train(settings)), rel=1e-4)

@@ -271,8 +271,8 @@ def test_nothing_outlives_the_launching_python(settings, tmp_path, end):
     assert set(processes) == {0}
     os.killpg(python.pid, end)
     assert gone(processes.values(), 30)
-    path, step = checkpoints.newest(Path(settings.output_dir))
-    assert step >= 2 and checkpoints.damage(path) is None
+    path, step = checkpoints.find_newest(Path(settings.output_dir))
+    assert step >= 2 and checkpoints.find_damage(path) is None
     python.stdout.close()
     assert python.wait(timeout=30) == -end
 

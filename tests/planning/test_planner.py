@@ -18,7 +18,7 @@ from alpaca_lib.planning.shapes import config_of, empty, weights_of
 from alpaca_lib.training import adapters, attention, flops
 from alpaca_lib.training.attention import Documents
 from alpaca_lib.training.loss import LabelLoss
-from alpaca_lib.training.precision import Trained, optimizer_of
+from alpaca_lib.training.precision import MasterWeights, create_optimizer
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed, layers_of
 
@@ -79,7 +79,7 @@ def loaded(folder, kind: str, dtype: torch.dtype, settings: Settings):
     if settings.method == "lora":
         model = adapters.add_lora(model, settings)
     module = LabelLoss(model)
-    footprint.build._prepare(module, settings)
+    footprint.build.prepare(module, settings)
     model.train()
     return module
 
@@ -159,8 +159,8 @@ def test_one_and_two_layers_tell_what_seven_hold(make_tiny, change):
 def test_masters_gradients_and_averages_are_the_real_ones(make_tiny, optimizer, masters):
     model = make_tiny(num_hidden_layers=3).bfloat16()
     settings = wanted(optimizer=optimizer, master_weights=masters)
-    trained = Trained(LabelLoss(model), Distributed(0, 1, 0), masters)
-    stepped = optimizer_of(trained, optimizer, 1e-5, 0.0)
+    trained = MasterWeights(LabelLoss(model), Distributed(0, 1, 0), masters)
+    stepped = create_optimizer(trained, optimizer, 1e-5, 0.0)
     held = trained.state(stepped)["optimizer"]
     shared = {"qmap1", "qmap2", "step"}
     averages = sum(

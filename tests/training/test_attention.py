@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from alpaca_lib.errors import ModelError
 from alpaca_lib.records import load_examples
 from alpaca_lib.training import attention
-from alpaca_lib.training.attention import BY_HAND, Documents, attach, attached
+from alpaca_lib.training.attention import MATMUL_LENGTH, Documents, attach, is_attached
 from alpaca_lib.training.examples import encode
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.loss import LabelLoss
-from alpaca_lib.training.packing import IGNORE, collate, join, label_count
+from alpaca_lib.training.packing import IGNORE, collate, count_labels, join
 from alpaca_lib.training.settings import Settings
 
 WORDS, WINDOW = 300, 16
@@ -82,9 +82,9 @@ def own_loss(model, rows):
     """transformers' loss, one unpacked row after another, summed over the labels."""
     return sum(
         model(**{k: torch.tensor([v]) for k, v in row.items()}, use_cache=False).loss
-        * label_count(row)
+        * count_labels(row)
         for row in rows
-        if label_count(row)
+        if count_labels(row)
     )
 
 
@@ -92,7 +92,7 @@ def packed(rows, multiple=1):
     """All rows in one batch row, and its Documents."""
     row = join(rows, range(len(rows)))
     batch = collate([row], 0, multiple)
-    return batch, Documents.of([*row.borders[:-1], batch["input_ids"].shape[1]], "cpu")
+    return batch, Documents.of([*row.boundaries[:-1], batch["input_ids"].shape[1]], "cpu")
 
 
 def gradients(model, loss):
@@ -123,7 +123,7 @@ def test_packed_is_unpacked(family, multiple, documents):
     model = make(family)
     expected = own_loss(model, documents)
     theirs = gradients(model, expected)
-    assert attach(model, "cpu", 64) == "document by document" and attached(model)
+    assert attach(model, "cpu", 64) == "document by document" and is_attached(model)
     batch, borders = packed(documents, multiple)
     assert batch["input_ids"].shape[1] == (sum(LENGTHS) if multiple == 1 else 128)
     loss = LabelLoss(model)(**batch, documents=borders)
@@ -139,7 +139,7 @@ def test_packed_with_a_mask_is_unpacked(family, documents):
     theirs = gradients(model, expected)
     batch, _ = packed(documents, 64)
     loss = LabelLoss(model)(**batch)
-    assert not attached(model) and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not is_attached(model) and loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert close(gradients(model, loss), theirs)
 
 
@@ -202,7 +202,7 @@ def test_what_it_cannot_do_is_left_alone(family, more, longest, why):
     model = make(family, **more)
     before = model.config._attn_implementation
     assert why in attach(model, "cpu", longest)
-    assert model.config._attn_implementation == before and not attached(model)
+    assert model.config._attn_implementation == before and not is_attached(model)
 
 
 @pytest.mark.parametrize("more", [{"sliding_window": 64}, {"sliding_window": None}])
@@ -233,9 +233,9 @@ def test_scores_that_it_cannot_make_are_an_error():
 def test_by_hand_is_sdpa(length, heads, groups, value_size, monkeypatch):
     """A document in bfloat16 against torch's SDPA in fp32 on the same values, between two
     neighbours: output and gradients to one step of bfloat16 (1/128), as Euclidean norms."""
-    calls, by_hand = [], attention._by_hand
+    calls, by_hand = [], attention._matmul_attention
     monkeypatch.setattr(
-        attention, "_by_hand", lambda *a: (calls.append(a[0].shape[2]), by_hand(*a))[1]
+        attention, "_matmul_attention", lambda *a: (calls.append(a[0].shape[2]), by_hand(*a))[1]
     )
     torch.manual_seed(length)
     total, size, a = length + 9, 16, 4  # 4 tokens before, 5 after
@@ -264,7 +264,7 @@ def test_by_hand_is_sdpa(length, heads, groups, value_size, monkeypatch):
 
     exact = gradients_of(sdpa, q.float(), k.float(), v.float())
     mine = gradients_of(ours, q, k, v)
-    assert (length in calls) == (length <= BY_HAND) and calls[:1] == [a]
+    assert (length in calls) == (length <= MATMUL_LENGTH) and calls[:1] == [a]
     for want, got in zip(exact, mine, strict=True):
         assert got.shape == want.shape and torch.isfinite(got).all()
         allowed = torch.finfo(torch.bfloat16).eps * float(want.norm())
@@ -306,7 +306,7 @@ def test_a_model_that_would_mix_packed_examples_is_refused(family, settings, tok
     settings = settings.replace(model=str(tmp_path / "model"), examples_per_step=12)
     rows = [encode(e, tokenizer, max_length=96) for e in load_examples(settings.data_path)]
     with torch.no_grad():
-        expected = float(own_loss(model, rows)) / sum(label_count(row) for row in rows)
+        expected = float(own_loss(model, rows)) / sum(count_labels(row) for row in rows)
     seen = []
     try:
         train(settings, report=seen.append)
@@ -330,7 +330,7 @@ def test_a_model_that_scales_its_logits(family, more, settings, tokenizer, tmp_p
     settings = settings.replace(model=str(tmp_path / "model"), examples_per_step=12)
     rows = [encode(e, tokenizer, max_length=96) for e in load_examples(settings.data_path)]
     with torch.no_grad():
-        expected = float(own_loss(model, rows)) / sum(label_count(row) for row in rows)
+        expected = float(own_loss(model, rows)) / sum(count_labels(row) for row in rows)
     seen = []
     try:
         train(settings, report=seen.append)

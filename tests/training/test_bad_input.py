@@ -19,7 +19,7 @@ from alpaca_lib.planning import planner
 from alpaca_lib.records import Example, load_examples, save_examples
 from alpaca_lib.training import checkpoints
 from alpaca_lib.training.__main__ import main
-from alpaca_lib.training.examples import encode, label_count, load_data
+from alpaca_lib.training.examples import count_labels, encode, load_data
 from alpaca_lib.training.settings import Settings
 
 
@@ -157,7 +157,7 @@ def test_rows_that_hold_a_nan(settings, make_tiny, small, tokens, some_examples,
     rows = str(order[3 * step : 3 * step + 3])
     assert f"step {step + 1}: loss nan" in str(caught.value) and f"rows {rows}" in str(caught.value)
     folder = Path(settings.output_dir)
-    assert checkpoints.newest(folder)[1] == step and not (folder / "config.json").exists()
+    assert checkpoints.find_newest(folder)[1] == step and not (folder / "config.json").exists()
     assert [line["step"] for line in metrics(folder)] == list(range(1, step + 1))
 
 
@@ -186,7 +186,7 @@ def test_padding_tokens(settings, model_with, tokens, batching, pad):
     row = encode(
         Example("Say nothing at all."), models.ModelSource.resolve(settings.model).load_tokenizer()
     )
-    assert row["labels"][-1] == tokens.eos_token_id and label_count(row) == 1
+    assert row["labels"][-1] == tokens.eos_token_id and count_labels(row) == 1
 
 
 def test_a_tokenizer_without_an_end(settings, model_with, tokens, refused):
@@ -335,7 +335,7 @@ def test_a_checkpoint_under_a_wrong_name_is_passed_over(finished, settings, tmp_
         shutil.copytree(finished[1] / name, copy / f"checkpoint-{number}")
     train(finished[0].replace(output_dir=str(copy)))
     said = capsys.readouterr().out
-    assert "checkpoint-9 is passed over: it is of step 1" in said
+    assert "checkpoint-9 is skipped: it is of step 1" in said
     assert "resuming from checkpoint-2" in said
     assert all(t.equal(weights(finished[1])[n]) for n, t in weights(copy).items())
 
@@ -399,13 +399,15 @@ def test_keep_best_keeps_the_lowest(settings, some_examples, tmp_path):
 def test_the_best_is_read_when_it_is_written(settings, monkeypatch):
     """Saved in the background, as on a GPU, and slowly: the run waits for it at its end."""
 
-    class Slow(checkpoints.Saver):
+    class InBackground(checkpoints.Saver):
         def __init__(self, folder, dist, background=False):
             super().__init__(folder, dist, background=True)
 
-        def _complete(self, *arguments):
-            time.sleep(1.0)
-            super()._complete(*arguments)
+    commit = checkpoints._commit
+
+    def commit_slowly(*arguments):
+        time.sleep(1.0)
+        commit(*arguments)
 
     settings = settings.replace(
         validation_rows=3,
@@ -416,7 +418,8 @@ def test_the_best_is_read_when_it_is_written(settings, monkeypatch):
         schedule="constant",
         learning_rate=1.0,
     )
-    monkeypatch.setattr(checkpoints, "Saver", Slow)
+    monkeypatch.setattr(checkpoints, "Saver", InBackground)
+    monkeypatch.setattr(checkpoints, "_commit", commit_slowly)
     folder = train(settings)
     found = [m["validation_loss"] for m in metrics(folder) if "validation_loss" in m]
     assert found[1] < found[2] and (folder / "best-1").is_dir()

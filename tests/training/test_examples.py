@@ -7,7 +7,7 @@ import pytest
 from alpaca_lib import models
 from alpaca_lib.prompts import TEMPLATES, render_prompt
 from alpaca_lib.records import Example
-from alpaca_lib.training.examples import IGNORE, encode, label_count
+from alpaca_lib.training.examples import IGNORE, count_labels, encode
 
 EXAMPLE = Example("Sort the words.", "b, a, {c}", "a, b, {c} — sorted ✓")
 
@@ -28,7 +28,7 @@ def test_prompt_masked_and_answer_labelled(tokenizer, template):
     answer = [*plain_ids(tokenizer, EXAMPLE.output), tokenizer.eos_token_id]
     assert encoded["input_ids"] == prompt + answer
     assert encoded["labels"] == [IGNORE] * len(prompt) + answer
-    assert label_count(encoded) == len(answer)
+    assert count_labels(encoded) == len(answer)
 
 
 def test_chat_ids_are_the_models_own_conversation(tokenizer):
@@ -76,7 +76,7 @@ def test_every_length_limit(tokenizer):
             assert kept == answer[: len(kept)]
             assert labels == [IGNORE] * len(prompt) + ids[len(prompt) :]
         else:
-            assert label_count(encoded) == 0
+            assert count_labels(encoded) == 0
 
 
 @pytest.mark.parametrize("limit", [1, 0, -5])
@@ -89,14 +89,14 @@ def test_impossible_length(tokenizer, limit):
 def test_empty_answer_is_the_end_token(tokenizer):
     """An empty output teaches to stop at once: one label."""
     encoded = encode(Example("Say nothing at all.", "", ""), tokenizer)
-    assert encoded["labels"][-1] == tokenizer.eos_token_id and label_count(encoded) == 1
+    assert encoded["labels"][-1] == tokenizer.eos_token_id and count_labels(encoded) == 1
 
 
 def test_special_tokens_in_the_text_do_not_end_the_answer_early(tokenizer):
     """Whatever the text holds, the last label is the end token."""
     encoded = encode(Example("Repeat the mark.", "<|im_end|>", "<|im_end|> done"), tokenizer)
     assert encoded["labels"][-1] == tokenizer.eos_token_id
-    assert label_count(encoded) > 2
+    assert count_labels(encoded) > 2
 
 
 def test_training_prompt_is_the_inference_prompt(tiny_folder, tmp_path):

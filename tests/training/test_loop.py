@@ -24,7 +24,7 @@ from alpaca_lib.launch import launcher
 from alpaca_lib.records import Example, load_examples, save_examples
 from alpaca_lib.training import checkpoints
 from alpaca_lib.training.build import build
-from alpaca_lib.training.examples import encode, label_count
+from alpaca_lib.training.examples import count_labels, encode
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
@@ -115,10 +115,10 @@ def plain_training(settings):
         order = list(range(len(rows)))
         random.Random(f"{settings.seed}:{epoch}").shuffle(order)
         chosen = order[place * settings.examples_per_step :][: settings.examples_per_step]
-        count, total = sum(label_count(rows[i]) for i in chosen), 0.0
+        count, total = sum(count_labels(rows[i]) for i in chosen), 0.0
         for i in chosen:
             ids, labels = (torch.tensor([rows[i][k]]) for k in ("input_ids", "labels"))
-            loss = model(input_ids=ids, labels=labels).loss * label_count(rows[i]) / count
+            loss = model(input_ids=ids, labels=labels).loss * count_labels(rows[i]) / count
             loss.backward()
             total += float(loss)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
@@ -181,7 +181,7 @@ def test_tokens_are_counted(settings, tokenizer):
     rows = [encode(e, tokenizer, max_length=128) for e in load_examples(settings.data_path)]
     (line,) = metrics(train(settings))
     assert line["tokens"] == sum(len(row["input_ids"]) for row in rows)
-    assert line["label_tokens"] == sum(label_count(row) for row in rows)
+    assert line["label_tokens"] == sum(count_labels(row) for row in rows)
 
 
 def test_validation_loss_is_transformers(settings, tokenizer):
@@ -193,8 +193,8 @@ def test_validation_loss_is_transformers(settings, tokenizer):
         row = encode(example, tokenizer, max_length=128)
         ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
         with torch.no_grad():
-            total += float(model(input_ids=ids, labels=labels).loss) * label_count(row)
-        count += label_count(row)
+            total += float(model(input_ids=ids, labels=labels).loss) * count_labels(row)
+        count += count_labels(row)
     assert metrics(train(settings))[0]["validation_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
@@ -221,9 +221,9 @@ def test_masters_begin_as_exact_as_the_files(settings):
     for name, parameter in built.model.named_parameters():
         assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, files[name].bfloat16())
-        assert torch.equal(built.trained.masters[f"model.{name}"], files[name])
+        assert torch.equal(built.weights.masters[f"model.{name}"], files[name])
     alone = build(chosen.replace(master_weights=False), models.place("cpu", "bfloat16"), dist)
-    assert {m.dtype for m in alone.trained.masters.values()} == {torch.bfloat16}
+    assert {m.dtype for m in alone.weights.masters.values()} == {torch.bfloat16}
 
 
 def test_bfloat16_is_saved_as_such(settings):
@@ -377,7 +377,7 @@ def test_resume_passes_over_a_damaged_checkpoint(settings, capsys):
     capsys.readouterr()
     train(in_folder(settings, "broken"))
     said = capsys.readouterr().out
-    assert "checkpoint-3 is passed over" in said and "checkpoint-2: step 2 of 4" in said
+    assert "checkpoint-3 is skipped" in said and "checkpoint-2: step 2 of 4" in said
     assert same(weights(whole), weights(broken))
 
 
@@ -497,8 +497,8 @@ def test_sigterm_saves_and_a_new_start_goes_on(settings, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "error: told to stop: step" in errors
-    _, step = checkpoints.newest(folder)
+    assert process.returncode == 1 and "error: stop requested: step" in errors
+    _, step = checkpoints.find_newest(folder)
     assert 2 <= step < 400 and losses(folder)[-1] and len(losses(folder)) == step
     assert f"step {step} of 400" in errors
 
@@ -535,9 +535,9 @@ def test_closing_the_launch_saves_and_stops(settings):
     lines = launcher.launch(settings, processes=1)
     assert next(lines)["step"] == 1
     lines.close()
-    path, step = checkpoints.newest(Path(settings.output_dir))
-    assert 1 <= step < 2000 and checkpoints.damage(path) is None
-    assert "told to stop" in (Path(settings.output_dir) / "train.log").read_text()
+    path, step = checkpoints.find_newest(Path(settings.output_dir))
+    assert 1 <= step < 2000 and checkpoints.find_damage(path) is None
+    assert "stop requested" in (Path(settings.output_dir) / "train.log").read_text()
 
 
 @pytest.mark.slow

@@ -9,14 +9,14 @@ from alpaca_lib.training import loss as loss_module
 from alpaca_lib.training.examples import encode
 from alpaca_lib.training.flops import flops_per_token, matmul_parameters
 from alpaca_lib.training.loss import LabelLoss
-from alpaca_lib.training.packing import IGNORE, collate, label_count, pack
+from alpaca_lib.training.packing import IGNORE, collate, count_labels, pack
 
 
 def own_loss(model, encoded, **more):
     """transformers' loss of one unpacked example, summed over its labels."""
     ids = torch.tensor([encoded["input_ids"]])
     labels = torch.tensor([encoded["labels"]])
-    return model(input_ids=ids, labels=labels, **more).loss * label_count(encoded)
+    return model(input_ids=ids, labels=labels, **more).loss * count_labels(encoded)
 
 
 def gradients(model):
@@ -98,7 +98,7 @@ def test_an_attention_mask_of_ones_would_leak(tiny, encoded):
     assert batch["input_ids"].shape[0] == 1
     total = float(sum(own_loss(model, row) for row in encoded))
     leaking = model(**batch, attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False)
-    count = sum(label_count(row) for row in encoded)
+    count = sum(count_labels(row) for row in encoded)
     assert abs(float(leaking.loss) * count - total) > 1e-3 * total
 
 
@@ -139,7 +139,7 @@ def test_more_labels_than_a_chunk(tiny, tokenizer):
 
     long = Example("Count for me.", "", "one two three " * 400)
     long = few_words(encode(long, tokenizer, max_length=1500))
-    assert label_count(long) > loss_module.CHUNK
+    assert count_labels(long) > loss_module.CHUNK
     model = tiny()
     expected = own_loss(model, long)
     expected.backward()

@@ -390,10 +390,10 @@ def test_two_processes_that_save_in_the_background(settings, processes):
     )
     whole = processes(beside(settings, "whole"), 2)
     killed = processes(beside(settings, "killed"), 2, kill_at=3, background=True)
-    newest = checkpoints.newest(killed, say=lambda text: None)
+    newest = checkpoints.find_newest(killed, say=lambda text: None)
     assert newest is None or newest[1] in (1, 2)
     assert same(processes(beside(settings, "killed"), 2, background=True), whole)
-    assert checkpoints.newest(killed)[1] == 4
+    assert checkpoints.find_newest(killed)[1] == 4
 
 
 # --- killed while saving ----------------------------------------------------------------
@@ -406,7 +406,7 @@ from alpaca_lib.training import checkpoints
 from alpaca_lib.training.sharding import Distributed
 
 dist, folder = Distributed(0, 1, 0), pathlib.Path(folder)
-found = checkpoints.newest(folder, say=lambda text: None)
+found = checkpoints.find_newest(folder, say=lambda text: None)
 step, state = 1, eval(state)
 if found:
     checkpoints.load(found[0], state, dist)
@@ -462,7 +462,7 @@ def test_fifty_kills_while_saving(server, tmp_path):
                 saves += 1
         assert child.exitcode == -9, log.read_text()
         during += any(".checkpoint" in p.name for p in folder.iterdir())
-        found = checkpoints.newest(folder, say=lambda text: None)
+        found = checkpoints.find_newest(folder, say=lambda text: None)
         assert found is not None and found[1] >= last and whole_state(*found)
         last = found[1]
     print(f"{kills} kills, {during} of them during one of {saves} saves; step {last}")
@@ -509,7 +509,7 @@ def test_a_stop_before_every_change_of_the_disk(tmp_path, monkeypatch, again, ke
             break
         finally:
             left[0] = 10**9
-        path, now = checkpoints.newest(tmp_path, say=lambda text: None)
+        path, now = checkpoints.find_newest(tmp_path, say=lambda text: None)
         state = {"model": {"w": torch.empty(10)}}
         checkpoints.load(path, state, ALONE)
         assert now in (found, step) and (state["model"]["w"] == now).all()
@@ -567,7 +567,7 @@ def test_a_new_run_in_the_folder_of_a_longer_one(settings, processes):
     own, and the old run's are gone."""
     train(settings.replace(save_every=1, seed=1))
     folder = Path(settings.output_dir)
-    assert checkpoints.newest(folder)[1] == 4
+    assert checkpoints.find_newest(folder)[1] == 4
     again = settings.replace(save_every=2)
     processes(again.replace(resume="never"), kill_at=3)
     assert [p.name for p in folder.glob("checkpoint-*")] == ["checkpoint-2"]

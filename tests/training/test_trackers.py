@@ -176,7 +176,7 @@ def test_a_failure_at_the_start(
     resumed = open_trackers(chosen, tmp_path, {}, 2)
     assert list(resumed) == ["trackio"] and wandb.names == ["init", "init"]
     err = capsys.readouterr().err
-    assert "goes on without it" in err and KEY not in err
+    assert "continues without it" in err and KEY not in err
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
