@@ -273,8 +273,8 @@ def batches(options: argparse.Namespace) -> None:
 def files(options: argparse.Namespace) -> None:
     """GGUF kinds and an adapter beside PyTorch in float32, on all of eval_60."""
     from alpaca_lib import models
-    from alpaca_lib.export import gguf
-    from alpaca_lib.export.parity import Said, compared, said
+    from alpaca_lib.export.gguf import export_adapter, export_gguf
+    from alpaca_lib.export.parity import Reference, compare_file, compute_reference
 
     exact = models.Placement("cpu", "float32", "to compare")
     model, tokenizer = models.load(MODEL, exact)
@@ -283,8 +283,8 @@ def files(options: argparse.Namespace) -> None:
         f"{'tokenized alike':>17}"
     )
 
-    def line(name: str, of: Said, file: Path, adapters: tuple[Path, ...] = ()) -> None:
-        found = compared(of, tokenizer, file, adapters)
+    def line(name: str, of: Reference, file: Path, adapters: tuple[Path, ...] = ()) -> None:
+        found = compare_file(of, tokenizer, file, adapters)
         alone = "" if adapters else f"{divergence(of, file):.2g}"
         size = (adapters or (file,))[0].stat().st_size
         alike = f"{found.tokenized_alike} of {found.texts}"
@@ -296,16 +296,16 @@ def files(options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain = said(model, tokenizer, tasks(), TEMPLATE)
+        plain = compute_reference(model, tokenizer, tasks(), TEMPLATE)
         for kind in dict.fromkeys(["f16", *options.kinds]):
-            line(kind, plain, gguf.export(MODEL, folder / f"{kind}.gguf", kind))
+            line(kind, plain, export_gguf(MODEL, folder / f"{kind}.gguf", kind))
         adapter = options.adapter or random_adapter(model, folder / "adapter")
-        adapted = said(
+        adapted = compute_reference(
             models.ModelSource.resolve(str(adapter)).load_model(exact), tokenizer, tasks(), TEMPLATE
         )
-        lora = gguf.export_adapter(str(adapter), folder / "lora.gguf")
+        lora = export_adapter(str(adapter), folder / "lora.gguf")
         line("f16 + adapter's file", adapted, folder / "f16.gguf", (lora,))
-        line("f16, merged", adapted, gguf.export(str(adapter), folder / "m.gguf", "f16"))
+        line("f16, merged", adapted, export_gguf(str(adapter), folder / "m.gguf", "f16"))
 
 
 def divergence(of: Any, file: Path) -> float:

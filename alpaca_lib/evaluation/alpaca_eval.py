@@ -1,8 +1,7 @@
-"""AlpacaEval's file of outputs: what it scores, and what it publishes of others' models.
+"""AlpacaEval's files of outputs: a list of {"instruction", "output", "generator"}.
 
-A list of {"instruction", "output", "generator"}, with an "input" where there is one. Written
-here, such a file can be scored there (`alpaca_eval --model_outputs FILE`); published ones can
-be compared here.
+AlpacaEval scores such a file (`alpaca_eval --model_outputs FILE`), and publishes those of many
+models, which can be compared here.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def save_outputs(
 
 
 def load_outputs(file: Path) -> tuple[str, list[Example]]:
-    """(the generator's name, an Example for each output). Raises DataError, naming the row."""
+    """Returns (generator's name, one Example per output). Raises DataError, naming the row."""
     try:
         rows: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -55,11 +54,25 @@ def load_outputs(file: Path) -> tuple[str, list[Example]]:
     return generators.pop(), examples
 
 
-def paired(first: Sequence[Example], second: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """The outputs of two models to the same instructions, in the first one's order."""
-    known = {(one.instruction, one.input): one for one in second}
+def load_pairs(one: Path, two: Path) -> tuple[str, str, list[tuple[Example, Example]]]:
+    """Returns (a model's name, another's, their outputs to the tasks that both files have).
+
+    Raises DataError, also if there are fewer than 2 such tasks.
+    """
+    (name, first), (other, second) = load_outputs(one), load_outputs(two)
+    pairs = pair_outputs(first, second)
+    if len(pairs) < 2:
+        raise DataError(f"{one} and {two} share {len(pairs)} tasks; 2 are needed")
+    return name, other, pairs
+
+
+def pair_outputs(
+    first: Sequence[Example], second: Sequence[Example]
+) -> list[tuple[Example, Example]]:
+    """Returns the outputs of two models to the same tasks, in the first one's order."""
+    known = {(output.instruction, output.input): output for output in second}
     return [
-        (one, known[one.instruction, one.input])
-        for one in first
-        if (one.instruction, one.input) in known
+        (output, known[output.instruction, output.input])
+        for output in first
+        if (output.instruction, output.input) in known
     ]

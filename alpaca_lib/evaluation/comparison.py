@@ -1,42 +1,91 @@
-"""Models x held-out tasks -> one table of numbers that a program can decide, and what a
-difference between two models is worth."""
+"""Models x held-out tasks -> numbers that a program can decide, and differences of two models."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from alpaca_lib.dataset.rouge import rouge_l, tokenize
+from alpaca_lib.errors import DataError
 from alpaca_lib.evaluation.constraint_checks import meets
 from alpaca_lib.evaluation.intervals import Interval, interval, sign_test
 from alpaca_lib.inference.decoding import Answer, Decoding, answer, prompt_ids
-from alpaca_lib.records import Example
+from alpaca_lib.inference.model_pool import ModelPool
+from alpaca_lib.records import Example, load_examples
 
-RUN = 4  # so many words make a piece that an answer should not say twice
+NGRAM = 4  # words of a repeated piece
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One model on one set of held-out tasks; lists have one number a task, in order."""
+    """One model on a set of held-out tasks; lists have one number per task, in order."""
 
     model: str
-    loss: float  # nats a token of the reference answers and their end token
-    bits_per_byte: float  # the same information, whatever the tokenizer
-    ended: float  # the part of the answers that stopped by themselves
-    checks_met: float | None  # the part of the checkable constraints that were met
-    rouge_l: float  # mean against the references
-    repeated: float  # the part of the pieces of an answer that it had said before
+    loss: float  # nats per token of the reference answers and their end token
+    bits_per_byte: float  # the same information, independent of the tokenizer
+    ended: float  # fraction of the answers that ended by themselves
+    checks_met: float | None  # fraction of the checkable constraints that were met
+    rouge_l: float  # mean ROUGE-L F1 against the references
+    repeated: float  # mean fraction of an answer's 4-grams that it had before
     words: float  # mean length of an answer
-    tokens_per_second: float | None  # of all answers, as they were made
-    losses: list[float] = field(repr=False)  # nats of each reference
+    tokens_per_second: float | None  # of all answers
+    losses: list[float] = field(repr=False)  # nats per reference
     reference_tokens: list[int] = field(repr=False)
     met: list[float | None] = field(repr=False)  # 1 or 0; None where there is nothing to check
     rouge: list[float] = field(repr=False)
-    ends: list[float] = field(repr=False)
+    ends: list[float] = field(repr=False)  # 1 or 0
+
+
+def load_tasks(file: Path) -> list[Example]:
+    """Returns held-out tasks. Raises DataError for a constraint that cannot be checked, or if
+    no task has a reference answer."""
+    tasks = load_examples(file)
+    for task in tasks:
+        if "check" in task.extra:
+            meets(task.extra["check"], "x")
+    if not any(task.output for task in tasks):
+        raise DataError(f"{file}: has no reference answers; a comparison needs them")
+    return tasks
+
+
+def compare_models(
+    pool: ModelPool,
+    tasks: Sequence[Example],
+    decoding: Decoding | None = None,
+    template: str = "alpaca",
+    batch_size: int = 16,
+    report: Callable[[str], None] = lambda name: None,
+) -> Iterator[tuple[Scores, list[Answer]]]:
+    """Yields (Scores, answers) of each model; ``report`` gets each name before the model runs."""
+    for name in pool.names:
+        report(name)
+        with pool.use(name) as model:
+            measured = measure_model(
+                name, model, pool.tokenizer(name), tasks, decoding, template, batch_size
+            )
+        yield measured
+
+
+def measure_model(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    decoding: Decoding | None = None,
+    template: str = "alpaca",
+    batch_size: int = 16,
+) -> tuple[Scores, list[Answer]]:
+    """Returns (Scores, answers) of one model on the tasks."""
+    start = time.perf_counter()
+    answers = answer(model, tokenizer, examples, decoding, template, batch_size)
+    seconds = time.perf_counter() - start
+    losses = reference_losses(model, tokenizer, examples, template)
+    return score(name, examples, answers, losses, seconds), answers
 
 
 def score(
@@ -46,9 +95,9 @@ def score(
     losses: Sequence[tuple[float, int]],
     seconds: float | None = None,
 ) -> Scores:
-    """The Scores of one model from its answers and reference_losses().
+    """Returns one model's Scores from its answers and reference_losses().
 
-    ``seconds``: how long all answers took together.
+    ``seconds``: the time of all answers together. Raises ValueError for unequal lengths.
     """
     if not len(examples) == len(answers) == len(losses) or not examples:
         raise ValueError(
@@ -57,40 +106,57 @@ def score(
         )
     nats, tokens = sum(n for n, _ in losses), sum(t for _, t in losses)
     size = sum(len(example.output.encode("utf-8")) for example in examples)
-    met = [
-        float(meets(e.extra["check"], a.text)) if "check" in e.extra else None
-        for e, a in zip(examples, answers, strict=True)
-    ]
-    checked = [one for one in met if one is not None]
-    near = [
-        rouge_l(e.output, a.text, mode="unicode") for e, a in zip(examples, answers, strict=True)
-    ]
+    pairs = list(zip(examples, answers, strict=True))
+    met = [float(meets(e.extra["check"], a.text)) if "check" in e.extra else None for e, a in pairs]
+    checked = [value for value in met if value is not None]
+    rouge = [rouge_l(e.output, a.text, mode="unicode") for e, a in pairs]
     return Scores(
         model=name,
         loss=nats / tokens,
         bits_per_byte=nats / math.log(2) / size,
         ended=mean(a.ended for a in answers),
         checks_met=mean(checked) if checked else None,
-        rouge_l=mean(near),
+        rouge_l=mean(rouge),
         repeated=mean(repetition(a.text) for a in answers),
         words=mean(len(tokenize(a.text, "unicode")) for a in answers),
         tokens_per_second=sum(a.tokens for a in answers) / seconds if seconds else None,
         losses=[n for n, _ in losses],
         reference_tokens=[t for _, t in losses],
         met=met,
-        rouge=near,
+        rouge=rouge,
         ends=[float(a.ended) for a in answers],
     )
 
 
+def reference_losses(
+    model: Any, tokenizer: Any, examples: Sequence[Example], template: str = "alpaca"
+) -> list[tuple[float, int]]:
+    """Returns (nats, tokens) of each reference answer with its end token, given its prompt."""
+    import torch
+    from torch.nn import functional as F
+
+    losses = []
+    for example in examples:
+        prompt = prompt_ids(example, tokenizer, template)
+        reference = tokenizer(example.output, add_special_tokens=False)["input_ids"]
+        reference = [*reference, tokenizer.eos_token_id]
+        ids = torch.tensor([prompt + reference], device=model.device)
+        with torch.inference_mode():
+            logits = model(ids, logits_to_keep=len(reference) + 1, use_cache=False).logits[0, :-1]
+        target = torch.tensor(reference, device=model.device)
+        nats = float(F.cross_entropy(logits.float(), target, reduction="sum"))
+        losses.append((nats, len(reference)))
+    return losses
+
+
 def repetition(text: str) -> float:
-    """The part of a text's runs of 4 words that stood in it before; 0 for shorter ones."""
+    """Returns the fraction of a text's 4-grams of words that stood in it before; 0 if none."""
     words = tokenize(text, "unicode")
-    runs = [tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    ngrams = [tuple(words[at : at + NGRAM]) for at in range(len(words) - NGRAM + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-# What a program can tell of an answer without its task, its model or a judge.
+# Measures of an answer that need neither its task, nor its model, nor a judge.
 TEXT_MEASURES: dict[str, Callable[[str], float]] = {
     "words": lambda text: float(len(tokenize(text, "unicode"))),
     "lines": lambda text: float(sum(bool(line.strip()) for line in text.splitlines())),
@@ -102,102 +168,68 @@ TEXT_MEASURES: dict[str, Callable[[str], float]] = {
 }
 
 
-def measured(
-    name: str,
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    decoding: Decoding | None = None,
-    template: str = "alpaca",
-    batch_size: int = 16,
-) -> tuple[Scores, list[Answer]]:
-    """(Scores, answers) of one model on the tasks."""
-    began = time.perf_counter()
-    answers = answer(model, tokenizer, examples, decoding, template, batch_size)
-    seconds = time.perf_counter() - began
-    losses = reference_losses(model, tokenizer, examples, template)
-    return score(name, examples, answers, losses, seconds), answers
-
-
 @dataclass(frozen=True)
 class Difference:
-    """One model minus another on the same tasks, and on how many tasks each was better."""
+    """One model minus another in one measure, and the number of tasks where each is better."""
 
-    what: str
-    of: Interval
+    measure: str
+    means: tuple[float, float]  # of the two models
+    interval: Interval  # of the mean difference, at 95 %
     better: int
     worse: int
     equal: int
 
     @property
     def p(self) -> float:
-        """How often chance alone would part the tasks as unevenly (sign test)."""
+        """The sign test's p-value of better : worse."""
         return sign_test(self.better, self.worse)
 
 
 def differences(one: Scores, other: Scores, seed: int = 0) -> list[Difference]:
-    """``one`` minus ``other``: loss a token, ROUGE-L, checks met, ended. Lower loss is better."""
-    found = []
-    loss = [a - b for a, b in zip(one.losses, other.losses, strict=True)]
-    found.append(_difference("loss", loss, one.reference_tokens, lower_is_better=True, seed=seed))
-    for what, mine, theirs in (
-        ("ROUGE-L", one.rouge, other.rouge),
-        ("checks met", one.met, other.met),
-        ("ended", one.ends, other.ends),
-    ):
-        pairs = [
-            a - b for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None
-        ]
-        if len(pairs) > 1:
-            found.append(_difference(what, pairs, None, lower_is_better=False, seed=seed))
+    """Returns ``one`` minus ``other``: loss per token, ROUGE-L, checks met, ended.
+
+    A lower loss is better. Raises DataError if there is one task only.
+    """
+    measures: dict[str, tuple[Sequence[float | None], Sequence[float | None]]] = {
+        "ROUGE-L": (one.rouge, other.rouge),
+        "checks met": (one.met, other.met),
+        "ended": (one.ends, other.ends),
+    }
+    found = [_subtract("loss", one.losses, other.losses, seed, one.reference_tokens, True)]
+    for measure, (mine, theirs) in measures.items():
+        if sum(value is not None for value in mine) > 1:
+            found.append(_subtract(measure, mine, theirs, seed))
     return found
 
 
-def of_texts(one: Sequence[str], other: Sequence[str], seed: int = 0) -> list[Difference]:
-    """``one`` minus ``other`` in each of TEXT_MEASURES, for two models' answers to the same
-    tasks. More is called better, though it is only more."""
+def compare_texts(one: Sequence[str], other: Sequence[str], seed: int = 0) -> list[Difference]:
+    """Returns ``one`` minus ``other`` in each of TEXT_MEASURES, for answers to the same tasks.
+
+    "Better" means more here, of whatever is measured.
+    """
     return [
-        _difference(
-            what,
-            [measure(a) - measure(b) for a, b in zip(one, other, strict=True)],
-            None,
-            lower_is_better=False,
-            seed=seed,
-        )
-        for what, measure in TEXT_MEASURES.items()
+        _subtract(name, list(map(measure, one)), list(map(measure, other)), seed)
+        for name, measure in TEXT_MEASURES.items()
     ]
 
 
-def _difference(
-    what: str,
-    pairs: Sequence[float],
-    weights: Sequence[float] | None,
-    lower_is_better: bool,
+def _subtract(
+    measure: str,
+    one: Sequence[float | None],
+    other: Sequence[float | None],
     seed: int,
+    weights: Sequence[float] | None = None,
+    lower_is_better: bool = False,
 ) -> Difference:
-    below, above = sum(x < 0 for x in pairs), sum(x > 0 for x in pairs)
-    better, worse = (below, above) if lower_is_better else (above, below)
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    changes = [a - b for a, b in pairs]
+    above, below = sum(x > 0 for x in changes), sum(x < 0 for x in changes)
+    size = sum(weights) if weights else len(pairs)
     return Difference(
-        what, interval(pairs, weights, seed=seed), better, worse, len(pairs) - below - above
+        measure=measure,
+        means=(sum(a for a, _ in pairs) / size, sum(b for _, b in pairs) / size),
+        interval=interval(changes, weights, seed=seed),
+        better=below if lower_is_better else above,
+        worse=above if lower_is_better else below,
+        equal=len(pairs) - above - below,
     )
-
-
-def reference_losses(
-    model: Any, tokenizer: Any, examples: Sequence[Example], template: str = "alpaca"
-) -> list[tuple[float, int]]:
-    """(nats, tokens) of each reference answer with its end token, given its prompt."""
-    import torch
-    from torch.nn import functional as F
-
-    out = []
-    for example in examples:
-        start = prompt_ids(example, tokenizer, template)
-        reference = tokenizer(example.output, add_special_tokens=False)["input_ids"]
-        reference = [*reference, tokenizer.eos_token_id]
-        ids = torch.tensor([start + reference], device=model.device)
-        with torch.inference_mode():
-            logits = model(ids, logits_to_keep=len(reference) + 1, use_cache=False).logits[0, :-1]
-        target = torch.tensor(reference, device=model.device)
-        nats = float(F.cross_entropy(logits.float(), target, reduction="sum"))
-        out.append((nats, len(reference)))
-    return out

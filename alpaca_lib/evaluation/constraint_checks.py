@@ -1,4 +1,4 @@
-"""Constraints in a task that a program can decide, as IFEval's (arXiv:2311.07911)."""
+"""Constraints of a task that a program can check, as IFEval's (arXiv:2311.07911)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "starts": lambda text, wanted: text.strip().startswith(wanted),
     "ends": lambda text, wanted: text.strip().endswith(wanted),
     "bullets": lambda text, n: sum(line.startswith("- ") for line in text.splitlines()) == n,
-    "json": lambda text, keys: _is_object(text, keys),
-    "language": lambda text, code: written_in(text) == code,
+    "json": lambda text, keys: _is_json_object(text, keys),
+    "language": lambda text, code: detect_language(text) == code,
 }
-# The commonest words that tell these languages apart; of Chinese the writing does.
+# The most frequent words by language; Chinese is recognised by its characters.
 COMMON_WORDS = {
     "en": "the and of to is in it you that for was with are this have be not on",
     "fr": "le la les et de des du est une un je vous nous pour dans que qui pas au avec ce",
@@ -32,8 +32,8 @@ COMMON_WORDS = {
 }
 
 
-def written_in(text: str) -> str | None:
-    """The language of a text ("zh" or one of COMMON_WORDS), or None if nothing tells."""
+def detect_language(text: str) -> str | None:
+    """Returns the language of a text ("zh" or a key of COMMON_WORDS), or None if it is unclear."""
     tokens = tokenize(text, "unicode")
     if sum("\u4e00" <= token[0] <= "\u9fff" for token in tokens) * 2 > len(tokens):
         return "zh"
@@ -45,8 +45,8 @@ def written_in(text: str) -> str | None:
     return best if hits[best] and list(hits.values()).count(hits[best]) == 1 else None
 
 
-def _is_object(text: str, keys: list[str]) -> bool:
-    """Whether a text is one JSON object with just these keys."""
+def _is_json_object(text: str, keys: list[str]) -> bool:
+    """Returns whether a text is one JSON object with exactly these keys."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -55,7 +55,10 @@ def _is_object(text: str, keys: list[str]) -> bool:
 
 
 def meets(check: dict[str, Any], text: str) -> bool:
-    """Whether an answer meets a constraint such as {"words_max": 20}; an empty one never."""
+    """Returns whether an answer meets a constraint such as {"words_max": 20}; an empty one never.
+
+    Raises DataError for an unknown constraint or a value of the wrong type.
+    """
     if not isinstance(check, dict) or not check or any(name not in CHECKS for name in check):
         raise DataError(f"check {check}: use {', '.join(CHECKS)}")
     try:

@@ -1,8 +1,8 @@
-"""A transformers tokenizer -> the keys of a GGUF file that make llama.cpp split text alike.
+"""A transformers tokenizer -> the keys of a GGUF file that make llama.cpp tokenize alike.
 
 Two kinds are known: byte-level BPE (GPT-2, LLaMA 3, Qwen, SmolLM), whose merges are written
-and whose splitting rule llama.cpp knows by a name; and SentencePiece's (LLaMA 1 and 2,
-Mistral 7B), whose order of tokens is their order of merging.
+and whose pre-tokenizer llama.cpp knows by name; and SentencePiece's BPE (LLaMA 1 and 2,
+Mistral 7B), whose tokens are in the order of their merges.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from alpaca_lib.errors import ModelError
 from alpaca_lib.optional import require
 from alpaca_lib.prompts import chat_template
 
-# What a pre-tokenizer's regular expressions have in them: llama.cpp's name of the rule.
-# The first whose every part is there counts.
-RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("llama-bpe", (r"\p{N}{1,3}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")),
-    ("qwen2", (r"\p{N}|", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")),
-    ("smollm", ('"Digits"', '"individual_digits": true', '"use_regex": true')),
-    ("gpt-2", ('"ByteLevel"', '"use_regex": true')),
-)
+# llama.cpp's name of a pre-tokenizer: parts of its definition. The first full match counts.
+PRE_TOKENIZERS = {
+    "llama-bpe": (r"\p{N}{1,3}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
+    "qwen2": (r"\p{N}|", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
+    "smollm": ('"Digits"', '"individual_digits": true', '"use_regex": true'),
+    "gpt-2": ('"ByteLevel"', '"use_regex": true'),
+}
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None = None) -> None:
     """Adds tokens, merges, special tokens and chat template to a GGUFWriter.
 
-    ``size``: rows of the embedding, which may have more than the tokenizer has tokens.
-    ``template``: see ``gguf.export``.
+    ``size``: rows of the embedding, at least one per token. ``template``: see ``export_gguf``.
+    Raises ModelError for a tokenizer that llama.cpp does not know.
     """
     gguf = require("gguf")
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -43,12 +42,12 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
     if sentencepiece:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        # Its merging order is the order of its tokens: an earlier one is the better one.
+        # Merges follow the order of the tokens: an earlier token has a higher score.
         writer.add_token_scores([-float(place) for place in range(size)])
-        writer.add_add_space_prefix(_adds_space(rules))
+        writer.add_add_space_prefix(_adds_prefix_space(rules))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_rule(rules))
+        writer.add_tokenizer_pre(_pre_tokenizer(rules))
         merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
         writer.add_token_merges(merges)
     writer.add_token_list(tokens)
@@ -62,36 +61,37 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
     for name, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    writer.add_add_bos_token(begins and tokenizer.bos_token_id is not None)
+    adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(adds_bos)
     writer.add_add_eos_token(False)
     chat = chat_template(template) if template and template != "chat" else None
     chat = chat or tokenizer.chat_template
-    if isinstance(chat, dict):  # several, by name
+    if isinstance(chat, dict):  # several templates by name
         chat = chat.get("default")
     if chat:
         writer.add_chat_template(chat)
 
 
 def _tokens(gguf: Any, rules: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:
-    """(texts, kinds) of all ids; ids that no token has are named and marked as unused."""
+    """Returns (texts, kinds) of all ids; ids without a token are marked as unused."""
     types = gguf.TokenType
     tokens = [f"[PAD{place}]" for place in range(size)]
     kinds = [types.UNUSED] * size
     fallback = bool(rules["model"].get("byte_fallback"))
+    unknown = rules["model"].get("unk_token") if fallback else None
     for text, place in rules["model"]["vocab"].items():
         _check_place(text, place, size)
         tokens[place] = text
-        kinds[place] = types.NORMAL
-        if fallback and len(text) == 6 and text.startswith("<0x"):
-            kinds[place] = types.BYTE
-        if text == rules["model"].get("unk_token") and fallback:
+        is_byte = fallback and len(text) == 6 and text.startswith("<0x")
+        kinds[place] = types.BYTE if is_byte else types.NORMAL
+        if text == unknown:
             kinds[place] = types.UNKNOWN
     for added in rules["added_tokens"]:
-        _check_place(added["content"], added["id"], size)
-        tokens[added["id"]] = added["content"]
-        if kinds[added["id"]] != types.UNKNOWN:
-            kinds[added["id"]] = types.CONTROL if added["special"] else types.USER_DEFINED
+        text, place = added["content"], added["id"]
+        _check_place(text, place, size)
+        tokens[place] = text
+        if kinds[place] != types.UNKNOWN:
+            kinds[place] = types.CONTROL if added["special"] else types.USER_DEFINED
     return tokens, kinds
 
 
@@ -103,24 +103,20 @@ def _check_place(text: str, place: int, size: int) -> None:
         )
 
 
-def _rule(rules: dict[str, Any]) -> str:
-    """llama.cpp's name for the way a byte-level tokenizer splits text before merging."""
-    text = json.dumps(rules["pre_tokenizer"], ensure_ascii=False)
-    text = text.replace("\\\\", "\\")
-    for name, parts in RULES:
+def _pre_tokenizer(rules: dict[str, Any]) -> str:
+    """Returns llama.cpp's name of the rule that splits text before merging."""
+    text = json.dumps(rules["pre_tokenizer"], ensure_ascii=False).replace("\\\\", "\\")
+    for name, parts in PRE_TOKENIZERS.items():
         if all(part in text for part in parts):
             return name
     raise ModelError(
         f"a pre-tokenizer that is not known here: {text[:300]}; known are "
-        f"{', '.join(name for name, _ in RULES)}"
+        f"{', '.join(PRE_TOKENIZERS)}"
     )
 
 
-def _adds_space(rules: dict[str, Any]) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before a text."""
+def _adds_prefix_space(rules: dict[str, Any]) -> bool:
+    """Returns whether a SentencePiece tokenizer puts a space before a text."""
     text = json.dumps([rules.get("normalizer"), rules.get("pre_tokenizer")])
-    return (
-        '"Prepend"' in text
-        or '"prepend_scheme": "always"' in text
-        or ('"prepend_scheme": "first"' in text)
-    )
+    parts = ('"Prepend"', '"prepend_scheme": "always"', '"prepend_scheme": "first"')
+    return any(part in text for part in parts)

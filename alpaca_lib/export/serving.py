@@ -1,26 +1,24 @@
-"""A trained model behind an OpenAI-compatible address, answered by llama.cpp.
+"""Serves a trained model behind an OpenAI-compatible address, answered by llama.cpp.
 
-The model may be a GGUF file, a model folder, an adapter folder or a name: what is no GGUF
-yet is exported first, once, beside the weights it was made from. So the model of lesson 04
-can be what lesson 01 asks for data.
+The model may be a GGUF file, a model folder, an adapter folder or a name: a folder is exported
+first, once, next to its weights. So the model of lesson 04 can be the teacher of lesson 01.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from alpaca_lib import models
 from alpaca_lib.errors import ModelError
-from alpaca_lib.export import gguf
-from alpaca_lib.models.embedded import EMBEDDED
+from alpaca_lib.export.gguf import export_gguf
+from alpaca_lib.inference.model_pool import trained_template
+from alpaca_lib.models import EMBEDDED, ModelSource, gguf_file
 from alpaca_lib.models.llama_server import serve
 
 
 @contextlib.contextmanager
-def serving(
+def serve_model(
     name: str,
     kind: str = "q8_0",
     slots: int = 4,
@@ -29,42 +27,32 @@ def serving(
     port: int = 0,
     template: str | None = None,
 ) -> Iterator[str]:
-    """The address (…/v1) of a model of any form. See llama_server.serve and gguf_of."""
-    file = gguf_of(name, kind, template)
+    """Yields the address (…/v1) of a model in any form: see llama_server.serve, find_gguf."""
+    file = find_gguf(name, kind, template)
     with serve(file, slots, context, host, port, name=file.stem) as address:
         yield address
 
 
-def gguf_of(name: str, kind: str = "q8_0", template: str | None = None) -> Path:
-    """The GGUF file of a model, which is exported if it is not there or older than the weights.
+def find_gguf(name: str, kind: str = "q8_0", template: str | None = None) -> Path:
+    """Returns a model's GGUF file; exports it if it is missing or older than the weights.
 
     The embedded model has one already (Q4_1), which is used whatever ``kind`` says. Without
-    ``template``, what the model was trained with (its run.json) makes llama.cpp's chat.
+    ``template``, llama.cpp's chat renders the template that the model was trained on.
     """
     path = Path(name).expanduser()
     if path.suffix == ".gguf" or (name in EMBEDDED and not path.is_dir()):
-        return models.gguf_file(name)
-    located = Path(models.ModelSource.resolve(name).path)
-    if not located.is_dir():
+        return gguf_file(name)
+    source = ModelSource.resolve(name)
+    folder = source.folder
+    if not folder.is_dir():
         raise ModelError(f"{name}: is on the hub; `export {name}` writes its GGUF file first")
-    weights = [*located.glob("model*.safetensors"), *located.glob("adapter_model.safetensors")]
-    if weights and (located / "adapter_config.json").is_file():
-        base = Path(models.ModelSource.resolve(models.base_name(located)).path)
-        weights += base.glob("model*.safetensors")
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]
+    if weights and source.is_adapter:
+        weights += source.base.folder.glob("model*.safetensors")
     if not weights:
-        return models.gguf_file(name)
-    asked = f"-{template}" if template else ""
-    file = located / f"{located.name}-{kind}{asked}.gguf"
-    newest = max(one.stat().st_mtime for one in weights)
-    if file.is_file() and file.stat().st_mtime >= newest:
+        return gguf_file(name)
+    suffix = f"-{template}" if template else ""
+    file = folder / f"{folder.name}-{kind}{suffix}.gguf"
+    if file.is_file() and file.stat().st_mtime >= max(one.stat().st_mtime for one in weights):
         return file
-    return gguf.export(name, file, kind, template or trained_template(located))
-
-
-def trained_template(folder: Path) -> str | None:
-    """The prompt that a model was trained on, as the run.json in its folder says; or None."""
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return str(run["settings"]["template"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return export_gguf(source, file, kind, template or trained_template(source))

@@ -1,8 +1,7 @@
-"""The page: instruction, input and decoding on one side, the answer as it grows; or two answers
-of two models, one beside the other.
+"""The web page: an instruction and the controls of decoding, and the answer as it grows.
 
-Gradio serves it on 127.0.0.1. What the reader types and what the model writes are
-shown as text, never as HTML; so is an error.
+Two models can answer side by side. Gradio serves the page on 127.0.0.1. What the reader types
+and what a model writes are shown as text, never as HTML; so is an error.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.inference.decoding import Decoding, Growing
+from alpaca_lib.inference.decoding import Decoding, TextStream
 from alpaca_lib.inference.safety import Policy
 from alpaca_lib.optional import require
 from alpaca_lib.records import Example
@@ -21,36 +20,36 @@ from alpaca_lib.records import Example
 START = Decoding(temperature=0.1, top_p=0.75, top_k=40, max_new_tokens=128)  # Alpaca-LoRA's
 BUSY = "(another answer is being written; this one is next)"
 NOBODY = "(none)"
-# A model's growing answer to a task: Voices.stream with its name and template filled in.
-Speaker = Callable[[Example, Decoding], Growing]
+# Streams a model's answer to a task: ModelPool.stream with its name and template filled in.
+StreamFunction = Callable[[Example, Decoding], TextStream]
 
 
 def build(
-    speakers: Mapping[str, Speaker],
+    models: Mapping[str, StreamFunction],
     title: str = "Alpaca",
     start: Decoding = START,
     stream_answers: bool = True,
-    room: int = 2048,
+    longest: int = 2048,
     policy: Policy | None = None,
 ) -> Any:
-    """A gradio.Blocks page that answers with one of ``speakers``, or with two, one after the
-    other.
+    """Returns a gradio.Blocks page that answers with one of the models, or with two in turn.
 
-    ``start`` is where its controls stand at first, ``room`` the longest answer. With ``policy``
-    no request and no answer passes that it blocks. Raises ModelError without gradio.
+    ``start`` holds the initial values of the controls, ``longest`` the most tokens that an
+    answer can have. ``policy`` checks each request and each answer. Raises ModelError if there
+    is no model, MissingPackageError without gradio.
     """
-    if not speakers:
+    if not models:
         raise ModelError("no model to talk to: name at least one")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gradio = require("gradio")
     one_at_a_time = threading.Lock()
-    names = list(speakers)
+    names = list(models)
 
-    def respond(
+    def respond(  # gradio passes the values of the components in this order
         instruction: str,
         context: str,
-        who: str,
-        beside: str,
+        model: str,
+        other: str,
         temperature: float,
         top_p: float,
         top_k: float,
@@ -63,7 +62,7 @@ def build(
             return
         while not one_at_a_time.acquire(timeout=0.2):
             yield BUSY, ""
-        # Between two yields there is no place to stop: yield with every piece.
+        # Stop takes effect at a yield only: yield with every piece.
         shown = ["", ""]
         try:
             yield "", ""
@@ -75,9 +74,9 @@ def build(
                 max_new_tokens=int(tokens),
             )
             example = Example(instruction, context or "")
-            asked = [who, beside] if beside in speakers and beside != who else [who]
+            asked = [model, other] if other in models and other != model else [model]
             for side, name in enumerate(asked):
-                pieces = growing(speakers[name], example, decoding)
+                pieces = stream_checked(models[name], example, decoding)
                 try:
                     for shown[side] in pieces:
                         yield (shown[0], shown[1]) if streamed else (gradio.skip(), gradio.skip())
@@ -90,12 +89,10 @@ def build(
         finally:
             one_at_a_time.release()
 
-    def growing(speaker: Speaker, example: Example, decoding: Decoding) -> Growing:
+    def stream_checked(model: StreamFunction, example: Example, decoding: Decoding) -> TextStream:
         if policy is None:
-            return speaker(example, decoding)
-        return policy.guarded(
-            example.instruction, example.input, lambda: speaker(example, decoding)
-        )
+            return model(example, decoding)
+        return policy.guard(example.instruction, example.input, lambda: model(example, decoding))
 
     with gradio.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         gradio.Textbox(title, show_label=False, interactive=False, container=False)
@@ -104,28 +101,29 @@ def build(
                 instruction = gradio.Textbox(label="Instruction", lines=3, autofocus=True)
                 context = gradio.Textbox(label="Input", lines=2, placeholder="none")
                 with gradio.Group(visible=len(names) > 1):
-                    who = gradio.Dropdown(names, value=names[-1], label="Model")
-                    beside = gradio.Dropdown(
-                        [NOBODY, *names], value=NOBODY, label="Beside it, to compare"
-                    )
+                    model = gradio.Dropdown(names, value=names[-1], label="Model")
+                    other = gradio.Dropdown([NOBODY, *names], value=NOBODY, label="Compare with")
                 with gradio.Accordion("Decoding", open=False):
-                    controls = _controls(gradio, start, room, stream_answers)
+                    controls = _add_controls(gradio, start, longest, stream_answers)
                 with gradio.Row():
                     ask = gradio.Button("Answer", variant="primary")
                     stop = gradio.Button("Stop", variant="stop")
             with gradio.Column(min_width=300):
-                answer = gradio.Textbox(label="Answer", lines=15, buttons=["copy"])
+                first = gradio.Textbox(label="Answer", lines=15, buttons=["copy"])
             with gradio.Column(min_width=300, visible=False) as side:
                 second = gradio.Textbox(label="Answer of the other", lines=15, buttons=["copy"])
-        beside.change(
-            lambda other: (gradio.update(visible=other != NOBODY), ""), beside, [side, second],
-            queue=False, api_visibility="private",
-        )  # fmt: skip
+        other.change(
+            lambda name: (gradio.update(visible=name != NOBODY), ""),
+            other,
+            [side, second],
+            queue=False,
+            api_visibility="private",
+        )
         event = gradio.on(
             [ask.click, instruction.submit],
             respond,
-            [instruction, context, who, beside, *controls],
-            [answer, second],
+            [instruction, context, model, other, *controls],
+            [first, second],
             api_name="answer",
             concurrency_limit=1,
         )
@@ -133,30 +131,26 @@ def build(
     return page
 
 
-def _controls(gradio: Any, start: Decoding, room: int, stream_answers: bool) -> list[Any]:
-    """The controls of decoding, in the order that respond() takes them."""
+def _add_controls(gradio: Any, start: Decoding, longest: int, stream_answers: bool) -> list[Any]:
+    """Adds the controls of decoding to the page; returns them in respond()'s order."""
+    sliders = (  # label, least, most, initial value, step, note
+        ("Temperature", 0, max(2, start.temperature), start.temperature, 0.05, "0: greedy"),
+        ("Top-p", min(0.05, start.top_p), 1, start.top_p, 0.05, None),
+        ("Top-k", 0, max(200, start.top_k), start.top_k, 1, "0: all"),
+        ("Beams", 1, max(8, start.beams), start.beams, 1, "above 1: no streaming, no Stop"),
+        ("Max tokens", 1, longest, min(start.max_new_tokens, longest), 1, None),
+    )
     return [
-        gradio.Slider(
-            *(0, max(2, start.temperature), start.temperature),
-            step=0.05,
-            label="Temperature",
-            info="0: always the likeliest token",
+        *(
+            gradio.Slider(least, most, value, step=step, label=label, info=note)
+            for label, least, most, value, step, note in sliders
         ),
-        gradio.Slider(min(0.05, start.top_p), 1, start.top_p, step=0.05, label="Top-p"),
-        gradio.Slider(0, max(200, start.top_k), start.top_k, step=1, label="Top-k", info="0: all"),
-        gradio.Slider(
-            *(1, max(8, start.beams), start.beams),
-            step=1,
-            label="Beams",
-            info="above 1 there is no streaming, and Stop waits for the end",
-        ),
-        gradio.Slider(1, room, min(start.max_new_tokens, room), step=1, label="Max tokens"),
         gradio.Checkbox(stream_answers, label="Show the answer as it grows"),
     ]
 
 
 def serve(page: Any, host: str = "127.0.0.1", port: int = 0, share: bool = False) -> None:
-    """Serves a page until Ctrl-C. Port 0 is the first free one from 7860 on.
+    """Serves a page until Ctrl-C. Port 0: the first free one from 7860.
 
     ``host`` 0.0.0.0 opens it to the network, ``share`` to everyone with the link.
     """

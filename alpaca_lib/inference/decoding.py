@@ -1,4 +1,4 @@
-"""Instructions -> answers: greedy, sampling, beams; one by one, in batches, streamed."""
+"""Instructions -> answers: greedy decoding, sampling or beam search; in batches, or streamed."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import field_validator
+
+from alpaca_lib.errors import SettingsError
+from alpaca_lib.options import Options, option
 from alpaca_lib.prompts import CHAT, render_prompt
 from alpaca_lib.records import Example
 
-Growing = Generator[str, None, None]  # the answer so far, again and again; close() stops it
+TextStream = Generator[str, None, None]  # the answer so far, again and again; close() stops it
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How the next token is chosen. temperature 0 is greedy: always the likeliest."""
+class Decoding(Options):
+    """How the next token is chosen, and where an answer ends.
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all
-    beams: int = 1
-    max_new_tokens: int = 128
-    repetition_penalty: float = 1.0  # above 1: what the answer has said gets less likely
-    seed: int | None = None
-    stop: tuple[str, ...] = ()  # texts that end an answer, as its end token does
+    >>> Decoding(temperature=0.7, top_p=0.9, seed=1).replace(max_new_tokens=32)
+    """
 
-    def __post_init__(self) -> None:
-        checks = {
-            "temperature": (0 <= self.temperature <= 5, "from 0 (greedy) to 5"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "top_k": (self.top_k >= 0, "0 (all) or more"),
-            "beams": (1 <= self.beams <= 16, "from 1 to 16"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0; 1 is none"),
-            "stop": (
-                isinstance(self.stop, tuple) and all(self.stop),
-                "a tuple of texts, none of them empty",
-            ),
-        }
-        for name, (good, allowed) in checks.items():
-            if not good:
-                raise ValueError(f"{name} {getattr(self, name)}: {allowed}")
+    temperature: float = option(0.0, "0: greedy, the most likely token", least=0, most=5)
+    top_p: float = option(
+        1.0, "sample among the most likely tokens with this total", above=0, most=1
+    )
+    top_k: int = option(0, "sample among this many most likely tokens; 0: all", least=0)
+    beams: int = option(1, "beams of beam search; 1: none", least=1, most=16)
+    max_new_tokens: int = option(128, "tokens per answer, at most", least=1)
+    repetition_penalty: float = option(
+        1.0, "above 1: tokens that the answer has already become less likely", above=0
+    )
+    seed: int | None = option(None, "seed of sampling; unset: another answer each time")
+    stop: tuple[str, ...] = option((), "texts that end an answer, as its end token does")
 
-    def arguments(self, prompt_tokens: int, tokenizer: Any) -> dict[str, Any]:
-        """The same for transformers' generate(), for prompts of that many tokens.
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _check_stop(cls, stop: Any) -> Any:
+        if not isinstance(stop, tuple) or not all(stop):
+            raise ValueError("a tuple of texts, none of them empty")
+        return stop
 
-        Only what the answer itself repeats is penalised: transformers' own option counts the
-        prompt too. What a model's files ask for by themselves (some ask for a penalty) is off, or
-        models would be compared by their files.
+    def to_arguments(self, prompt_tokens: int, tokenizer: Any) -> dict[str, Any]:
+        """Returns the arguments of transformers' generate(), for prompts of that many tokens.
+
+        The penalty counts the answer's tokens alone; transformers' own option counts the
+        prompt's too. Penalties that a model's own files ask for are off, or the comparison would
+        be one of files.
         """
         sample = self.temperature > 0
         options: dict[str, Any] = {
@@ -74,10 +74,10 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answer; ``ended`` if it stopped by itself and not at the limit."""
+    """A model's answer: its text and its length in tokens, the end token not counted."""
 
     text: str
-    ended: bool
+    ended: bool  # by an end token or a stop text, and not at max_new_tokens
     tokens: int
 
 
@@ -89,25 +89,55 @@ def answer(
     template: str = "alpaca",
     batch_size: int = 8,
 ) -> list[Answer]:
-    """One Answer an example, in order; prompts of like length share a batch.
+    """Returns one Answer per example, in their order; prompts of similar length share a batch.
 
-    Raises ValueError if a prompt and its answer would not fit into the model.
+    Raises SettingsError if a prompt and its answer do not fit into the model.
     """
     import torch
 
+    if batch_size < 1:
+        raise SettingsError(f"batch size {batch_size}: at least 1")
     decoding = decoding or Decoding()
     ids = [prompt_ids(example, tokenizer, template) for example in examples]
     _check_lengths(model, ids, decoding)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: dict[int, Answer] = {}
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
         if decoding.seed is not None:
-            torch.manual_seed(decoding.seed + at)
-        answers |= dict(
-            zip(batch, _batch(model, tokenizer, [ids[i] for i in batch], decoding), strict=True)
-        )
+            torch.manual_seed(decoding.seed + start)
+        rows = generate_tokens(model, tokenizer, [ids[i] for i in batch], decoding)
+        for i, (tokens, ended) in zip(batch, rows, strict=True):
+            text, stopped = cut(tokenizer.decode(tokens, skip_special_tokens=True), decoding.stop)
+            answers[i] = Answer(text.strip(), ended or stopped, len(tokens))
     return [answers[i] for i in range(len(ids))]
+
+
+def generate_tokens(
+    model: Any, tokenizer: Any, prompts: Sequence[list[int]], decoding: Decoding
+) -> list[tuple[list[int], bool]]:
+    """Returns (tokens before the end token, whether there was one) for each prompt of a batch.
+
+    Prompts are padded on the left, so that each ends where its answer begins.
+    """
+    import torch
+
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    padded = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+    with torch.inference_mode():
+        new = model.generate(
+            input_ids=padded.to(model.device),
+            attention_mask=mask.to(model.device),
+            **decoding.to_arguments(longest, tokenizer),
+        )[:, longest:]
+    ends = end_tokens(model, tokenizer)
+    rows = []
+    for row in new.tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), None)
+        rows.append((row[:end], end is not None))
+    return rows
 
 
 def stream(
@@ -116,11 +146,11 @@ def stream(
     example: Example,
     decoding: Decoding | None = None,
     template: str = "alpaca",
-) -> Growing:
-    """The answer so far, each time it has grown; closing the generator stops the model.
+) -> TextStream:
+    """Yields the answer so far, each time it has grown; closing the generator stops the model.
 
-    What may still change is held back: a character whose bytes are not all there, and the
-    beginning of what may become a stop text.
+    Text that may still change is held back: see ``stable_text``. Raises SettingsError as
+    ``answer`` does, and any error of the model.
     """
     import torch
     from transformers import StoppingCriteriaList
@@ -134,9 +164,9 @@ def stream(
     if decoding.seed is not None:
         torch.manual_seed(decoding.seed)
     stopped = threading.Event()
-    tokens = _Tokens()
+    tokens = _TokenQueue()
 
-    def stop(input_ids: Any, scores: Any, **_: Any) -> Any:
+    def should_stop(input_ids: Any, scores: Any, **_: Any) -> Any:
         return torch.full((input_ids.shape[0],), stopped.is_set(), device=input_ids.device)
 
     def work() -> None:
@@ -147,8 +177,8 @@ def stream(
                     input_ids=row,
                     attention_mask=torch.ones_like(row),
                     streamer=tokens,
-                    stopping_criteria=StoppingCriteriaList([stop]),
-                    **decoding.arguments(len(ids), tokenizer),
+                    stopping_criteria=StoppingCriteriaList([should_stop]),
+                    **decoding.to_arguments(len(ids), tokenizer),
                 )
             tokens.queue.put(None)
         except BaseException as error:
@@ -156,14 +186,14 @@ def stream(
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    ends, new, shown = _end_tokens(model, tokenizer), [], ""
+    ends, new, shown = end_tokens(model, tokenizer), [], ""
     try:
         while isinstance(token := tokens.queue.get(), int):
             if token not in ends:
                 new.append(token)
             text, done = cut(tokenizer.decode(new, skip_special_tokens=True), decoding.stop)
             if not done:
-                text = settled(text, decoding.stop)
+                text = stable_text(text, decoding.stop)
             if (text := text.strip()) != shown:
                 shown = text
                 yield text
@@ -174,37 +204,39 @@ def stream(
         thread.join()
     if token is not None:
         raise token
-    whole = cut(tokenizer.decode(new, skip_special_tokens=True), decoding.stop)[0].strip()
-    if whole != shown:
-        yield whole
+    text = cut(tokenizer.decode(new, skip_special_tokens=True), decoding.stop)[0].strip()
+    if text != shown:
+        yield text
 
 
-class _Tokens:
-    """What generate() calls with the prompt, then with each new token, then at the end."""
+class _TokenQueue:
+    """A streamer for generate(): it gets the prompt first, then each new token."""
 
     def __init__(self) -> None:
         self.queue: queue.Queue[int | BaseException | None] = queue.Queue()
-        self.prompt_came = False
+        self.got_prompt = False
 
     def put(self, value: Any) -> None:
-        if self.prompt_came:
+        if self.got_prompt:
             for token in value.flatten().tolist():
                 self.queue.put(token)
-        self.prompt_came = True
+        self.got_prompt = True
 
     def end(self) -> None:
-        """Nothing: work() says when the end is."""
+        """Does nothing; the thread itself reports its end."""
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """(the text before the first stop text in it, whether there is one)."""
+    """Returns (the text before the first stop text in it, whether there is one)."""
     places = [place for word in stop if (place := text.find(word)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
 
-def settled(text: str, stop: Sequence[str]) -> str:
-    """A growing text without its end that may still change: an incomplete character, or the
-    beginning of a stop text."""
+def stable_text(text: str, stop: Sequence[str]) -> str:
+    """Returns a growing text without its end that may still change.
+
+    Such an end is an incomplete character, or the beginning of a stop text.
+    """
     text = text.rstrip("\ufffd")
     for word in sorted(stop, key=len, reverse=True):
         for size in range(min(len(word) - 1, len(text)), 0, -1):
@@ -214,49 +246,25 @@ def settled(text: str, stop: Sequence[str]) -> str:
 
 
 def prompt_ids(example: Example, tokenizer: Any, template: str = "alpaca") -> list[int]:
-    """The tokens of an example's prompt. What no text may hold (half a character) is replaced."""
+    """Returns the token ids of an example's prompt; lone surrogates are replaced."""
     prompt = render_prompt(example, template, tokenizer)
     prompt = prompt.encode("utf-8", "replace").decode("utf-8")
     ids: list[int] = tokenizer(prompt, add_special_tokens=template != CHAT)["input_ids"]
     return ids
 
 
-def _batch(model: Any, tokenizer: Any, ids: list[list[int]], decoding: Decoding) -> list[Answer]:
-    """Left-padded, so that every prompt ends where its answer begins."""
-    import torch
-
-    longest = max(map(len, ids))
-    pad = tokenizer.pad_token_id
-    padded = torch.tensor([[pad] * (longest - len(row)) + row for row in ids])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=padded.to(model.device),
-            attention_mask=mask.to(model.device),
-            **decoding.arguments(longest, tokenizer),
-        )[:, longest:]
-    ends = _end_tokens(model, tokenizer)
-    answers = []
-    for row in out.tolist():
-        place = next((place for place, token in enumerate(row) if token in ends), None)
-        row = row[:place]
-        text, stopped = cut(tokenizer.decode(row, skip_special_tokens=True), decoding.stop)
-        answers.append(Answer(text.strip(), place is not None or stopped, len(row)))
-    return answers
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Every token that ends an answer: a model may have several."""
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Returns the ids of all tokens that end an answer: a model may have several."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = ends if isinstance(ends, list) else [ends]
     return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
 
 
 def _check_lengths(model: Any, ids: Sequence[Sequence[int]], decoding: Decoding) -> None:
-    room = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config, "max_position_embeddings", None)
     longest = max(map(len, ids), default=0)
-    if room and longest + decoding.max_new_tokens > room:
-        raise ValueError(
+    if limit and longest + decoding.max_new_tokens > limit:
+        raise SettingsError(
             f"a prompt of {longest} tokens and an answer of up to {decoding.max_new_tokens} do "
-            f"not fit into the model's {room}; shorten the input or lower max_new_tokens"
+            f"not fit into the model's {limit}; shorten the input or lower max_new_tokens"
         )

@@ -1,9 +1,9 @@
 """A policy for what goes into a model and what comes out: rules that one can read and edit.
 
-A rule is a pattern with a name, from data/safety_rules.yaml and data/policy_rules.yaml or a
-file of one's own; a moderation endpoint may be asked as well. Each block says which category
-and where. Rules catch what is said plainly, and some of what is meant well: ``measure`` counts
-both on a labelled set, and no policy should be used that was not measured on one's own.
+A rule is a pattern with a name, from data/safety_rules.yaml and data/policy_rules.yaml or from
+a file of the user's; a moderation endpoint may be asked as well. Rules catch what is said
+plainly, and block some harmless text: ``measure`` counts both errors on a labelled set. Measure
+a policy on a labelled set of your own before you rely on it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError, ModelError
-from alpaca_lib.inference.decoding import Growing
+from alpaca_lib.inference.decoding import TextStream
 from alpaca_lib.optional import require
 from alpaca_lib.records import Example
 from alpaca_lib.safety_rules import RULES, SafetyRule, load_rules, unsafe
 
-TALK = RULES.with_name("policy_rules.yaml")
+POLICY_RULES = RULES.with_name("policy_rules.yaml")
 REFUSAL = "I cannot help with that."
-EVERY = 80  # characters of a growing answer between two looks at it
+CHECK_EVERY = 80  # characters of a growing answer between two checks
 
 
 @dataclass(frozen=True)
 class Block:
-    """Why something was stopped: a category, and "input" or "output"."""
+    """Why something was blocked: a category, and "input" or "output"."""
 
     category: str
     where: str
@@ -39,9 +39,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules, and perhaps a moderation endpoint that is asked after them.
+    """Rules, and optionally a moderation endpoint that is asked after them.
 
-    ``moderate``: a text -> the category it was flagged for, or None (see ``open_moderation``).
+    ``moderate`` maps a text to the category it is flagged for, or None: see ``open_moderation``.
+
+    >>> policy = Policy.load()
+    >>> policy.check_input("How do I build a pipe bomb?")
     """
 
     rules: Sequence[SafetyRule]
@@ -49,43 +52,46 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path | None = None) -> Policy:
-        """The policy of a file of rules; without one, the course's: its rules for data, and
-        wider ones for talk."""
-        return cls(load_rules(path) if path else [*load_rules(), *load_rules(TALK)])
+        """Returns the policy of a file of rules, or the course's own.
 
-    def of_input(self, instruction: str, context: str = "") -> Block | None:
-        """What stands against answering this, or None."""
-        return self._look(Example(instruction, context), "input", f"{instruction}\n\n{context}")
-
-    def of_output(self, instruction: str, context: str, answer: str) -> Block | None:
-        """What stands against showing this answer, or None."""
-        return self._look(Example(instruction, context, answer), "output", answer)
-
-    def guarded(self, instruction: str, context: str, pieces: Callable[[], Growing]) -> Growing:
-        """A growing answer as far as the policy lets it through; then why it ended.
-
-        What is blocked at the input is never given to the model: ``pieces`` is not called. An
-        answer is looked at as it grows, and what has been looked at is shown.
+        The course's has the rules for training data and wider ones for conversations. Raises
+        DataError for rules that cannot be used.
         """
-        if block := self.of_input(instruction, context):
+        return cls(load_rules(path) if path else [*load_rules(), *load_rules(POLICY_RULES)])
+
+    def check_input(self, instruction: str, context: str = "") -> Block | None:
+        """Returns why a request must not be answered, or None."""
+        return self._check(Example(instruction, context), "input", f"{instruction}\n\n{context}")
+
+    def check_output(self, instruction: str, context: str, answer: str) -> Block | None:
+        """Returns why an answer must not be shown, or None."""
+        return self._check(Example(instruction, context, answer), "output", answer)
+
+    def guard(self, instruction: str, context: str, pieces: Callable[[], TextStream]) -> TextStream:
+        """Yields a growing answer as far as the policy allows it, and then the refusal.
+
+        A blocked request never reaches the model: ``pieces`` is not called. An answer is checked
+        as it grows, and only text that was checked is shown.
+        """
+        if block := self.check_input(instruction, context):
             yield f"{REFUSAL} ({block})"
             return
         text, shown = "", ""
-        with contextlib.closing(pieces()) as growing:
-            for text in growing:
-                if len(text) - len(shown) < EVERY:
+        with contextlib.closing(pieces()) as answer:
+            for text in answer:
+                if len(text) - len(shown) < CHECK_EVERY:
                     continue
-                if block := self.of_output(instruction, context, text):
+                if block := self.check_output(instruction, context, text):
                     yield f"{shown}\n\n{REFUSAL} ({block})".strip()
                     return
                 shown = text
                 yield shown
         if text == shown:
             return
-        block = self.of_output(instruction, context, text)
+        block = self.check_output(instruction, context, text)
         yield f"{shown}\n\n{REFUSAL} ({block})".strip() if block else text
 
-    def _look(self, task: Example, where: str, text: str) -> Block | None:
+    def _check(self, task: Example, where: str, text: str) -> Block | None:
         if found := unsafe(task, self.rules):
             return Block(found, where)
         if self.moderate and text.strip() and (found := self.moderate(text)):
@@ -95,7 +101,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text of a labelled set: what it is, and whether a policy ought to stop it."""
+    """A text of a labelled set: its category, and whether a policy should block it."""
 
     instruction: str
     input: str
@@ -105,53 +111,58 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a policy did with a labelled set."""
+class PolicyScores:
+    """What a policy did with a labelled set; ``harmless`` is the number of harmless rows."""
 
     blocked: list[Labelled]
-    let_through: list[Labelled]
+    missed: list[Labelled]
     wrongly_blocked: list[Labelled]
     harmless: int
 
     @property
-    def caught(self) -> float:
-        """The part of the harmful that was blocked."""
-        return len(self.blocked) / max(len(self.blocked) + len(self.let_through), 1)
+    def recall(self) -> float:
+        """The fraction of the harmful rows that was blocked."""
+        return len(self.blocked) / max(len(self.blocked) + len(self.missed), 1)
 
     @property
-    def wrongly(self) -> float:
-        """The part of the harmless that was blocked."""
+    def false_positive_rate(self) -> float:
+        """The fraction of the harmless rows that was blocked."""
         return len(self.wrongly_blocked) / max(self.harmless, 1)
 
 
-def measure(policy: Policy, labelled: Sequence[Labelled]) -> Measured:
-    """Holds the policy against a labelled set; a row with an output is looked at as output."""
-    blocked: list[Labelled] = []
-    through: list[Labelled] = []
-    wrongly: list[Labelled] = []
+def measure(policy: Policy, labelled: Sequence[Labelled]) -> PolicyScores:
+    """Returns what a policy blocks of a labelled set; an output is checked as an answer."""
+    groups: dict[str, list[Labelled]] = {"blocked": [], "missed": [], "wrongly_blocked": []}
     for row in labelled:
-        block = policy.of_input(row.instruction, row.input)
+        block = policy.check_input(row.instruction, row.input)
         if not block and row.output:
-            block = policy.of_output(row.instruction, row.input, row.output)
+            block = policy.check_output(row.instruction, row.input, row.output)
         if row.harmful:
-            (blocked if block else through).append(row)
+            groups["blocked" if block else "missed"].append(row)
         elif block:
-            wrongly.append(row)
-    return Measured(blocked, through, wrongly, sum(not row.harmful for row in labelled))
+            groups["wrongly_blocked"].append(row)
+    return PolicyScores(**groups, harmless=sum(not row.harmful for row in labelled))
 
 
 def load_labelled(path: Path) -> list[Labelled]:
-    """The rows of a labelled set (JSON lines). Raises DataError, naming the line."""
+    """Returns the rows of a labelled set (JSON lines). Raises DataError, naming the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: no readable labelled set ({error})") from None
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             rows.append(
                 Labelled(
-                    str(row["instruction"]), str(row.get("input", "")), str(row.get("output", "")),
-                    {"harmful": True, "harmless": False}[row["label"]], str(row["category"]),
+                    instruction=str(row["instruction"]),
+                    input=str(row.get("input", "")),
+                    output=str(row.get("output", "")),
+                    harmful={"harmful": True, "harmless": False}[row["label"]],
+                    category=str(row["category"]),
                 )
-            )  # fmt: skip
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f'{path}, line {number}: needs "instruction", "label" (harmful or harmless) and '
@@ -162,32 +173,34 @@ def load_labelled(path: Path) -> list[Labelled]:
 
 @contextlib.contextmanager
 def open_moderation(model: str = "omni-moderation-latest") -> Iterator[Callable[[str], str | None]]:
-    """A moderation endpoint (OPENAI_BASE_URL, OPENAI_API_KEY) as a Policy's ``moderate``.
+    """Yields a moderation endpoint (OPENAI_BASE_URL, OPENAI_API_KEY) as a Policy's ``moderate``.
 
-    If it cannot be reached that is an error: what was not looked at is not let through.
+    Raises ModelError if it is unavailable: text that was not checked is not shown.
+    """
+    with open_client("moderation", max_retries=3) as (client, errors):
+
+        def moderate(text: str) -> str | None:
+            try:
+                result = client.moderations.create(model=model, input=text).results[0]
+            except errors as error:
+                raise ModelError(f"moderation at {client.base_url}: {error}") from None
+            flagged = result.categories.model_dump(by_alias=True)
+            names = sorted(name for name, value in flagged.items() if value)
+            return (names or ["flagged"])[0] if result.flagged else None
+
+        yield moderate
+
+
+@contextlib.contextmanager
+def open_client(what: str, max_retries: int) -> Iterator[tuple[Any, Any]]:
+    """Yields (a client of OPENAI_BASE_URL, the base class of its errors).
+
+    Raises ModelError, beginning with ``what``, if OPENAI_API_KEY is not set.
     """
     openai = require("openai")
     try:
-        client = openai.OpenAI(max_retries=3)
+        client = openai.OpenAI(max_retries=max_retries)
     except openai.OpenAIError as error:
-        raise ModelError(f"moderation needs OPENAI_API_KEY in the environment ({error})") from None
-
-    def look(text: str) -> str | None:
-        try:
-            result = client.moderations.create(model=model, input=text).results[0]
-        except openai.OpenAIError as error:
-            raise ModelError(f"moderation at {client.base_url}: {error}") from None
-        if not result.flagged:
-            return None
-        scores: dict[str, Any] = {
-            k: v for k, v in result.categories.model_dump(by_alias=True).items() if v
-        }
-        return next(iter(sorted(scores)), "flagged")
-
+        raise ModelError(f"{what} needs OPENAI_API_KEY in the environment ({error})") from None
     with client:
-        yield look
-
-
-def with_moderation(policy: Policy, moderate: Callable[[str], str | None]) -> Policy:
-    """The policy with an endpoint that is asked after its rules."""
-    return replace(policy, moderate=moderate)
+        yield client, openai.OpenAIError

@@ -15,7 +15,7 @@ from alpaca_lib.evaluation.llm_judge import (
     judge,
     length_controlled,
     open_judge,
-    verdict_of,
+    parse_verdict,
 )
 from alpaca_lib.records import Example
 
@@ -49,9 +49,9 @@ def test_an_honest_judge():
     pairs = pairs_of(80)
     found = judge(pairs, honest)
     truth = [(a > b) + (a == b) / 2 for a, b in ((int(p.one[8]), int(p.two[8])) for p in pairs)]
-    assert [outcome for _, outcome in found.read] == truth
-    assert found.consistent == 1.0
-    assert found.first_place.value == 0.5
+    assert [outcome for _, outcome in found.decided] == truth
+    assert found.consistency == 1.0
+    assert found.first_position.value == 0.5
     assert found.win_rate.value == pytest.approx(sum(truth) / 80)
 
 
@@ -59,12 +59,14 @@ def test_position_bias_is_found():
     """A judge that takes the first one of four times whatever stands there: half is not in the
     interval of the first place, and the verdicts that its bias made are ties."""
     draw = random.Random(3)
-    found = judge(pairs_of(200), lambda p: "A" if draw.random() < 0.25 else honest(p), at_once=1)
-    assert 0.5 not in found.first_place and found.first_place.value > 0.55
-    assert found.consistent < 0.9
+    found = judge(
+        pairs_of(200), lambda p: "A" if draw.random() < 0.25 else honest(p), concurrency=1
+    )
+    assert 0.5 not in found.first_position and found.first_position.value > 0.55
+    assert found.consistency < 0.9
     always = judge(pairs_of(40), lambda _: "A")
-    assert always.first_place.value == 1.0 and always.consistent == 0.0
-    assert {outcome for _, outcome in always.read} == {0.5}
+    assert always.first_position.value == 1.0 and always.consistency == 0.0
+    assert {outcome for _, outcome in always.decided} == {0.5}
 
 
 def test_length_bias_is_taken_out():
@@ -80,7 +82,7 @@ def test_length_bias_is_taken_out():
         *_, first, second = shown(prompt)
         return "A" if first - second > draw.gauss(0, 60) else "B"
 
-    found = judge(pairs, longer, at_once=1)
+    found = judge(pairs, longer, concurrency=1)
     assert found.win_rate.value > 0.7
     assert abs(found.length_controlled - 0.5) < 0.12
 
@@ -102,7 +104,7 @@ def test_length_controlled_without_length():
 )  # fmt: skip
 def test_replies(reply, said):
     """One letter, however it is dressed; nothing is guessed."""
-    assert verdict_of(reply) == said
+    assert parse_verdict(reply) == said
 
 
 def test_a_stopped_run_asks_no_reply_twice(tmp_path):
@@ -117,12 +119,12 @@ def test_a_stopped_run_asks_no_reply_twice(tmp_path):
 
     pairs = pairs_of(20)
     with pytest.raises(RuntimeError, match="no more money"):
-        judge(pairs, failing, kept, at_once=1)
+        judge(pairs, failing, kept, concurrency=1)
     lines = kept.read_text().splitlines()
     assert len(lines) == 15
     kept.write_text("\n".join(lines)[:-10])
     again = []
-    found = judge(pairs, lambda p: again.append(p) or honest(p), kept, at_once=1)
+    found = judge(pairs, lambda p: again.append(p) or honest(p), kept, concurrency=1)
     assert len(again) == 40 - 14
     assert found == judge(pairs, honest)
     assert judge(pairs, lambda p: pytest.fail("asked again"), kept) == found
@@ -152,21 +154,21 @@ def test_what_was_under_way_is_kept(tmp_path):
         return "A"
 
     with pytest.raises(RuntimeError, match="refused"):
-        judge(pairs_of(10), ask, kept, at_once=3)
+        judge(pairs_of(10), ask, kept, concurrency=3)
     assert 1 <= len(kept.read_text().splitlines()) < 19
 
 
 def test_unread_replies_are_no_ties():
     """A pair whose reply says nothing has no outcome, and is counted as such."""
     found = judge(pairs_of(10), lambda p: "?" if "task 3\n" in p else honest(p))
-    assert len(found.read) == 9
+    assert len(found.decided) == 9
 
 
 def test_names_are_not_shown_and_braces_survive():
     """The judge sees the task with its input, and the answers as they are."""
-    pair = Pair.of(Example("Add {a}.", "a = 2"), "{one}", "{two}")
+    pair = Pair.from_example(Example("Add {a}.", "a = 2"), "{one}", "{two}")
     seen = []
-    judge([pair], lambda p: seen.append(p) or "T", at_once=1)
+    judge([pair], lambda p: seen.append(p) or "T", concurrency=1)
     assert "Add {a}.\n\na = 2" in seen[0] and "{one}" in seen[0]
     assert seen[0].index("{one}") < seen[0].index("{two}")
     assert seen[1].index("{two}") < seen[1].index("{one}")

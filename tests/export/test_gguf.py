@@ -1,4 +1,4 @@
-"""GGUF: files that llama.cpp loads, held against PyTorch; adapters; what cannot be exported."""
+"""GGUF: files that llama.cpp loads, compared with PyTorch; adapters; what cannot be exported."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from alpaca_lib import models
-from alpaca_lib.errors import ModelError
-from alpaca_lib.export import parity as agreement_module
-from alpaca_lib.export.gguf import KINDS, export, export_adapter, turned
-from alpaca_lib.export.parity import agreement, post
-from alpaca_lib.export.serving import gguf_of, serving
+from alpaca_lib.errors import FileError, ModelError
+from alpaca_lib.export import parity
+from alpaca_lib.export.gguf import KINDS, export_adapter, export_gguf, permute
+from alpaca_lib.export.parity import measure_parity, post
+from alpaca_lib.export.serving import find_gguf, serve_model
 from alpaca_lib.models.llama_server import serve
 from alpaca_lib.records import Example
 
@@ -63,11 +63,11 @@ def test_every_family_is_pytorch(name, options, tokenizer, some_examples, tmp_pa
     """A float32 file's greedy answers and probabilities are PyTorch's, family by family."""
     model = family(name, tokenizer, **options)
     folder = folder_of(tmp_path / "model", tokenizer, model)
-    file = export(folder, tmp_path / "model.gguf", "f32")
+    file = export_gguf(folder, tmp_path / "model.gguf", "f32")
     theirs = models.ModelSource.resolve(
         folder
     ).load_tokenizer()  # transformers has a class of its own for some
-    found = agreement(model, theirs, file, some_examples[:4], tokens=12)
+    found = measure_parity(model, theirs, file, some_examples[:4], tokens=12)
     assert found.tokenized_alike == found.texts == 4
     assert found.same > 0.9 and found.tokens >= 40
     assert found.kl < 1e-4
@@ -76,7 +76,7 @@ def test_every_family_is_pytorch(name, options, tokenizer, some_examples, tmp_pa
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_kinds(kind, tiny_folder, make_tiny, tokenizer, some_examples, tmp_path):
     """Each kind has its size, and its error: the fewer bits, the more."""
-    file = export(str(tiny_folder), tmp_path / "k.gguf", kind)
+    file = export_gguf(str(tiny_folder), tmp_path / "k.gguf", kind)
     reader = gguf.GGUFReader(file)
     types = {t.name: t.tensor_type.name for t in reader.tensors}
     assert types["blk.0.attn_q.weight"] == KINDS[kind][0]
@@ -86,7 +86,7 @@ def test_kinds(kind, tiny_folder, make_tiny, tokenizer, some_examples, tmp_path)
     numbers = sum(t.n_elements for t in reader.tensors if t.name.startswith("blk.0.ffn"))
     assert bits / numbers == pytest.approx(KINDS[kind][1], rel=0.02)
     model = models.ModelSource.resolve(str(tiny_folder)).load_model(EXACT)
-    found = agreement(model, tokenizer, file, some_examples[:3], tokens=4)
+    found = measure_parity(model, tokenizer, file, some_examples[:3], tokens=4)
     most = {"f32": 1e-5, "f16": 1e-4, "bf16": 1e-2, "q8_0": 1e-2}.get(kind, 1.0)
     assert found.kl < most
     if kind.startswith("q4"):
@@ -98,8 +98,8 @@ def test_turned_is_undone_by_transformers(tokenizer):
     from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
     matrix = torch.arange(8 * 3.0).reshape(8, 3).numpy()
-    back = LlamaTensorProcessor({})._reverse_permute_weights(turned(matrix, 2), 2)
-    assert (back == matrix).all() and not (turned(matrix, 2) == matrix).all()
+    back = LlamaTensorProcessor({})._reverse_permute_weights(permute(matrix, 2), 2)
+    assert (back == matrix).all() and not (permute(matrix, 2) == matrix).all()
 
 
 @pytest.fixture
@@ -131,19 +131,19 @@ def test_adapter_file_is_the_merged_model(
 ):
     """An adapter's GGUF over its base's, and the merged model's GGUF: both are PyTorch's."""
     folder = adapter(use_rslora=rslora)
-    base = export(str(tiny_folder), tmp_path / "base.gguf", "f32")
+    base = export_gguf(str(tiny_folder), tmp_path / "base.gguf", "f32")
     lora = export_adapter(str(folder), tmp_path / "lora.gguf")
-    merged = export(str(folder), tmp_path / "merged.gguf", "f32")
+    merged = export_gguf(str(folder), tmp_path / "merged.gguf", "f32")
     model = models.ModelSource.resolve(str(folder)).load_model(EXACT)
     for file, more in ((base, [lora]), (merged, [])):
-        found = agreement(model, tokenizer, file, some_examples[:4], tokens=8, adapters=more)
+        found = measure_parity(model, tokenizer, file, some_examples[:4], tokens=8, adapters=more)
         assert found.kl < 1e-3 and found.same > 0.9
-    without = agreement(model, tokenizer, base, some_examples[:4], tokens=8)
+    without = measure_parity(model, tokenizer, base, some_examples[:4], tokens=8)
     assert without.kl > 0.05
 
 
 def test_what_an_adapter_file_cannot_hold(adapter, tmp_path):
-    """DoRA is refused, with the cure, and no file is left."""
+    """DoRA is refused, with the fix, and no file is left."""
     folder = adapter(use_dora=True)
     with pytest.raises(ModelError, match=r"DoRA; merge it"):
         export_adapter(str(folder), tmp_path / "lora.gguf")
@@ -153,19 +153,19 @@ def test_what_an_adapter_file_cannot_hold(adapter, tmp_path):
 def test_bad_input(tiny_folder, tokenizer, tmp_path):
     """Another family, an unknown kind, another model's tokenizer: one line each, no file."""
     with pytest.raises(ModelError, match="kind 'q2_k': use one of"):
-        export(str(tiny_folder), tmp_path / "x.gguf", "q2_k")
+        export_gguf(str(tiny_folder), tmp_path / "x.gguf", "q2_k")
     opt = tmp_path / "opt"
     shutil.copytree(tiny_folder, opt)
     config = json.loads((opt / "config.json").read_text())
     (opt / "config.json").write_text(json.dumps(config | {"model_type": "opt"}))
     with pytest.raises(ModelError, match="is a opt model; this project exports llama"):
-        export(str(opt), tmp_path / "x.gguf")
+        export_gguf(str(opt), tmp_path / "x.gguf")
     small = folder_of(tmp_path / "small", tokenizer, family("llama", range(1000)))
     with pytest.raises(ModelError, match="only 1000 rows: this tokenizer is not this model's"):
-        export(small, tmp_path / "x.gguf")
-    with pytest.raises(ModelError, match="cannot be written"):
+        export_gguf(small, tmp_path / "x.gguf")
+    with pytest.raises(FileError, match=r"x\.gguf: cannot be written"):
         (tmp_path / "file").write_text("")
-        export(str(tiny_folder), tmp_path / "file" / "x.gguf")
+        export_gguf(str(tiny_folder), tmp_path / "file" / "x.gguf")
     assert not [f for f in tmp_path.iterdir() if "x.gguf" in f.name]
 
 
@@ -176,7 +176,7 @@ def test_damaged_and_foreign_files(tiny_folder, adapter, tmp_path):
     weights = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ModelError, match=r"cut/model\.safetensors: cannot be read"):
-        export(str(cut), tmp_path / "x.gguf")
+        export_gguf(str(cut), tmp_path / "x.gguf")
     other = adapter()
     (other / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(ModelError, match="adapter of another kind"):
@@ -193,7 +193,7 @@ def test_a_tokenizer_with_several_chat_templates(tiny_folder, tmp_path):
     loaded = models.ModelSource.resolve(str(folder)).load_tokenizer()
     loaded.chat_template = {"default": "DEFAULT", "tool_use": "TOOLS"}
     loaded.save_pretrained(folder)
-    file = export(str(folder), tmp_path / "x.gguf", "f16")
+    file = export_gguf(str(folder), tmp_path / "x.gguf", "f16")
     field = gguf.GGUFReader(file).fields["tokenizer.chat_template"]
     assert field.contents() == "DEFAULT"
 
@@ -201,8 +201,8 @@ def test_a_tokenizer_with_several_chat_templates(tiny_folder, tmp_path):
 def test_larger_embedding(tokenizer, some_examples, tmp_path):
     """An embedding with rows that no token has: they are there, unused, and change nothing."""
     model = family("llama", range(len(tokenizer) + 37))
-    file = export(folder_of(tmp_path / "m", tokenizer, model), tmp_path / "m.gguf", "f32")
-    found = agreement(model, tokenizer, file, some_examples[:2], tokens=6)
+    file = export_gguf(folder_of(tmp_path / "m", tokenizer, model), tmp_path / "m.gguf", "f32")
+    found = measure_parity(model, tokenizer, file, some_examples[:2], tokens=6)
     assert found.kl < 1e-4 and found.tokenized_alike == 2
 
 
@@ -213,7 +213,7 @@ def test_serving_a_folder(tiny_folder, tokenizer, tmp_path):
     shutil.copytree(tiny_folder, folder)
     run = {"settings": {"template": "alpaca-lora"}}
     (folder / "run.json").write_text(json.dumps(run))
-    with serving(str(folder), "f32", slots=1) as address:
+    with serve_model(str(folder), "f32", slots=1) as address:
         client = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
         said = client.chat.completions.create(
             model="any", messages=[{"role": "user", "content": "Add 2 and {3}."}],
@@ -225,17 +225,17 @@ def test_serving_a_folder(tiny_folder, tokenizer, tmp_path):
         root = address.removesuffix("/v1")
         plain = post(f"{root}/completion", {"prompt": prompt, "temperature": 0, "n_predict": 8})
     assert said.choices[0].message.content == plain["content"]
-    assert gguf_of(str(folder), "f32", "short") != gguf_of(str(folder), "f32")
-    file = gguf_of(str(folder), "f32")
+    assert find_gguf(str(folder), "f32", "short") != find_gguf(str(folder), "f32")
+    file = find_gguf(str(folder), "f32")
     written = file.stat().st_mtime_ns
-    assert gguf_of(str(folder), "f32").stat().st_mtime_ns == written
+    assert find_gguf(str(folder), "f32").stat().st_mtime_ns == written
 
 
 def test_port_in_use(tiny_folder, tmp_path):
-    """A port that another program has is named, with the cure."""
+    """A port that another program has is named, with the fix."""
     import socket
 
-    file = export(str(tiny_folder), tmp_path / "m.gguf")
+    file = export_gguf(str(tiny_folder), tmp_path / "m.gguf")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -253,7 +253,7 @@ def test_divergence_of_inexactly_normed_probabilities(monkeypatch):
     mine = torch.randn(50, dtype=torch.float64).log_softmax(-1)
     said = [{"id": at, "logprob": float(value) + 2e-4} for at, value in enumerate(mine)]
     reply = {"completion_probabilities": [{"top_logprobs": said}]}
-    monkeypatch.setattr(agreement_module, "post", lambda url, body: reply)
-    assert agreement_module._divergence(mine, [1], "") == pytest.approx(0, abs=1e-12)
+    monkeypatch.setattr(parity, "post", lambda url, body: reply)
+    assert parity._divergence(mine, [1], "") == pytest.approx(0, abs=1e-12)
     said[0]["logprob"] -= 1
-    assert agreement_module._divergence(mine, [1], "") > 1e-4
+    assert parity._divergence(mine, [1], "") > 1e-4

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from alpaca_lib.errors import DataError, ModelError
-from alpaca_lib.evaluation.alpaca_eval import load_outputs, paired, save_outputs
+from alpaca_lib.evaluation.alpaca_eval import load_outputs, pair_outputs, save_outputs
 from alpaca_lib.export.hub_folder import model_card, publish
 from alpaca_lib.inference.__main__ import main
 from alpaca_lib.inference.decoding import Answer
@@ -69,7 +69,7 @@ def test_outputs_and_back(tmp_path):
     name, rows = load_outputs(file)
     assert name == "mine" and [row.output for row in rows] == ["x", "y", ""]
     other = [Example("c", "", "z"), Example("a", "", "w")]
-    assert [(one.output, two.output) for one, two in paired(rows, other)] == [
+    assert [(one.output, two.output) for one, two in pair_outputs(rows, other)] == [
         ("x", "w"), ("", "z"),
     ]  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_published_outputs(stanford_data, capsys):
     one, davinci = load_outputs(folder / "text_davinci_003.json")
     other, alpaca = load_outputs(folder / "alpaca-7b.json")
     assert (one, other) == ("text_davinci_003", "alpaca-7b")
-    both = paired(davinci, alpaca)
+    both = pair_outputs(davinci, alpaca)
     assert len(both) == 805
     files = [str(folder / name) for name in ("text_davinci_003.json", "alpaca-7b.json")]
     assert main(["outputs", *files]) == 0

@@ -1,4 +1,4 @@
-"""The page over its API, with tiny models: two voices, two visitors, a burst, a policy."""
+"""The page over its API, with tiny models: two of them, two visitors, a burst, a policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from alpaca_lib import models
 from alpaca_lib.errors import ModelError
 from alpaca_lib.inference import app
 from alpaca_lib.inference.decoding import Decoding, answer
-from alpaca_lib.inference.model_pool import Voices
+from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.inference.safety import Policy
 
 gradio = pytest.importorskip("gradio")
@@ -19,25 +19,25 @@ EXACT = models.Placement("cpu", "float32", "tests")
 
 
 @pytest.fixture(scope="module")
-def voices(tiny_folder, make_tiny, tokenizer, tmp_path_factory):
+def pool(tiny_folder, make_tiny, tokenizer, tmp_path_factory):
     """Two tiny models that answer differently."""
     other = tmp_path_factory.mktemp("other")
     make_tiny(seed=7).save_pretrained(other)
     tokenizer.save_pretrained(other)
-    return Voices({"one": str(tiny_folder), "two": str(other)}, EXACT)
+    return ModelPool({"one": str(tiny_folder), "two": str(other)}, EXACT)
 
 
 @pytest.fixture
-def opened(voices):
-    """A function that serves a page of these voices, and gives a client of it."""
+def opened(pool):
+    """A function that serves a page of this pool, and returns a client of it."""
     pages = []
 
-    def open_page(speakers=None, policy=None):
-        def speaker(name):
-            return lambda example, how: voices.stream(name, example, how)
+    def open_page(streams=None, policy=None):
+        def stream_of(name):
+            return lambda example, how: pool.stream(name, example, how)
 
         page = app.build(
-            speakers or {name: speaker(name) for name in voices.names}, room=voices.room,
+            streams or {name: stream_of(name) for name in pool.names}, longest=pool.context_length,
             policy=policy,
         )  # fmt: skip
         address = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)[1]
@@ -49,24 +49,24 @@ def opened(voices):
         page.close()
 
 
-def ask(client, text, who="one", beside="(none)", tokens=8, top_p=1, start=None):
+def ask(client, text, who="one", other="(none)", tokens=8, top_p=1, start=None):
     """The two answers."""
     call = client.submit if start else client.predict
-    return call(text, "", who, beside, 0, top_p, 0, 1, tokens, True, api_name="/answer")
+    return call(text, "", who, other, 0, top_p, 0, 1, tokens, True, api_name="/answer")
 
 
-def expected(voices, name, example, tokens=8):
-    """What a voice answers without the page."""
-    with voices.speaking(name) as model:
+def expected(pool, name, example, tokens=8):
+    """Returns what a model answers without the page."""
+    with pool.use(name) as model:
         how = Decoding(max_new_tokens=tokens)
-        return answer(model, voices.tokenizer(name), [example], how)[0].text
+        return answer(model, pool.tokenizer(name), [example], how)[0].text
 
 
-def test_one_or_two_answers(opened, voices, some_examples):
-    """A voice alone, and two beside one another, are what the library answers."""
+def test_one_or_two_answers(opened, pool, some_examples):
+    """One model, and two side by side, answer as the library does."""
     client, example = opened(), some_examples[2]
     assert not example.input
-    one, two = (expected(voices, name, example) for name in ("one", "two"))
+    one, two = (expected(pool, name, example) for name in ("one", "two"))
     assert one != two
     assert ask(client, example.instruction) == (one, "")
     assert ask(client, example.instruction, "two") == (two, "")
@@ -74,10 +74,10 @@ def test_one_or_two_answers(opened, voices, some_examples):
     assert ask(client, example.instruction, "one", "one") == (one, "")
 
 
-def test_a_burst_of_two_visitors(opened, voices, some_examples):
+def test_a_burst_of_two_visitors(opened, pool, some_examples):
     """Twenty requests at once from two visitors: each gets its own answer."""
     plain = [e for e in some_examples if not e.input][:5]
-    wanted = {e.instruction: expected(voices, "one", e) for e in plain}
+    wanted = {e.instruction: expected(pool, "one", e) for e in plain}
     assert len(set(wanted.values())) >= 3
     client = opened()
     clients = [client, gradio_client.Client(client.src, verbose=False)]
@@ -144,10 +144,10 @@ def test_stopping_frees_the_model(opened):
     assert ask(client, "short")[0] == "done"
 
 
-def test_it_accepts_what_it_starts_with(voices):
+def test_it_accepts_what_it_starts_with(pool):
     """Flags beyond the controls' usual ends: the page takes its own values."""
     start = Decoding(temperature=3, top_p=0.01, top_k=500, beams=10, max_new_tokens=9999)
-    page = app.build({"one": lambda e, d: iter(())}, start=start, room=100)
+    page = app.build({"one": lambda e, d: iter(())}, start=start, longest=100)
     sliders = [b for b in page.blocks.values() if isinstance(b, gradio.Slider)]
     assert len(sliders) == 5
     for slider in sliders:

@@ -10,8 +10,8 @@ import torch
 
 from alpaca_lib import models
 from alpaca_lib.errors import ModelError
-from alpaca_lib.inference.decoding import Decoding, answer, cut, settled, stream
-from alpaca_lib.inference.model_pool import Voices
+from alpaca_lib.inference.decoding import Decoding, answer, cut, stable_text, stream
+from alpaca_lib.inference.model_pool import ModelPool
 
 EXACT = models.Placement("cpu", "float32", "tests")
 
@@ -43,9 +43,9 @@ def said(model, tokenizer, examples):
 
 
 def test_one_base_and_its_adapters(tiny_folder, adapters, tokenizer, some_examples):
-    """Each voice answers as the model loaded alone does, in any order; the base is there once."""
+    """Each model answers as if loaded alone, in any order; the base is loaded once."""
     named = {"base": str(tiny_folder), "one": adapters[0], "two": adapters[1]}
-    voices = Voices(named, EXACT)
+    pool = ModelPool(named, EXACT)
     alone = {
         name: said(
             models.ModelSource.resolve(where).load_model(EXACT), tokenizer, some_examples[:4]
@@ -54,25 +54,25 @@ def test_one_base_and_its_adapters(tiny_folder, adapters, tokenizer, some_exampl
     }
     assert len({tuple(texts) for texts in alone.values()}) == 3
     for name in ("two", "base", "one", "two", "base"):
-        with voices.speaking(name) as model:
+        with pool.use(name) as model:
             assert said(model, tokenizer, some_examples[:4]) == alone[name]
-    assert len(voices._loaded) == 1
-    assert voices.names == ["base", "one", "two"]
-    with pytest.raises(ModelError, match="there are base, one, two"), voices.speaking("three"):
+    assert len(pool._loaded) == 1
+    assert pool.names == ["base", "one", "two"]
+    with pytest.raises(ModelError, match="there are base, one, two"), pool.use("three"):
         pass
 
 
-def test_streams_of_a_voice(tiny_folder, adapters, tokenizer, some_examples):
-    """A stream ends with what the batch says, and closing it lets the next voice speak."""
-    voices = Voices({"base": str(tiny_folder), "one": adapters[0]}, EXACT)
+def test_streams_of_a_pool(tiny_folder, adapters, tokenizer, some_examples):
+    """A stream ends with the batch's answer, and closing it frees the pool."""
+    pool = ModelPool({"base": str(tiny_folder), "one": adapters[0]}, EXACT)
     how = Decoding(max_new_tokens=10)
-    with voices.speaking("one") as model:
+    with pool.use("one") as model:
         whole = said(model, tokenizer, some_examples[:1])[0]
-    assert list(voices.stream("one", some_examples[0], how))[-1] == whole
-    half = voices.stream("base", some_examples[0], how)
+    assert list(pool.stream("one", some_examples[0], how))[-1] == whole
+    half = pool.stream("base", some_examples[0], how)
     next(half)
     half.close()
-    assert list(voices.stream("one", some_examples[0], how))[-1] == whole
+    assert list(pool.stream("one", some_examples[0], how))[-1] == whole
 
 
 def test_another_bases_adapter(adapters, make_tiny, tokenizer, tmp_path):
@@ -81,26 +81,26 @@ def test_another_bases_adapter(adapters, make_tiny, tokenizer, tmp_path):
     make_tiny(hidden_size=32, intermediate_size=64).save_pretrained(other)
     tokenizer.save_pretrained(other)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        Voices({"one": adapters[0]}, EXACT, base=str(other))
+        ModelPool({"one": adapters[0]}, EXACT, base=str(other))
     deeper = tmp_path / "deeper"
     make_tiny(num_hidden_layers=3).save_pretrained(deeper)
     tokenizer.save_pretrained(deeper)
     for named in ({"one": adapters[0]}, {"two": adapters[1], "one": adapters[0]}):
         with pytest.raises(ModelError, match=r"does not have .*layers\.2"):
-            Voices(named, EXACT, base=str(deeper))
+            ModelPool(named, EXACT, base=str(deeper))
     shallow = tmp_path / "shallow"
     make_tiny(num_hidden_layers=1).save_pretrained(shallow)
     tokenizer.save_pretrained(shallow)
     with pytest.raises(ModelError, match=r"layers\.1.* has no place here"):
-        Voices({"one": adapters[0]}, EXACT, base=str(shallow))
+        ModelPool({"one": adapters[0]}, EXACT, base=str(shallow))
 
 
 def test_no_model():
     """Nothing to talk to, and a name that is nothing."""
     with pytest.raises(ModelError, match="name at least one"):
-        Voices({})
+        ModelPool({})
     with pytest.raises(ModelError, match="no model 'nothing-here'"):
-        Voices({"x": "nothing-here"})
+        ModelPool({"x": "nothing-here"})
 
 
 def test_stop_texts_end_answers(tiny_folder, tokenizer, some_examples):
@@ -121,10 +121,10 @@ def test_stop_texts_end_answers(tiny_folder, tokenizer, some_examples):
 
 def test_a_stream_holds_back_what_may_change():
     """Half a character, and what may become a stop text, are not shown yet."""
-    assert settled("caf\ufffd", ()) == "caf"
-    assert settled("Yes.\n\n###", ("### In",)) == "Yes.\n\n"
-    assert settled("Yes.\n\n### Out", ("### In",)) == "Yes.\n\n### Out"
-    assert settled("a#", ("#b", "a#c")) == ""
+    assert stable_text("caf\ufffd", ()) == "caf"
+    assert stable_text("Yes.\n\n###", ("### In",)) == "Yes.\n\n"
+    assert stable_text("Yes.\n\n### Out", ("### In",)) == "Yes.\n\n### Out"
+    assert stable_text("a#", ("#b", "a#c")) == ""
     assert cut("one two one", ["two", "one"]) == ("", True)
 
 
@@ -132,7 +132,7 @@ def test_streams_of_any_writing(tokenizer, tiny_folder):
     """Chinese, kana and emoji, token by token: nothing broken is shown, nothing is lost."""
     text = "你好，世界。こんにちは 👩‍🚀 สวัสดี"
     ids = tokenizer(text)["input_ids"]
-    seen = [settled(tokenizer.decode(ids[:n]), ()) for n in range(1, len(ids) + 1)]
+    seen = [stable_text(tokenizer.decode(ids[:n]), ()) for n in range(1, len(ids) + 1)]
     assert seen[-1] == text and not any("\ufffd" in one for one in seen)
     assert all(text.startswith(one) for one in seen)
     assert len(set(seen)) > 15
@@ -153,10 +153,10 @@ def test_a_changed_adapter_folder(adapters, tiny_folder, tmp_path):
     shutil.copytree(adapters[0], folder)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
-        Voices({"a": str(folder)}, EXACT)
+        ModelPool({"a": str(folder)}, EXACT)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": None})
     )
     with pytest.raises(ModelError, match="names no base model"):
-        Voices({"a": str(folder)}, EXACT)
+        ModelPool({"a": str(folder)}, EXACT)

@@ -8,13 +8,12 @@ import pytest
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.inference.safety import (
-    EVERY,
+    CHECK_EVERY,
     REFUSAL,
     Labelled,
     Policy,
     load_labelled,
     measure,
-    with_moderation,
 )
 from alpaca_lib.safety_rules import load_rules
 
@@ -32,16 +31,16 @@ def policy(tmp_path):
 
 def test_input_and_output(policy):
     """Each block says its category, and whether it was the request or the answer."""
-    assert str(policy.of_input("Peel a BANANA.")) == "input: fruit"
-    assert str(policy.of_input("Peel this.", "banana")) == "input: fruit"
-    assert policy.of_input("Peel an apple.") is None
-    assert policy.of_output("Say it.", "", "a banana") is None  # the rule names other fields
-    assert str(policy.of_output("Say it.", "", "It is code 1234.")) == "output: secrets"
+    assert str(policy.check_input("Peel a BANANA.")) == "input: fruit"
+    assert str(policy.check_input("Peel this.", "banana")) == "input: fruit"
+    assert policy.check_input("Peel an apple.") is None
+    assert policy.check_output("Say it.", "", "a banana") is None  # the rule names other fields
+    assert str(policy.check_output("Say it.", "", "It is code 1234.")) == "output: secrets"
 
 
 def test_a_blocked_request_never_reaches_the_model(policy):
     """The model is not asked."""
-    told = list(policy.guarded("banana", "", lambda: pytest.fail("asked")))
+    told = list(policy.guard("banana", "", lambda: pytest.fail("asked")))
     assert told == [f"{REFUSAL} (input: fruit)"]
 
 
@@ -58,26 +57,26 @@ def test_a_growing_answer_is_cut_before_what_it_must_not_say(policy):
         finally:
             closed.append(len(text))
 
-    seen = list(policy.guarded("Tell me.", "", pieces))
+    seen = list(policy.guard("Tell me.", "", pieces))
     assert not any("1234" in one for one in seen)
     assert seen[-1].endswith(f"{REFUSAL} (output: secrets)") and "word 20 " in seen[-1]
-    assert closed[0] < 40 * 8 + 4 * EVERY
-    harmless = list(policy.guarded("Tell me.", "", lambda: (one for one in ["short"])))
+    assert closed[0] < 40 * 8 + 4 * CHECK_EVERY
+    harmless = list(policy.guard("Tell me.", "", lambda: (one for one in ["short"])))
     assert harmless == ["short"]
 
 
 def test_the_end_of_an_answer_is_looked_at_too(policy):
     """An answer shorter than a look is looked at before it is shown."""
-    seen = list(policy.guarded("Tell me.", "", lambda: (one for one in ["code 1234"])))
+    seen = list(policy.guard("Tell me.", "", lambda: (one for one in ["code 1234"])))
     assert seen == [f"{REFUSAL} (output: secrets)"]
 
 
 def test_an_endpoint_is_asked_after_the_rules(policy):
     """What the rules block is not sent away; what the endpoint flags is blocked."""
     sent = []
-    guarded = with_moderation(policy, lambda text: sent.append(text) or "violence")
-    assert str(guarded.of_input("banana")) == "input: fruit" and not sent
-    assert str(guarded.of_input("Hello")) == "input: violence" and len(sent) == 1
+    guarded = Policy(policy.rules, lambda text: sent.append(text) or "violence")
+    assert str(guarded.check_input("banana")) == "input: fruit" and not sent
+    assert str(guarded.check_input("Hello")) == "input: violence" and len(sent) == 1
 
 
 def test_measure_counts(policy):
@@ -90,8 +89,8 @@ def test_measure_counts(policy):
         Labelled("bread", "", "", False, "fruit"),
     ]
     found = measure(policy, rows)
-    assert (found.caught, found.wrongly) == (2 / 3, 1 / 2)
-    assert found.let_through == [rows[1]] and found.wrongly_blocked == [rows[3]]
+    assert (found.recall, found.false_positive_rate) == (2 / 3, 1 / 2)
+    assert found.missed == [rows[1]] and found.wrongly_blocked == [rows[3]]
 
 
 def test_the_shipped_set(repository):
@@ -101,8 +100,8 @@ def test_the_shipped_set(repository):
     assert len(rows) == 200 and sum(row.harmful for row in rows) == 100
     assert len({row.instruction for row in rows}) == 200
     narrow, wide = measure(Policy(load_rules()), rows), measure(Policy.load(), rows)
-    assert 0.1 < narrow.caught < wide.caught and wide.caught > 0.3
-    assert narrow.wrongly <= wide.wrongly < 0.05
+    assert 0.1 < narrow.recall < wide.recall and wide.recall > 0.3
+    assert narrow.false_positive_rate <= wide.false_positive_rate < 0.05
 
 
 def test_harmless_talk_passes(repository):
@@ -111,7 +110,7 @@ def test_harmless_talk_passes(repository):
     asked = file.read_text(encoding="utf-8").splitlines()
     assert len(asked) > 140
     policy = Policy.load()
-    assert [text for text in asked if policy.of_input(text)] == []
+    assert [text for text in asked if policy.check_input(text)] == []
 
 
 def test_no_rule_is_slow():
@@ -119,8 +118,8 @@ def test_no_rule_is_slow():
     policy = Policy.load()
     for text in ("make " * 4000, "how do i get " * 1500, "a" * 20000, "他们" * 8000):
         began = time.perf_counter()
-        policy.of_output("Tell me.", "", text)
-        policy.of_input(text)
+        policy.check_output("Tell me.", "", text)
+        policy.check_input(text)
         assert time.perf_counter() - began < 20
 
 

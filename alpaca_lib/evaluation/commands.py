@@ -1,0 +1,177 @@
+"""Sub-commands of evaluation: compare models, files of outputs, and what a judge prefers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
+
+from alpaca_lib.command_line import Command
+from alpaca_lib.errors import ModelError
+from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.inference.commands import EVAL_TASKS
+from alpaca_lib.inference.decoding import Decoding
+from alpaca_lib.models import ModelSource
+from alpaca_lib.options import add_flags, from_flags
+
+if TYPE_CHECKING:
+    from alpaca_lib.evaluation.comparison import Scores
+
+
+def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="the first is the base")
+    parser.add_argument("--eval", type=Path, default=EVAL_TASKS, help="tasks (eval_60.json)")
+    parser.add_argument("--template", help="prompt template (default: the trained one)")
+    add_flags(parser, Decoding, ("max_new_tokens", "repetition_penalty"))
+    parser.add_argument("--batch", type=int, default=16, help="prompts per batch (default 16)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for scores.json and NAME.json, which AlpacaEval can score"
+    )
+
+
+def _run_compare(options: argparse.Namespace) -> None:
+    from alpaca_lib.evaluation.alpaca_eval import save_outputs
+    from alpaca_lib.evaluation.comparison import compare_models, load_tasks
+    from alpaca_lib.inference.model_pool import ModelPool, common_template
+
+    sources = _resolve_models(options.models)
+    tasks = load_tasks(options.eval)
+    template = options.template or common_template(sources.values())
+    print(f"template {template}", file=sys.stderr)
+
+    def report(name: str) -> None:
+        print(f"{name}: {len(tasks)} tasks ...", file=sys.stderr, flush=True)
+
+    decoding = Decoding(**from_flags(options, Decoding))
+    scores = []
+    pool = ModelPool(sources)
+    for one, answers in compare_models(pool, tasks, decoding, template, options.batch, report):
+        scores.append(one)
+        if options.out:
+            save_outputs(options.out / f"{one.model}.json", tasks, answers, one.model)
+    if options.out:
+        rows = {one.model: vars(one) for one in scores}
+        write_text(options.out / "scores.json", dump_json(rows, indent=1) + "\n")
+    print_scores(scores)
+
+
+def _resolve_models(words: Iterable[str]) -> dict[str, ModelSource]:
+    """Returns the models of NAME=MODEL words by name. Raises ModelError for a name used twice."""
+    sources: dict[str, ModelSource] = {}
+    for word in words:
+        name, _, model = word.rpartition("=")
+        name = name or Path(model).name
+        if name in sources:
+            raise ModelError(f"two models are called {name}: name them, as in NAME={model}")
+        sources[name] = ModelSource.resolve(model)
+    return sources
+
+
+def print_scores(scores: list[Scores]) -> None:
+    """Prints a table of models, and each model's differences from the first one."""
+    from alpaca_lib.evaluation.comparison import differences
+
+    columns = ("loss", "bits/byte", "ended", "checks", "ROUGE-L", "repeated", "words", "tokens/s")
+    print(f"{'':12}" + "".join(f"{column:>10}" for column in columns))
+    for s in scores:
+        met = f"{s.checks_met:.0%}" if s.checks_met is not None else "-"
+        print(
+            f"{s.model[:12]:12}{s.loss:10.3f}{s.bits_per_byte:10.3f}{s.ended:10.0%}{met:>10}"
+            f"{s.rouge_l:10.3f}{s.repeated:10.1%}{s.words:10.1f}{s.tokens_per_second or 0:10.1f}"
+        )
+    base, *others = scores
+    for s in others:
+        print(f"\n{s.model} minus {base.model}, with 95 % intervals; better : worse : equal tasks")
+        for d in differences(s, base):
+            counts = f"{d.better:4} :{d.worse:4} :{d.equal:4}"
+            print(f"  {d.measure:12}{d.interval!s:28}{counts}   p {d.p:.2g}")
+
+
+def _add_output_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("one", type=Path, help="outputs in AlpacaEval's format")
+    parser.add_argument("two", type=Path, help="outputs of another model to the same tasks")
+
+
+def _run_outputs(options: argparse.Namespace) -> None:
+    from alpaca_lib.dataset.rouge import rouge_l
+    from alpaca_lib.evaluation.alpaca_eval import load_pairs
+    from alpaca_lib.evaluation.comparison import compare_texts
+
+    one, two, pairs = load_pairs(options.one, options.two)
+    print(
+        f"{len(pairs)} tasks; {one} minus {two} with 95 % intervals; on how many tasks more, fewer"
+    )
+    print(f"  {'':10}{one[:18]:>19}{two[:18]:>19}")
+    for d in compare_texts([a.output for a, _ in pairs], [b.output for _, b in pairs]):
+        means = f"{d.means[0]:19.3f}{d.means[1]:19.3f}"
+        print(f"  {d.measure:10}{means}   {d.interval!s:26}{d.better:5} :{d.worse:5}")
+    rouge = mean(rouge_l(a.output, b.output, mode="unicode") for a, b in pairs)
+    print(f"  ROUGE-L of one with the other: {rouge:.3f}")
+
+
+def _add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_output_files(parser)
+    parser.add_argument("--judge", required=True, help="the judge's name at OPENAI_BASE_URL")
+    parser.add_argument("--kept", type=Path, help="file of replies; a stopped run resumes from it")
+    parser.add_argument("--at-once", type=int, default=4, help="concurrent requests (default 4)")
+
+
+def _run_judge(options: argparse.Namespace) -> None:
+    from alpaca_lib.evaluation.alpaca_eval import load_pairs
+    from alpaca_lib.evaluation.intervals import sign_test
+    from alpaca_lib.evaluation.llm_judge import Pair, judge, open_judge
+
+    one, two, outputs = load_pairs(options.one, options.two)
+    print(f"{len(outputs)} tasks that both have, shown twice each ...", file=sys.stderr)
+
+    def report(done: int, total: int) -> None:
+        print(f"{done}/{total}", end="\r", file=sys.stderr, flush=True)
+
+    pairs = [Pair.from_example(a, a.output, b.output) for a, b in outputs]
+    with open_judge(options.judge) as ask:
+        found = judge(pairs, ask, options.kept, options.at_once, report, options.judge)
+    outcomes = [outcome for _, outcome in found.decided]
+    wins, losses, ties = (outcomes.count(value) for value in (1.0, 0.0, 0.5))
+    print(f"{one} against {two}, judged by {options.judge}")
+    print(f"  read in both orders   {len(outcomes)} of {len(pairs)}")
+    print(f"  wins, losses, ties    {wins} {losses} {ties}")
+    print(f"  win rate              {found.win_rate}   sign test p {sign_test(wins, losses):.2g}")
+    print(f"  at equal length       {found.length_controlled:.3f}")
+    print(f"  same in both orders   {found.consistency:.0%}")
+    print(f"  first place won       {found.first_position}")
+
+
+COMPARE = Command(
+    "compare",
+    "several models on the same held-out tasks: one table, with intervals",
+    _add_compare_arguments,
+    _run_compare,
+    (
+        "alpaca compare base=smollm2-135m lora=runs/lora-alpaca --out answers",
+        "alpaca compare runs/one runs/two --eval my_tasks.json --max-new-tokens 64",
+    ),
+)
+OUTPUTS = Command(
+    "outputs",
+    "two files of outputs, published ones too, without a judge",
+    _add_output_files,
+    _run_outputs,
+    (
+        "alpaca outputs answers/lora.json answers/base.json",
+        "alpaca outputs answers/lora.json text_davinci_003.json",
+    ),
+)
+JUDGE = Command(
+    "judge",
+    "two files of outputs before a judge, in both orders",
+    _add_judge_arguments,
+    _run_judge,
+    (
+        "alpaca judge answers/lora.json answers/base.json --judge gpt-4o",
+        "alpaca judge a.json b.json --judge gpt-4o --kept replies.jsonl --at-once 8",
+    ),
+)
+COMMANDS = (COMPARE, OUTPUTS, JUDGE)
