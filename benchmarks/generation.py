@@ -33,9 +33,10 @@ from typing import Any
 
 import openai
 
-from alpaca_lib.generation.budget import Budget
-from alpaca_lib.generation.rate_limit import Pace
-from alpaca_lib.generation.self_instruct import Limits, Outcome, Settings, generate, prompt_for
+from alpaca_lib.generation.ledger import Ledger
+from alpaca_lib.generation.prompting import Prompter
+from alpaca_lib.generation.rate_limit import RateLimit
+from alpaca_lib.generation.self_instruct import Limits, Outcome, Settings, generate
 from alpaca_lib.generation.teacher import Sampling, open_teacher
 from alpaca_lib.launch.launcher import free_port
 from alpaca_lib.prompts import load_header
@@ -228,17 +229,17 @@ async def ask_ours(
     """So many requests through Teacher.connect()."""
     os.environ["OPENAI_BASE_URL"] = server.address
     seeds, header = seeds_and_header()
-    prompt = prompt_for(seeds, header, Settings(), 0)
+    prompt = Prompter(seeds, header, Settings()).prompt(0).text
     with open_teacher("openai", "loopback") as teacher:
         requests = iter(range(count))
-        async with teacher.connect(Pace(flight, per_minute), Budget()) as line:
+        async with teacher.connect(RateLimit(flight, per_minute), Ledger()) as line:
 
             async def worker() -> None:
                 for number in requests:
                     request = teacher.request(
                         prompt, first_number=4, tasks=TASKS, seed=number, sampling=Sampling()
                     )
-                    await line.ask(request)
+                    await line.ask(request, number)
 
             await asyncio.gather(*(worker() for _ in range(flight)))
 
@@ -246,7 +247,7 @@ async def ask_ours(
 async def ask_plainly(server: Server, count: int, flight: int) -> None:
     """The same by the openai client alone, with its own retries."""
     seeds, header = seeds_and_header()
-    prompt = prompt_for(seeds, header, Settings(), 0)
+    prompt = Prompter(seeds, header, Settings()).prompt(0).text
     requests = iter(range(count))
     async with openai.AsyncOpenAI(base_url=server.address, max_retries=20) as client:
 

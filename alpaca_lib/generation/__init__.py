@@ -1,1 +1,34 @@
-"""Stage 01: ask a teacher for tasks, parse, filter, keep; no torch in here."""
+"""Generates instruction tasks: asks a teacher model, parses, filters and keeps (lesson 01).
+
+    settings, limits = Settings(tasks_wanted=20, tasks_per_request=3), Limits(max_usd=1.0)
+    with open_teacher("local") as teacher:
+        outcome = generate(teacher, seeds, header, settings, Path("runs/my"), limits)
+
+``generate`` writes regen.json and a journal from which it resumes. The steps one by one:
+``Prompter`` composes a prompt, ``parse_reply`` finds the tasks in a reply, ``rule_broken``
+filters one. ``load_prices`` and ``estimate`` compute the cost before a run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from alpaca_lib.lazy import attach
+
+if TYPE_CHECKING:
+    from alpaca_lib.generation.budget import estimate as estimate
+    from alpaca_lib.generation.budget import load_prices as load_prices
+    from alpaca_lib.generation.documents import load_passages as load_passages
+    from alpaca_lib.generation.filtering import Outcome as Outcome
+    from alpaca_lib.generation.filtering import Progress as Progress
+    from alpaca_lib.generation.parsing import parse_reply as parse_reply
+    from alpaca_lib.generation.parsing import rule_broken as rule_broken
+    from alpaca_lib.generation.pipeline import run_generation as run_generation
+    from alpaca_lib.generation.prompting import Prompter as Prompter
+    from alpaca_lib.generation.self_instruct import generate as generate
+    from alpaca_lib.generation.settings import Limits as Limits
+    from alpaca_lib.generation.settings import Sampling as Sampling
+    from alpaca_lib.generation.settings import Settings as Settings
+    from alpaca_lib.generation.teacher import open_teacher as open_teacher
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

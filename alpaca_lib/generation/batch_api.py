@@ -1,7 +1,7 @@
-"""The same run through the Batch API: half the price, answered within a day.
+"""Sends the requests of a run through the Batch API: half the price, answered within a day.
 
 Requests go up in files, answers come back in files, in any order. Each file is in the
-journal before its batch is made, so that a run which is killed finds its batches again
+journal before its batch is created, so that a run which is killed finds its batches again
 and pays for none twice.
 """
 
@@ -9,129 +9,129 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import IO, Any, TypeVar
 
-from alpaca_lib.errors import ReplyError, TeacherError
-from alpaca_lib.generation import teacher as teachers
-from alpaca_lib.generation.async_runner import Stop
-from alpaca_lib.generation.failures import DROPPABLE, failure_of
-from alpaca_lib.generation.run_state import Run
-from alpaca_lib.generation.teacher import RawReply, reply_from
+from alpaca_lib.errors import ReplyError, SettingsError, TeacherError
+from alpaca_lib.generation.backoff import compute_wait
+from alpaca_lib.generation.failures import DROPPABLE, REFUSED_PARAMETER, classify_failure
+from alpaca_lib.generation.messages import MALFORMED, RawReply, parse_completion
+from alpaca_lib.generation.run_state import RunState
 from alpaca_lib.optional import require
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 200_000_000  # of one file
 POLL = 30.0  # seconds between two looks at a batch
 ROUNDS = 3  # batches in which a request may fail before the run stops
-SPARE = 1.3  # times the requests that would do if every task were kept; a round may take a day
+SPARE = 1.3  # first round: requests per request needed if all tasks are kept, as a round is slow
 ENDPOINT = "/v1/chat/completions"
-REFUSALS = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 T = TypeVar("T")
 
 
-class Stopped(Exception):
-    """The run was asked to stop while a call was to be tried again."""
+class _Stopped(Exception):
+    """Unwinds to send_all when the run is asked to stop."""
 
 
-async def ask_all(run: Run, stop: Stop) -> None:
-    """As Online.ask_all(), by batches."""
-    if run.teacher.kind != "openai":
-        raise ValueError(f'way "batch": not with teacher {run.teacher.kind!r}, only with "openai"')
-    openai = require("openai")
-    async with openai.AsyncOpenAI(
-        base_url=run.teacher.address,
-        api_key=run.teacher.key,
-        max_retries=0,
-        timeout=run.teacher.timeout,
+async def send_all(run: RunState, stop: threading.Event) -> None:
+    """Sends requests in batches until the run has enough, reaches a limit or has to stop.
+
+    Raises SettingsError for a teacher without a Batch API, TeacherError if it fails for good.
+    """
+    teacher = run.teacher
+    if teacher.kind != "openai":
+        raise SettingsError(f'way "batch": not with teacher {teacher.kind!r}, only with "openai"')
+    async with require("openai").AsyncOpenAI(
+        base_url=teacher.address, api_key=teacher.key, max_retries=0, timeout=teacher.timeout
     ) as client:
-        batches = Batches(run, client, openai, stop)
+        batches = Batches(run, client, stop)
         try:
-            while not run.judge_ready({}):
-                if stop.asked:
-                    raise Stopped
-                if not batches.open():
-                    await batches.hand_in()
-                if not batches.open():
+            while not run.filter_arrived({}):
+                batches.check_stop()
+                if not run.journal.open_batches():
+                    await batches.submit()
+                if not run.journal.open_batches():
                     run.outcome.ended = "budget"
                     return
                 if not await batches.collect():
-                    await _sleep(POLL, stop)
-        except Stopped:
+                    await batches.sleep(POLL)
+        except _Stopped:
             run.outcome.ended = "interrupted"
 
 
 class Batches:
-    """The batches of a run, by the id of their input file."""
+    """The batches of a run; the journal keeps their state by the id of the input file.
 
-    def __init__(self, run: Run, client: Any, openai: Any, stop: Stop) -> None:
-        self.run, self.client, self.openai, self.stop = run, client, openai, stop
+    failed: the number of batches in which each request failed.
+    reported: the last status of each batch that was printed.
+
+    >>> await batches.submit()
+    >>> while not await batches.collect(): await batches.sleep(POLL)
+    """
+
+    def __init__(self, run: RunState, client: Any, stop: threading.Event) -> None:
+        self.run, self.client, self.stop = run, client, stop
+        self.openai = require("openai")
         self.failed: Counter[int] = Counter()
-        self.told: dict[str, str] = {}
+        self.reported: dict[str, str] = {}
 
-    def open(self) -> dict[str, dict[str, Any]]:
-        """The batches that are not collected yet."""
-        return self.run.journal.open_batches()
-
-    async def hand_in(self) -> None:
-        """Uploads the requests that are needed next, and makes batches of them."""
+    async def submit(self) -> None:
+        """Uploads the requests that are needed next, and creates a batch per file."""
         run, first = self.run, self.run.outcome.requests
-        count = run.needed() if first else round(run.needed() * SPARE)
+        count = run.requests_needed() if first else round(run.requests_needed() * SPARE)
         numbers = [
             number
             for number in range(first, min(first + count, run.most_requests))
-            if number not in run.journal and run.prompter.ready(number, first)
+            if number not in run.journal and run.prompter.is_ready(number, first)
         ]
         for part, data in self._files(numbers):
-            if self.stop.asked:
-                raise Stopped
+            self.check_stop()
             name = f"{run.folder.name or 'requests'}-{part[0]}.jsonl"
             upload = partial(self.client.files.create, file=(name, data), purpose="batch")
-            uploaded = await self._patiently(upload)
-            run.journal.batch(uploaded.id, requests=part, state="uploaded")
-            await self._make(uploaded.id)
+            uploaded = await self._retry(upload)
+            run.journal.note_batch(uploaded.id, requests=part, state="uploaded")
+            await self._create(uploaded.id)
 
-    async def _make(self, file: str) -> None:
-        tries = 0
+    async def _create(self, file: str) -> None:
+        attempts = 0
 
-        async def make() -> Any:
-            nonlocal tries
-            tries += 1
-            # The answer to an earlier try may be lost, and its batch made all the same.
-            if tries > 1 and (found := await self._made_of(file)):
+        async def create() -> Any:
+            nonlocal attempts
+            attempts += 1
+            # The answer to an earlier attempt may be lost although its batch was created.
+            if attempts > 1 and (found := await self._find(file)):
                 return found
             return await self.client.batches.create(
                 input_file_id=file, endpoint=ENDPOINT, completion_window="24h"
             )
 
-        made = await self._patiently(make)
-        self.run.journal.batch(file, id=made.id, state="made")
+        batch, journal = await self._retry(create), self.run.journal
+        journal.note_batch(file, id=batch.id, state="made")
         self.run.teacher.say(
-            f"batch {made.id}: {len(self.run.journal.batches[file]['requests'])} requests handed "
-            "in; this may be interrupted, and started again later to collect the answers"
+            f"batch {batch.id}: {len(journal.batches[file]['requests'])} requests handed in; this "
+            "may be interrupted, and started again later to collect the answers"
         )
 
-    async def _made_of(self, file: str) -> Any:
-        """The account's batch of an input file, or None."""
-        async for found in self.client.batches.list(limit=100):
-            if found.input_file_id == file:
-                return found
+    async def _find(self, file: str) -> Any:
+        """Returns the account's batch of an input file, or None."""
+        async for batch in self.client.batches.list(limit=100):
+            if batch.input_file_id == file:
+                return batch
         return None
 
     def _files(self, numbers: list[int]) -> Iterator[tuple[list[int], bytes]]:
-        """(requests, file) for as many requests as the budget allows, in files of legal size."""
-        run = self.run
+        """Yields (requests, file) for the requests that the budget allows, in allowed sizes."""
+        ledger = self.run.ledger
         part: list[int] = []
         data = bytearray()
         for number in numbers:
-            request = run.request(number)
-            if not run.budget.fits(*request.most_tokens):
+            request = self.run.request(number)
+            if not ledger.fits(*request.most_tokens):
                 break
-            run.budget.reserve(*request.most_tokens)
+            ledger.hold(number, *request.most_tokens)
             line = {
                 "custom_id": f"request-{number}",
                 "method": "POST",
@@ -148,57 +148,55 @@ class Batches:
             yield part, bytes(data)
 
     async def collect(self) -> bool:
-        """Looks at each open batch once; whether any was finished and its answers are kept."""
+        """Looks at each open batch once; returns whether the answers of one were collected."""
         finished = False
-        for file, state in self.open().items():
-            if "id" not in state:  # killed between upload and batch: was it made?
-                found = await self._patiently(partial(self._made_of, file))
-                if found:
-                    self.run.journal.batch(file, id=found.id, state="made")
+        for file, state in self.run.journal.open_batches().items():
+            if "id" not in state:  # killed after the upload: the batch may exist
+                if batch := await self._retry(partial(self._find, file)):
+                    self.run.journal.note_batch(file, id=batch.id, state="made")
                 else:
-                    await self._make(file)
+                    await self._create(file)
                 continue
-            found = await self._patiently(partial(self.client.batches.retrieve, state["id"]))
-            self._tell(found)
-            if found.status in ("completed", "expired", "cancelled", "failed"):
-                await self._take(file, found)
+            batch = await self._retry(partial(self.client.batches.retrieve, state["id"]))
+            self._report(batch)
+            if batch.status in ("completed", "expired", "cancelled", "failed"):
+                await self._collect_one(file, batch)
                 finished = True
         return finished
 
-    async def _take(self, file: str, found: Any) -> None:
-        run = self.run
-        if found.status == "failed":
-            run.journal.batch(file, state="done", status=found.status)
-            errors = (found.errors.data if found.errors else None) or []
-            said = "; ".join(str(error.message or error.code or "") for error in errors[:3])
-            why = run.teacher.redact(said) or "no reason given"
-            raise TeacherError(f"{run.teacher.address}: batch {found.id} was refused: {why}")
-        seen: set[int] = set()
-        for name in (found.output_file_id, found.error_file_id):
+    async def _collect_one(self, file: str, batch: Any) -> None:
+        run, numbers = self.run, self.run.journal.batches[file]["requests"]
+        if batch.status == "failed":
+            run.journal.note_batch(file, state="done", status=batch.status)
+            errors = (batch.errors.data if batch.errors else None) or []
+            reasons = "; ".join(str(error.message or error.code or "") for error in errors[:3])
+            why = run.teacher.redact(reasons) or "no reason given"
+            raise TeacherError(f"{run.teacher.address}: batch {batch.id} was refused: {why}")
+        answered: set[int] = set()
+        for name in (batch.output_file_id, batch.error_file_id):
             if name:
                 with tempfile.TemporaryFile() as stream:
-                    await self._patiently(partial(self._download, name, stream))
-                    self._read(stream, seen)
-        for number in run.journal.batches[file]["requests"]:
-            if number not in run.journal and number not in seen:
-                if found.status == "completed":  # paid for, perhaps, and answered by nothing
-                    self._lost(number, "no line in its batch")
-                self._failed(number, {"message": "no line in its batch"})
-        run.budget.reserved = 0.0
-        run.journal.batch(file, state="done", status=found.status)
+                    await self._retry(partial(self._download, name, stream))
+                    self._read(stream, answered)
+        for number in numbers:
+            if number not in run.journal and number not in answered:
+                if batch.status == "completed":  # perhaps paid for, without an answer
+                    self._hold(number)
+                    run.ledger.forfeit(number, "no line in its batch")
+                self._fail(number, {"message": "no line in its batch"})
+        run.journal.note_batch(file, state="done", status=batch.status)
 
     async def _download(self, name: str, stream: IO[bytes]) -> None:
-        httpx = require("httpx2")
         stream.seek(0)
         stream.truncate()
         try:
             async with self.client.files.with_streaming_response.content(name) as response:
                 async for data in response.iter_bytes():
                     stream.write(data)
-        except httpx.TransportError as error:
+        except require("httpx2").TransportError as error:
             raise self.openai.APIConnectionError(request=None) from error
 
-    def _read(self, stream: IO[bytes], seen: set[int]) -> None:
+    def _read(self, stream: IO[bytes], answered: set[int]) -> None:
         """Puts the answers of an output or error file into the journal."""
         run = self.run
         stream.seek(0)
@@ -210,60 +208,60 @@ class Batches:
                 body = response.get("body") or {}
                 error = line.get("error") or body.get("error")
                 status = response.get("status_code")
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-                continue  # not an answer to anything; its request is asked again
+            except MALFORMED:
+                continue  # not an answer to anything; its request is sent again
             if number in run.journal:
                 continue
-            seen.add(number)
+            answered.add(number)
             if error is None and status == 200:
+                self._hold(number)
                 try:
-                    reply = reply_from(body)
-                    most = run.budget.most(*run.request(number).most_tokens)
-                    run.journal.append(number, replace(reply, usd=run.budget.settle(most, reply)))
+                    reply = parse_completion(body)
+                    reply = replace(reply, usd=run.ledger.cost(number, reply))
+                    run.journal.append(number, reply)
+                    run.ledger.charge(number, reply.usd)
                     continue
                 except ReplyError as broken:
                     error = {"message": str(broken)}
-                    self._lost(number, str(broken))
-            self._failed(number, error if isinstance(error, dict) else {"message": error})
+                    run.ledger.forfeit(number, str(broken))
+            self._fail(number, error if isinstance(error, dict) else {"message": error})
 
-    def _lost(self, number: int, why: str) -> None:
-        """An answer that has been paid for and is of no use."""
-        budget = self.run.budget
-        dollars = budget.most(*self.run.request(number).most_tokens)
-        self.run.journal.lost(number, why, dollars)
-        budget.forfeit(dollars)
+    def _hold(self, number: int) -> None:
+        """Reserves a request's dollars again if an earlier process submitted its batch."""
+        self.run.ledger.hold(number, *self.run.request(number).most_tokens)
 
-    def _failed(self, number: int, error: dict[str, Any]) -> None:
+    def _fail(self, number: int, error: dict[str, Any]) -> None:
+        """Counts a request that failed, to be sent again; one that was filtered is a reply."""
         run, code = self.run, str(error.get("code") or "")
-        said = run.teacher.redact(str(error.get("message") or "no reason given"))[:300]
+        message = run.teacher.redact(str(error.get("message") or "no reason given"))[:300]
+        run.ledger.release(number)
         if code in ("content_filter", "content_policy_violation"):
-            run.journal.append(number, RawReply("", "content_filter", 0, 0, refusal=said))
+            run.journal.append(number, RawReply("", "content_filter", 0, 0, refusal=message))
             return
         self.failed[number] += 1
-        if code in REFUSALS and error.get("param") in DROPPABLE:
-            run.teacher.drop(str(error["param"]))
+        if code in REFUSED_PARAMETER and error.get("param") in DROPPABLE:
+            run.teacher.leave_out(str(error["param"]))
         if self.failed[number] >= ROUNDS:
             raise TeacherError(
-                f"{run.teacher.address}: request {number} failed in {ROUNDS} batches: {said}"
+                f"{run.teacher.address}: request {number} failed in {ROUNDS} batches: {message}"
             )
 
-    def _tell(self, found: Any) -> None:
-        counts = found.request_counts
-        said = f"batch {found.id}: {found.status}"
+    def _report(self, batch: Any) -> None:
+        text, counts = f"batch {batch.id}: {batch.status}", batch.request_counts
         if counts:
-            said += f", {counts.completed} of {counts.total} requests done, {counts.failed} failed"
-        if self.told.get(found.id) != said:
-            self.told[found.id] = said
-            self.run.teacher.say(said)
+            text += f", {counts.completed} of {counts.total} requests done, {counts.failed} failed"
+        if self.reported.get(batch.id) != text:
+            self.reported[batch.id] = text
+            self.run.teacher.say(text)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What a call returns; what may pass is tried again, ever less often."""
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Returns what a call returns; a failure that may pass is tried again after a wait."""
         teacher = self.run.teacher
         attempt = 0
         while True:
             try:
                 found = await call()
-                if isinstance(found, str):  # the client's way with a web page
+                if isinstance(found, str):  # the client returns a web page as its text
                     raise ReplyError("a page, not an answer")
                 return found
             except self.openai.NotFoundError:
@@ -272,19 +270,22 @@ class Batches:
                     'way="online" asks without it'
                 ) from None
             except (self.openai.OpenAIError, TimeoutError, ReplyError) as error:
-                failure = failure_of(error, self.openai, teacher.address, teacher.model)
+                failure = classify_failure(error, teacher.address, teacher.model)
                 attempt += 1
                 passing = failure.kind in ("rate", "busy", "lost", "garbled")
                 if not passing or attempt >= teacher.tries:
                     raise TeacherError(teacher.redact(failure.text)[:500]) from None
-                backoff = min(2 * teachers.FIRST_WAIT * 2.0 ** (attempt - 1), teachers.LONGEST_WAIT)
-                await _sleep(random.uniform(0, backoff) + (failure.wait or 0.0), self.stop)
-                if self.stop.asked:
-                    raise Stopped from None
+                wait = compute_wait(attempt, failure.wait)
+            await self.sleep(wait)
+            self.check_stop()
 
+    def check_stop(self) -> None:
+        """Ends send_all if the run was asked to stop."""
+        if self.stop.is_set():
+            raise _Stopped
 
-async def _sleep(seconds: float, stop: Stop) -> None:
-    """Waits, and looks now and then whether to stop."""
-    end = asyncio.get_running_loop().time() + seconds
-    while not stop.asked and (left := end - asyncio.get_running_loop().time()) > 0:
-        await asyncio.sleep(min(left, 0.2))
+    async def sleep(self, seconds: float) -> None:
+        """Waits for a time, or until the run is asked to stop."""
+        end = asyncio.get_running_loop().time() + seconds
+        while not self.stop.is_set() and (left := end - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(min(left, 0.2))

@@ -1,7 +1,7 @@
-"""The reader's own documents, in passages that a prompt can show.
+"""Splits your own documents into passages that a prompt can show.
 
-A teacher that is shown a passage writes tasks about it, beyond what it knows by
-itself; each task keeps where its passage stands, so that a reader can check it.
+A teacher that is shown a passage writes tasks about it, beyond its own knowledge; each task
+records its source passage, so that a reader can check it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alpaca_lib.errors import DataError
 from alpaca_lib.records import words
 
 KINDS = (".txt", ".md", ".rst")
-WORDS = 150  # in a passage, about
+WORDS = 150  # per passage, approximately
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Passage:
     text: str
 
     def source(self) -> dict[str, object]:
-        """What is recorded with a task."""
+        """Returns the source that is recorded with a task."""
         return {"file": self.file, "start": self.start, "end": self.end}
 
 
 def load_passages(folder: Path, size: int = WORDS) -> list[Passage]:
-    """The passages of every .txt, .md and .rst file below a folder, in order of names.
+    """Returns the passages of every .txt, .md and .rst file below a folder, sorted by name.
 
-    A passage ends with a paragraph where it can, else with a sentence.
-    Raises DataError if there is nothing to read.
+    size: words per passage, approximately. A passage ends with a paragraph if possible, else
+    with a sentence. Raises DataError if there is nothing to read.
     """
     given = folder
     if not folder.exists():
@@ -62,7 +62,7 @@ def load_passages(folder: Path, size: int = WORDS) -> list[Passage]:
 
 
 def _spans(text: str, size: int) -> list[tuple[int, int]]:
-    """(start, end) of passages of about so many words, without the white space around them."""
+    """Returns (start, end) of passages of about ``size`` words, without surrounding space."""
     pieces: list[tuple[int, int]] = []
     for paragraph in re.finditer(r"\S(?:.*?\S)??(?=\s*\n\s*\n|\s*\Z)", text, re.DOTALL):
         if words(paragraph[0]) <= size:

@@ -1,63 +1,67 @@
-"""What becomes of a reply: tasks kept, and the rest with reasons."""
+"""Filters the tasks of a reply: those kept, and the rest with reasons."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.dataset.rouge import NoveltyIndex
 from alpaca_lib.generation.budget import Sampled
+from alpaca_lib.generation.messages import RawReply
 from alpaca_lib.generation.parsing import Rejected, Reply, parse_json_reply, parse_reply
 from alpaca_lib.generation.prompting import Prompt
 from alpaca_lib.generation.settings import Settings
-from alpaca_lib.generation.teacher import RawReply
 from alpaca_lib.records import Example, save_examples
 from alpaca_lib.safety_rules import SafetyRule, unsafe
 
 
 @dataclass
 class Outcome:
-    """What a run kept and why it dropped the rest. usd is None where no price is known."""
+    """Tasks that a run kept and dropped, and what they cost.
 
-    index: NoveltyIndex = field(repr=False)
+    >>> outcome = generate(teacher, seeds, header, settings, folder)
+    >>> print(len(outcome.kept), outcome.reasons().most_common(3), outcome.ended)
+    """
+
+    index: NoveltyIndex = field(repr=False)  # instructions of the seeds and the kept tasks
     kept: list[Example] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
-    requests: int = 0
-    resumed_requests: int = 0
+    requests: int = 0  # replies that were filtered
+    resumed_requests: int = 0  # of these, replies that were in the journal at the start
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    kept_after_request: list[int] = field(default_factory=list)
-    rejected_after_request: list[dict[str, int]] = field(default_factory=list)
-    samples: list[Sampled] = field(default_factory=list)
-    usd: float | None = 0.0
-    lost_usd: float = 0.0
+    kept_after_request: list[int] = field(default_factory=list)  # tasks kept after each reply
+    rejected_after_request: list[dict[str, int]] = field(default_factory=list)  # by reason
+    samples: list[Sampled] = field(default_factory=list)  # one per reply, for an estimate
+    usd: float | None = 0.0  # dollars of the replies; None: no price is known
+    lost_usd: float = 0.0  # dollars of attempts without a reply that may have been paid for
     ended: str = ""  # enough, max_requests, budget or interrupted
 
     @classmethod
-    def of(cls, seeds: Sequence[Example], threshold: float, mode: str) -> Outcome:
-        """The outcome of a run that has not begun."""
+    def start(cls, seeds: Sequence[Example], threshold: float, mode: str) -> Outcome:
+        """Returns the outcome of a run without replies."""
         known = (seed.instruction for seed in seeds)
         return cls(NoveltyIndex(known, threshold, mode, os.cpu_count()))
 
     def reasons(self) -> Counter[str]:
-        """How many were dropped for each reason."""
+        """Returns the number of dropped tasks by reason."""
         return Counter(self.rejected_after_request[-1] if self.rejected_after_request else {})
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, after a reply was judged."""
+    """A run's counts after a reply was filtered; str() gives them as one line."""
 
     requests: int
     resumed: bool
     kept: int
     wanted: int
     rejected: dict[str, int]
-    seconds: float
+    seconds: float  # since this process started the run
     seconds_left: float | None
     usd: float | None
 
@@ -66,20 +70,20 @@ class Progress:
         if self.rejected:
             parts.append(f"{sum(self.rejected.values())} dropped")
         if self.seconds > 0 and not self.resumed:
-            parts.append(f"{60 * self.requests / self.seconds:.3g} replies a minute")
+            parts.append(f"{60 * self.requests / self.seconds:.3g} replies per minute")
         if self.usd:
-            whole = f" of about ${self.usd * self.wanted / self.kept:.2f}" if self.kept else ""
-            parts.append(f"${self.usd:.4f}{whole}")
+            total = f" of about ${self.usd * self.wanted / self.kept:.2f}" if self.kept else ""
+            parts.append(f"${self.usd:.4f}{total}")
         if self.usd is None:
-            parts.append("price not known")
+            parts.append("price unknown")
         if self.seconds_left:
             left = self.seconds_left
             parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
         return ", ".join(parts)
 
 
-def parse(reply: RawReply, first_number: int, reply_format: str) -> Reply:
-    """The tasks in a raw reply, in whichever format was asked for."""
+def parse_raw_reply(reply: RawReply, first_number: int, reply_format: str) -> Reply:
+    """Returns the tasks in a raw reply of the given format."""
     if reply.refusal:
         return Reply([], [Rejected("the teacher refused", reply.refusal)])
     if reply_format == "json":
@@ -87,12 +91,15 @@ def parse(reply: RawReply, first_number: int, reply_format: str) -> Reply:
     return parse_reply(reply.text, reply.finish_reason, first_number)
 
 
-def judge(
-    reply: RawReply, prompt: Prompt, settings: Settings, rules: Sequence[SafetyRule],
+def filter_reply(
+    reply: RawReply,
+    prompt: Prompt,
+    settings: Settings,
+    rules: Sequence[SafetyRule],
     outcome: Outcome,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Adds to the outcome what one reply gives, in order; returns each task's decision."""
-    parsed = parse(reply, prompt.first_number, settings.reply_format)
+) -> list[dict[str, Any]]:
+    """Adds the tasks of one reply to the outcome, in order; returns each task's decision."""
+    parsed = parse_raw_reply(reply, prompt.first_number, settings.reply_format)
     rejected, decisions = list(parsed.rejected), []
     before = len(outcome.kept)
     for task in parsed.tasks:
@@ -121,14 +128,14 @@ def judge(
     return decisions
 
 
-def samples_of(
+def sample_replies(
     replies: Iterable[RawReply], seeds: Sequence[Example], threshold: float = 0.7
 ) -> list[Sampled]:
-    """What replies to text prompts with three seeds gave and took: for an estimate."""
+    """Returns the sample that an estimate needs, from replies to text prompts with 3 seeds."""
     settings = Settings(threshold=threshold)
-    outcome = Outcome.of(seeds, threshold, settings.rouge_mode)
+    outcome = Outcome.start(seeds, threshold, settings.rouge_mode)
     for reply in replies:
-        judge(reply, Prompt("", 4), settings, (), outcome)
+        filter_reply(reply, Prompt("", 4), settings, (), outcome)
     return outcome.samples
 
 
@@ -138,22 +145,21 @@ def _with_source(task: Example, prompt: Prompt) -> Example:
         extra["topic"] = prompt.topic
     if prompt.passage:
         extra["source"] = prompt.passage.source()
-    return Example(task.instruction, task.input, task.output, extra)
+    return replace(task, extra=extra)
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> Path:
-    """Writes folder/regen.json: what is kept, each with its ten nearest among the seeds and
-    what was kept before it, as Stanford's script writes them."""
+    """Writes folder/regen.json and returns its path.
+
+    Each kept task has its ten nearest among the seeds and the tasks kept before it, as
+    Stanford's script writes them.
+    """
     kept, first = outcome.kept, len(outcome.index) - len(outcome.kept)
     new = [n for n, task in enumerate(kept) if "avg_similarity_score" not in task.extra]
     for number, near in zip(
         new, outcome.index.neighbours_before([first + n for n in new]), strict=True
     ):
+        similar = {"most_similar_instructions": near.nearest, "avg_similarity_score": near.mean}
         task = kept[number]
-        extra = {
-            **task.extra,
-            "most_similar_instructions": near.nearest,
-            "avg_similarity_score": near.mean,
-        }
-        kept[number] = Example(task.instruction, task.input, task.output, extra)
+        kept[number] = replace(task, extra={**task.extra, **similar})
     return save_examples(kept, folder / "regen.json")

@@ -1,182 +1,155 @@
-"""The journal of a generation run: every reply, on disk before it is used.
+"""The journal of a generation run: every reply is on disk before it is used.
 
 Append-only JSON lines: the run's configuration first; then a line for each reply, each
-attempt that may have been paid for in vain, each batch, and each judgement with its
-reasons. A run that was killed reads it back and asks only for what is missing.
+attempt that may have been paid for without a reply, each batch, and each filtered reply with
+its reasons. A run that was killed reads it and sends only the requests that are missing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.errors import JournalError
-from alpaca_lib.files import dump_json
-from alpaca_lib.generation.teacher import RawReply
+from alpaca_lib.errors import FileError, JournalError
+from alpaca_lib.files import JsonLine, JsonLines, acquire_lock, dump_json, read_json_lines
+from alpaca_lib.generation.messages import RawReply
 
 
 class Journal:
     """The lines of ``folder``/journal.jsonl; one process at a time holds it open.
 
-    Texts stay on disk: in memory there is a place for each reply.
+    filtered: numbers of the replies whose tasks were filtered.
+    spent_usd: dollars of the replies that were in the file when it was opened.
+    lost_usd: dollars of attempts without a reply that may have been paid for.
+    pending: dollars of the requests that were sent and not answered since, by number.
+    batches: the state of each batch, by the id of its input file.
+
+    Texts stay on disk; memory holds an offset per reply.
+
+    >>> journal = Journal(folder, {"model": "m", "seed": 0})
+    >>> journal.append(0, reply)
+    >>> assert 0 in journal and journal.reply(0) == reply
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]) -> None:
         self.path = folder / "journal.jsonl"
-        self.judged: set[int] = set()
-        self.spent_usd = 0.0  # by the replies that were there when it was opened
-        self.lost_usd = 0.0  # attempts without an answer that may have been paid for
-        self.pending: dict[int, float] = {}  # dollars of requests sent, and not answered since
+        self.filtered: set[int] = set()
+        self.spent_usd = 0.0
+        self.lost_usd = 0.0
+        self.pending: dict[int, float] = {}
         self.batches: dict[str, dict[str, Any]] = {}
-        self._places: dict[int, int] = {}
-        self._writing = threading.RLock()  # replies are appended by a thread of their own
-        with self.explained():
+        self._offsets: dict[int, int] = {}
+        busy = (
+            f"{folder}: another run is writing there; wait for it, stop it, or use another folder"
+        )
+        with contextlib.ExitStack() as opened, self.explained():
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
-        try:
-            with self.explained():
-                self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115
-            self._size = 0
+            try:
+                lock = acquire_lock(folder / ".generation.lock", wait=False, busy=busy)
+            except FileError as error:
+                raise JournalError(str(error)) from None
+            opened.callback(lock.release)
+            self._lines = opened.enter_context(JsonLines(self.path))
             first = True
-            for number, line in self._whole_lines():
+            for line in read_json_lines(self.path):
                 if first:
-                    self._check(line.get("configuration"), configuration)
-                    first = False
+                    self._check(line, configuration)
                 else:
-                    self._remember(number, line)
+                    self._restore(line)
+                first = False
             if first:
                 self._write({"configuration": configuration})
-        except BaseException:
-            self.close()
-            raise
+            self._resources = opened.pop_all()
 
     def __contains__(self, request: int) -> bool:
-        return request in self._places
+        return request in self._offsets
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def reply(self, request: int) -> RawReply:
-        """The reply to a request that is in the journal."""
-        with self.explained(), open(self.path, "rb") as stream:
-            stream.seek(self._places[request])
-            line = json.loads(stream.readline())
-        return RawReply(**line["reply"])
+        """Returns the reply to a request that is in the journal."""
+        with self.explained():
+            return RawReply(**self._lines.read_at(self._offsets[request])["reply"])
 
     def append(self, request: int, reply: RawReply) -> None:
-        """Puts one reply on disk, fsync included."""
-        line = {"request": request, "reply": asdict(reply)}
-        with self._writing:
-            place = self._size
-            self._write(line)
-            self._places[request] = place
-            self.pending.pop(request, None)
+        """Writes one reply and waits until it is on disk."""
+        self._offsets[request] = self._write({"request": request, "reply": asdict(reply)})
+        self.pending.pop(request, None)
 
-    def sent(self, request: int, usd: float) -> None:
-        """Notes, before it goes out, what a request may cost; if the run ends before it is
-        answered, that counts as spent."""
+    def note_sent(self, request: int, usd: float) -> None:
+        """Notes what a request may cost, before it is sent."""
         self._write({"sent": request, "usd": usd}, sync=False)
         self.pending[request] = usd
 
-    def unsent(self, request: int) -> None:
-        """Notes that a request came to nothing, and was not paid for."""
+    def note_unsent(self, request: int) -> None:
+        """Notes that a request ended without a reply and without cost."""
         if self.pending.pop(request, None) is not None:
             self._write({"unsent": request}, sync=False)
 
-    def lost(self, request: int, why: str, usd: float) -> None:
-        """Notes an attempt that may have been paid for without an answer."""
+    def note_lost(self, request: int, why: str, usd: float) -> None:
+        """Notes an attempt that may have been paid for, without a reply."""
         self._write({"request": request, "lost": why, "usd": usd})
         self.lost_usd += usd
         self.pending.pop(request, None)
 
-    def judge(self, request: int, tasks: list[dict[str, Any]]) -> None:
-        """Notes what became of a reply's tasks; not fsynced, since it can be judged again."""
-        if request not in self.judged:
-            self.judged.add(request)
+    def note_filtered(self, request: int, tasks: list[dict[str, Any]]) -> None:
+        """Notes the decision on each task of a reply; not synced, as it can be recomputed."""
+        if request not in self.filtered:
+            self.filtered.add(request)
             self._write({"judged": request, "tasks": tasks}, sync=False)
 
-    def batch(self, name: str, **state: Any) -> None:
-        """Notes a batch that was handed in, or what became of it."""
+    def note_batch(self, name: str, **state: Any) -> None:
+        """Notes a change in the state of a batch."""
         self.batches[name] = {**self.batches.get(name, {}), **state}
         self._write({"batch": name, **state})
 
     def open_batches(self) -> dict[str, dict[str, Any]]:
-        """The batches whose answers are not collected yet."""
+        """Returns the batches whose answers are not collected yet."""
         return {name: b for name, b in self.batches.items() if b.get("state") != "done"}
 
     def close(self) -> None:
-        """Closes the file; everything appended is already on disk."""
-        with contextlib.suppress(AttributeError):
-            self._stream.close()
-        self._lock.release()
+        """Closes the file and releases the folder."""
+        self._resources.close()
 
-    def _write(self, line: dict[str, Any], sync: bool = True) -> None:
-        data = (dump_json(line) + "\n").encode("utf-8")
-        with self._writing, self.explained():
-            try:
-                written = 0
-                while written < len(data):
-                    written += os.write(self._stream.fileno(), data[written:])
-                if sync:
-                    os.fsync(self._stream.fileno())
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._stream.fileno(), self._size)  # no torn line
-                raise
-            self._size += len(data)
+    def _write(self, line: dict[str, Any], sync: bool = True) -> int:
+        with self.explained():
+            return self._lines.append(line, sync)
 
-    def _whole_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, line) of the journal; a last line that a crash tore is cut off the file."""
-        number = 0
-        with open(self.path, "rb") as stream:
-            for data in stream:
-                number += 1
-                if not data.endswith(b"\n"):
-                    os.ftruncate(self._stream.fileno(), self._size)
-                    return
-                try:
-                    line = json.loads(data)
-                except ValueError:
-                    line = None
-                if not isinstance(line, dict):
-                    raise self._damaged(number)
-                yield number, line
-                self._size += len(data)
-
-    def _remember(self, number: int, line: dict[str, Any]) -> None:
+    def _restore(self, line: JsonLine) -> None:
+        row = line.row or {}
         try:
-            if "reply" in line:
-                self.spent_usd += RawReply(**line["reply"]).usd
-                self._places[int(line["request"])] = self._size
-                self.pending.pop(int(line["request"]), None)
-            elif "lost" in line:
-                self.lost_usd += float(line["usd"])
-                self.pending.pop(int(line["request"]), None)
-            elif "sent" in line:
-                self.pending[int(line["sent"])] = float(line["usd"])
-            elif "unsent" in line:
-                self.pending.pop(int(line["unsent"]), None)
-            elif "judged" in line:
-                self.judged.add(int(line["judged"]))
-            elif "batch" in line:
-                state = {key: value for key, value in line.items() if key != "batch"}
-                self.batches.setdefault(str(line["batch"]), {}).update(state)
+            if "reply" in row:
+                self.spent_usd += RawReply(**row["reply"]).usd
+                self._offsets[int(row["request"])] = line.offset
+                self.pending.pop(int(row["request"]), None)
+            elif "lost" in row:
+                self.lost_usd += float(row["usd"])
+                self.pending.pop(int(row["request"]), None)
+            elif "sent" in row:
+                self.pending[int(row["sent"])] = float(row["usd"])
+            elif "unsent" in row:
+                self.pending.pop(int(row["unsent"]), None)
+            elif "judged" in row:
+                self.filtered.add(int(row["judged"]))
+            elif "batch" in row:
+                self.batches.setdefault(str(row.pop("batch")), {}).update(row)
             else:
                 raise KeyError("reply")
         except (KeyError, TypeError, ValueError):
-            raise self._damaged(number) from None
+            raise JournalError(
+                f"{self.path}, line {line.number}: is damaged; delete it, and its request is "
+                "sent again"
+            ) from None
 
-    def _damaged(self, number: int) -> JournalError:
-        cure = "use a new folder" if number == 1 else "delete it, and its request is asked again"
-        return JournalError(f"{self.path}, line {number}: is damaged; {cure}")
-
-    def _check(self, found: Any, wanted: dict[str, Any]) -> None:
+    def _check(self, line: JsonLine, wanted: dict[str, Any]) -> None:
+        if line.row is None:
+            raise JournalError(f"{self.path}, line 1: is damaged; use a new folder")
+        found = line.row.get("configuration")
         found = found if isinstance(found, dict) else {}
         wanted = json.loads(dump_json(wanted))
         differ = [
@@ -192,7 +165,7 @@ class Journal:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """An error of the disk becomes a JournalError that says what to do."""
+        """Raises an error of the disk as a JournalError that says what to do."""
         try:
             yield
         except OSError as error:
@@ -201,17 +174,3 @@ class Journal:
                 "here is kept; free some space or make the folder writable, and start the same "
                 "run again"
             ) from None
-
-
-def _lock(folder: Path) -> Any:
-    """A lock that the system takes back when the process ends, however it ends."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".generation.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise JournalError(
-            f"{folder}: another run is writing there; wait for it, stop it, or use another folder"
-        ) from None
-    return lock

@@ -1,7 +1,7 @@
-"""llama.cpp as a teacher: what it is asked for besides the prompt.
+"""llama.cpp's own options for the local teacher: a grammar for the list of tasks.
 
-A 135M model loses the list's format after a task or two; a grammar holds it to
-the format, token by token, and leaves the words to the model.
+A 135M model loses the list's format after a task or two; a grammar enforces the format
+at each token and leaves the content to the model.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 
-def options(first_number: int, tasks: int) -> dict[str, Any]:
-    """llama.cpp's own options for a list of tasks: the format, and what keeps a small model
-    from repeating itself (a little) and from unlikely words (min_p)."""
+def completion_options(first_number: int, tasks: int) -> dict[str, Any]:
+    """Returns llama.cpp's options for a list of tasks: less repetition, no unlikely tokens."""
     return {"grammar": task_grammar(first_number, tasks), "repeat_penalty": 1.05, "min_p": 0.1}
 
 
 def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> str:
-    """A GBNF grammar: ``tasks`` entries of the list, numbered from first_number.
+    """Returns a GBNF grammar for ``tasks`` entries of the list, numbered from first_number.
 
     The reply begins after "N. Instruction:", as the prompt ends there.
     """
@@ -29,11 +28,11 @@ def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> 
             f'"\\n{n}. Output:\\n" output "\\n"'
         )
     rules += [
-        # A letter first, then one sentence; no # and no <, which are the format's.
-        # Bounded, since a small model seldom comes to an end by itself.
+        # A letter first, then one sentence, without the format's # and <.
+        # Bounded, as a small model seldom ends by itself.
         "instruction ::= letter [^\\n#<>.?!。？！]{8,140} [.?!。？！]",
         f'input ::= "{no_input}" | line',
-        # A number may stand alone or begin a text, but not as "5.": that is a heading's.
+        # A number may stand alone or begin a text, but not as "5.", which begins a heading.
         'output ::= line ("\\n" letter-or-dash [^\\n#<>]{1,120}){0,2}',
         'line ::= sentence (" " sentence){0,2} | [0-9]+ ([^\\n#<>.)0-9] [^\\n#<>]{0,80})?',
         "sentence ::= letter-or-dash [^\\n#<>.?!。？！]{1,140} [.?!。？！]",

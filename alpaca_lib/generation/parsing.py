@@ -1,7 +1,7 @@
-"""A teacher's reply -> tasks, and the reason for each one that is not kept.
+"""Parses a teacher's reply into tasks, with the reason for each one that is dropped.
 
 Text: the prompt ends with the heading of the next task ("4. Instruction:"), and the
-reply goes on from there: blocks between lines of ###, each with the headings
+reply continues from there: blocks between lines of ###, each with the headings
 "N. Instruction:", "N. Input:", "N. Output:" (Stanford Alpaca's format).
 JSON: {"tasks": [{"instruction", "input", "output"}, ...]}.
 """
@@ -16,16 +16,14 @@ from typing import Any
 
 from alpaca_lib.records import Example, words
 
-FORMATS = ("text", "json")
-
-# Words that name what a text model cannot see, hear or make (Stanford's list).
-KEYWORDS = (
-    *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files"),
-    *("map", "maps", "draw", "plot", "go to", "video", "audio", "music", "flowchart", "diagram"),
+# Words for what a text model cannot see, hear or create (Stanford's list).
+_KEYWORD = re.compile(
+    r"\b(images?|graphs?|pictures?|files?|maps?|draw|plot|go to"
+    r"|video|audio|music|flowchart|diagram)\b",
+    re.IGNORECASE,
 )
-_KEYWORD = re.compile(r"\b(" + "|".join(KEYWORDS) + r")\b", re.IGNORECASE)
 _SEPARATOR = re.compile(r"^[ \t]*###[ \t]*$", re.MULTILINE)
-# Also in bold, as a Markdown heading or quotation, and in Chinese: models do all of that.
+# Models also write headings in bold, as Markdown headings or quotations, and in Chinese.
 _HEADING = re.compile(
     r"^[ \t]*(?:#{1,4}[ \t]+|>[ \t]*)?"
     r"(?P<a>\*\*|__)?(?P<number>\d+)[.)．、](?P=a)?[ \t]*(?P<b>\*\*|__)?"
@@ -48,7 +46,7 @@ _NO_INPUT = re.compile(
 
 @dataclass(frozen=True)
 class Rejected:
-    """A piece of a reply that is not kept, and why."""
+    """A part of a reply that is dropped, and why."""
 
     reason: str
     text: str
@@ -56,20 +54,27 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one reply gave: tasks in order, and the rest with reasons."""
+    """The tasks of one reply in order, and its dropped parts with reasons."""
 
     tasks: list[Example] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+
+    def add(self, task: Example | None, reason: str | None, text: str) -> None:
+        """Adds a task, or the text that it is from and the reason why it is dropped."""
+        if task is not None and reason is None:
+            self.tasks.append(task)
+        else:
+            self.rejected.append(Rejected(str(reason), text))
 
 
 def parse_reply(
     text: str, finish_reason: str | None, first_number: int, compat: bool = False
 ) -> Reply:
-    """The tasks in a reply whose prompt ended in "{first_number}. Instruction:".
+    """Returns the tasks in a reply whose prompt ended in "{first_number}. Instruction:".
 
     finish_reason "length" means that the last task is cut off: it is dropped.
-    compat=True does exactly what Stanford's post_process_gpt3_response does, its
-    faults included: a reply that misses one ### loses every later task.
+    compat=True repeats Stanford's post_process_gpt3_response, its faults included: a reply
+    that lacks one ### loses every later task.
     """
     if compat:
         return _parse_stanford(text, finish_reason, first_number)
@@ -81,29 +86,26 @@ def parse_reply(
     if not _HEADING.match(text.lstrip("# \n")):
         text = f"{first_number}. Instruction:{text}"
     pieces = _SEPARATOR.split(text)
-    # Cut right after a ###, the last task is whole.
+    # If the reply was cut right after a ###, its last task is complete.
     cut_off = _ended(finish_reason) if pieces[-1].strip() else None
     blocks = [block for block in pieces if block.strip()]
     reply = Reply()
     for place, block in enumerate(blocks, start=1):
-        task = _task(block)
+        task = _parse_block(block)
         if place == len(blocks) and cut_off:
             reason: str | None = cut_off
         elif task is None:
             reason = "not one Instruction, Input and Output with one number"
         else:
             reason = rule_broken(task)
-        if reason is None and task is not None:
-            reply.tasks.append(task)
-        else:
-            reply.rejected.append(Rejected(str(reason), block.strip()))
+        reply.add(task, reason, block.strip())
     return reply
 
 
 def parse_json_reply(text: str, finish_reason: str | None) -> Reply:
-    """The tasks in a reply that is JSON: {"tasks": [...]}, a bare list, fenced or not.
+    """Returns the tasks in a reply that is JSON: {"tasks": [...]} or a bare list, fenced or not.
 
-    Of a reply that breaks off, the tasks before the break are kept.
+    If a reply is cut off, the complete tasks before the cut are kept.
     """
     text = _FENCE.sub(r"\1", text.replace("\r\n", "\n")).strip()
     ended = _ended(finish_reason)
@@ -112,21 +114,17 @@ def parse_json_reply(text: str, finish_reason: str | None) -> Reply:
     rows, rest = _json_rows(text)
     reply = Reply()
     for row in rows:
-        task = _task_from_row(row)
-        reason = "not an instruction, input and output in text" if task is None else None
-        if task is not None:
-            reason = rule_broken(task)
-        if reason is None and task is not None:
-            reply.tasks.append(task)
-        else:
-            reply.rejected.append(Rejected(str(reason), json.dumps(row, ensure_ascii=False)))
+        task = _parse_row(row)
+        wrong = "not an instruction, input and output in text"
+        reason = rule_broken(task) if task else wrong
+        reply.add(task, reason, json.dumps(row, ensure_ascii=False))
     if rest is not None:
         reply.rejected.append(Rejected(ended or "not JSON", rest))
     return reply
 
 
 def reply_schema() -> dict[str, Any]:
-    """The response_format that holds a server to JSON tasks (structured output)."""
+    """Returns the response_format for JSON tasks (structured output)."""
     from pydantic import BaseModel, ConfigDict, Field
 
     class Task(BaseModel):
@@ -144,7 +142,7 @@ def reply_schema() -> dict[str, Any]:
 
 
 def _ended(finish_reason: str | None) -> str | None:
-    """Why a reply's end is not its own, or None."""
+    """Returns why a reply was cut off, or None."""
     return {
         "length": "cut off by the length limit",
         "content_filter": "stopped by the content filter",
@@ -152,10 +150,10 @@ def _ended(finish_reason: str | None) -> str | None:
 
 
 def _json_rows(text: str) -> tuple[list[Any], str | None]:
-    """(rows, what is left that is no JSON), as many rows as there are whole ones."""
+    """Returns (complete rows, the rest of the text that is not JSON, or None)."""
     try:
-        whole = json.loads(text)
-        rows = whole.get("tasks", [whole]) if isinstance(whole, dict) else whole
+        value = json.loads(text)
+        rows = value.get("tasks", [value]) if isinstance(value, dict) else value
         return (rows, None) if isinstance(rows, list) else ([], text)
     except (ValueError, RecursionError):
         pass
@@ -170,7 +168,7 @@ def _json_rows(text: str) -> tuple[list[Any], str | None]:
     return rows, text[at:]
 
 
-def _task_from_row(row: Any) -> Example | None:
+def _parse_row(row: Any) -> Example | None:
     if not isinstance(row, dict):
         return None
     given = "" if row.get("input") is None else row["input"]
@@ -183,7 +181,7 @@ def _task_from_row(row: Any) -> Example | None:
 
 
 def rule_broken(task: Example) -> str | None:
-    """The first of the filter rules that a task breaks, or None."""
+    """Returns the first of the filter rules that a task breaks, or None."""
     length = words(task.instruction)
     if length <= 3:
         return "instruction too short (3 words or fewer)"
@@ -207,13 +205,13 @@ def _name(heading: re.Match[str]) -> str:
 
 
 def _open_mark(heading: re.Match[str]) -> str:
-    """The mark for bold text that a heading opens and does not close: "**4. Input: x**"."""
+    """Returns the bold mark that a heading opens and does not close: "**4. Input: x**"."""
     mark = heading["b"] or heading["a"] or ""
     return "" if heading[0].count(mark or "-") > 1 else mark
 
 
-def _task(block: str) -> Example | None:
-    """The Example in a block that has its three headings, in order, with one number."""
+def _parse_block(block: str) -> Example | None:
+    """Returns the Example in a block with its three headings, in order, with one number."""
     found = list(_HEADING.finditer(block))
     # An answer may hold a list of inputs and outputs of its own, with other numbers.
     found = [m for m in found if m["number"] == found[0]["number"] or _name(m) == "instruction"]
@@ -231,25 +229,21 @@ def _task(block: str) -> Example | None:
 
 
 def _parse_stanford(text: str, finish_reason: str | None, first_number: int) -> Reply:
-    """As in stanford_alpaca's generate_instruction.py (761dc5b)."""
+    """Parses as stanford_alpaca's generate_instruction.py does (761dc5b)."""
     blocks = re.split("###", f"{first_number}. Instruction:{text}")
     reply = Reply()
     for place, block in enumerate(blocks):
         number = first_number + place
         parts = re.split(rf"{number}\.\s+(Instruction|Input|Output):", block)
         if place == len(blocks) - 1 and finish_reason == "length":
-            reply.rejected.append(Rejected("cut off by the length limit", block))
+            reply.add(None, "cut off by the length limit", block)
         elif len(parts) != 7:
-            reply.rejected.append(Rejected(f"does not split into 7 parts at {number}.", block))
+            reply.add(None, f"does not split into 7 parts at {number}.", block)
         else:
             given = parts[4].strip()
             given = "" if given.lower() == "<noinput>" else given
             task = Example(parts[2].strip(), given, parts[6].strip())
-            reason = _stanford_rule_broken(task.instruction)
-            if reason is None:
-                reply.tasks.append(task)
-            else:
-                reply.rejected.append(Rejected(reason, block))
+            reply.add(task, _stanford_rule_broken(task.instruction), block)
     return reply
 
 

@@ -1,12 +1,13 @@
-"""Recorded replies as a teacher: an OpenAI-compatible server on 127.0.0.1.
+"""Serves recorded replies as a teacher: an OpenAI-compatible server on 127.0.0.1.
 
-The same replies every time, so that a lesson, a check or a test gives the same
-data every time, through the same client, parser and filter as a live teacher.
+A lesson, a check or a test gets the same data every time, through the same client, parser
+and filter as with a live teacher.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,10 @@ from alpaca_lib.errors import DataError
 
 
 def load_replies(path: Path) -> list[dict[str, Any]]:
-    """The replies of a .jsonl file: one chat completion a line, as the API sends it."""
+    """Returns the replies of a .jsonl file: one chat completion per line, as the API sends it.
+
+    Raises DataError, naming the line, if there are none or one is not a chat completion.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -44,10 +48,10 @@ def load_replies(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def serve(replies: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The address (http://127.0.0.1:port/v1) of a server that answers from the replies.
+    """Yields the address (http://127.0.0.1:port/v1) of a server that answers from the replies.
 
-    A request's ``seed`` says which reply it gets, counted from 0; past the last one
-    the answer is an error. ``stop`` cuts a reply as a live server does.
+    A request's ``seed`` is the index of its reply; past the last one the answer is an error.
+    ``stop`` cuts a reply as a live server does.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,8 +60,7 @@ def serve(replies: Sequence[dict[str, Any]]) -> Iterator[str]:
         def do_POST(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             try:
-                asked = json.loads(self.rfile.read(size))
-                status, body = answer(asked, replies)
+                status, body = answer(json.loads(self.rfile.read(size)), replies)
             except (ValueError, TypeError, AttributeError) as error:
                 status, body = 400, _error(f"not a request ({error})", "invalid_request")
             if self.path != "/v1/chat/completions":
@@ -80,7 +83,7 @@ def serve(replies: Sequence[dict[str, Any]]) -> Iterator[str]:
             self.wfile.write(data)
 
         def log_message(self, format: str, *values: object) -> None:
-            """Says nothing: the lesson's output is not a server's log."""
+            """Prints nothing: a server's log does not belong into a lesson's output."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -94,25 +97,23 @@ def serve(replies: Sequence[dict[str, Any]]) -> Iterator[str]:
         thread.join()
 
 
-def answer(asked: dict[str, Any], replies: Sequence[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """(status, body) for one request, as serve() sends them."""
-    number = int(asked.get("seed") or 0)
+def answer(
+    request: dict[str, Any], replies: Sequence[dict[str, Any]]
+) -> tuple[int, dict[str, Any]]:
+    """Returns the (status, body) for one request, as serve() sends them."""
+    number = int(request.get("seed") or 0)
     if not 0 <= number < len(replies):
         text = (
             f"request {number}: {len(replies)} replies are recorded, numbered from 0; "
             "ask for fewer tasks, or with the seed that they were recorded for"
         )
         return 400, _error(text, "replies_exhausted")
-    stops = asked.get("stop") or []
-    reply = json.loads(json.dumps(replies[number]))
+    stops = request.get("stop") or []
+    reply = copy.deepcopy(replies[number])
     choice = reply["choices"][0]
     text = choice["message"]["content"]
-    cuts = [
-        at
-        for stop in ([stops] if isinstance(stops, str) else stops)
-        if (at := text.find(stop)) >= 0
-    ]
-    if cuts:
+    found = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops)]
+    if cuts := [at for at in found if at >= 0]:
         choice["message"]["content"] = text[: min(cuts)]
         choice["finish_reason"] = "stop"
     return 200, reply

@@ -1,13 +1,12 @@
-"""One run of generation: its settings, its limits, and what it has so far.
+"""The state of one generation run: its settings, limits, money, journal and outcome.
 
-Replies are judged in the order of their requests, whenever they come, and a prompt
-depends only on what was judged before it may go out; so the result depends on the
-replies alone. How requests are sent is not known here: see online and batch.
+Replies are filtered in the order of their requests, whenever they arrive, and a prompt
+depends only on replies that were filtered before it may be sent; so the result depends on the
+replies alone. ``live_requests`` and ``batch_api`` send the requests.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import queue
 import time
@@ -17,148 +16,155 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.files import dump_json
-from alpaca_lib.generation.budget import FREE, Budget, load_prices
+from alpaca_lib.files import dump_json, sha256_text
+from alpaca_lib.generation.budget import FREE, load_prices
 from alpaca_lib.generation.documents import Passage
-from alpaca_lib.generation.filtering import Outcome, Progress, judge, write_outcome
+from alpaca_lib.generation.filtering import Outcome, Progress, filter_reply, write_outcome
 from alpaca_lib.generation.journal import Journal
+from alpaca_lib.generation.ledger import Ledger
+from alpaca_lib.generation.messages import RawReply, Request
 from alpaca_lib.generation.prompting import Prompt, Prompter
-from alpaca_lib.generation.rate_limit import Pace
 from alpaca_lib.generation.settings import Limits, Settings
-from alpaca_lib.generation.teacher import RawReply, Request, Teacher
+from alpaca_lib.generation.teacher import Teacher
 from alpaca_lib.records import Example
-from alpaca_lib.safety_rules import SafetyRule, load_rules
+from alpaca_lib.safety_rules import load_rules
 
 
-class Run:
-    """One call of generate()."""
+class RunState:
+    """What one call of generate() holds while it goes on; close() releases the folder.
+
+    outcome: tasks kept and dropped so far.
+    ledger: dollars reserved, spent and forfeited.
+    events: a Progress for each reply that was filtered.
+    writer: the thread that writes replies, so that a slow disk does not delay requests.
+    """
 
     def __init__(
-        self, teacher: Teacher, seeds: Sequence[Example], header: str, settings: Settings,
-        folder: Path, limits: Limits, passages: Sequence[Passage],
-    ) -> None:  # fmt: skip
+        self,
+        teacher: Teacher,
+        seeds: Sequence[Example],
+        header: str,
+        settings: Settings,
+        folder: Path,
+        limits: Limits,
+        passages: Sequence[Passage] = (),
+    ) -> None:
         self.teacher, self.settings, self.limits, self.folder = teacher, settings, limits, folder
         self.prompter = Prompter(seeds, header, settings, passages)
-        own = Path(settings.safety_path) if settings.safety_path else None
-        self.rules: list[SafetyRule] = load_rules(own) if settings.safety else []
-        self.sampling = settings.sampling(limits.way)
+        safety_path = Path(settings.safety_path) if settings.safety_path else None
+        self.rules = load_rules(safety_path) if settings.safety else []
         self.most_requests = limits.max_requests or 5 * (
             math.ceil(settings.tasks_wanted / settings.tasks_per_request) + 4
         )
         price = load_prices(limits.prices_path, limits.way).get(teacher.model)
-        self.budget = Budget(price if teacher.kind == "openai" else FREE, limits.max_usd)
-        self.outcome = Outcome.of(seeds, settings.threshold, settings.rouge_mode)
+        self.ledger = Ledger(price if teacher.kind == "openai" else FREE, limits.max_usd)
+        self.outcome = Outcome.start(seeds, settings.threshold, settings.rouge_mode)
         self.journal = Journal(folder, self._configuration(seeds, header))
+        self.ledger.resume(self.journal)
         self.outcome.resumed_requests = len(self.journal)
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.started, self.written = time.monotonic(), time.monotonic()
-        self.kept_at_start = 0
-        self.writer = ThreadPoolExecutor(1)  # so that fsync does not hold up the requests
-        for request, usd in list(self.journal.pending.items()):
-            self.journal.lost(request, "the run ended while it was on its way", usd)
-        # What an earlier run paid for counts against the budget before anything is asked.
-        self.budget.spent, self.budget.forfeited = self.journal.spent_usd, self.journal.lost_usd
+        self.writer = ThreadPoolExecutor(1)
+        self._started = self._written = time.monotonic()
+        self._kept_at_start = 0
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Waits for the last reply to be written and releases the folder."""
         self.writer.shutdown()
         self.journal.close()
 
     def _configuration(self, seeds: Sequence[Example], header: str) -> dict[str, Any]:
-        found = {**asdict(self.settings), "teacher": self.teacher.kind, "model": self.teacher.model}
-        del found["tasks_wanted"]  # a finished run may be asked for more
-        known: list[Any] = [header, [seed.to_dict() for seed in seeds]]
+        """Returns what a run must have in common with a journal to resume from it."""
+        options = self.settings.to_dict()
+        del options["tasks_wanted"]  # a finished run may be asked for more
+        del options["safety_path"]  # the rules' content counts, not the file's name
+        hashed: list[Any] = [header, [seed.to_dict() for seed in seeds]]
         if self.prompter.passages:
-            known.append([asdict(passage) for passage in self.prompter.passages])
+            hashed.append([asdict(passage) for passage in self.prompter.passages])
         for name in ("topics", "verbs"):
-            if found[name]:
-                known.append({name: found[name]})
-            del found[name]
-        del found["safety_path"]  # what the rules say counts, not where they lie
-        known.append([rule.text for rule in self.rules])
-        text = dump_json(known)
-        found["prompt_and_seeds"] = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
-        return found
+            if texts := options.pop(name):
+                hashed.append({name: texts})
+        hashed.append([rule.text for rule in self.rules])
+        return {
+            **options,
+            "teacher": self.teacher.kind,
+            "model": self.teacher.model,
+            "prompt_and_seeds": sha256_text(dump_json(hashed)),
+        }
 
     @property
-    def enough(self) -> bool:
-        """Whether as many tasks are kept as were wanted."""
+    def has_enough(self) -> bool:
+        """Whether ``tasks_wanted`` tasks are kept."""
         return len(self.outcome.kept) >= self.settings.tasks_wanted
 
+    @property
+    def spent_usd(self) -> float | None:
+        """Dollars of the replies so far; None if the model's price is unknown."""
+        return None if self.ledger.price is None else self.ledger.spent
+
     def write_outcome(self) -> None:
-        """Writes regen.json as it is now."""
-        self.outcome.usd = None if self.budget.price is None else self.budget.spent
-        self.outcome.lost_usd = self.budget.forfeited
+        """Writes regen.json with the tasks kept so far."""
+        self.outcome.usd, self.outcome.lost_usd = self.spent_usd, self.ledger.forfeited
         with self.journal.explained():
             write_outcome(self.outcome, self.folder)
-        self.written = time.monotonic()
-
-    def pace(self) -> Pace:
-        """The limits on how fast its requests may go out."""
-        limits = self.limits
-        return Pace(limits.concurrency, limits.requests_per_minute, limits.tokens_per_minute)
+        self._written = time.monotonic()
 
     def prompt(self, request: int) -> Prompt:
-        """The prompt of a request; every reply that it depends on is judged."""
+        """Returns the prompt of a request; every reply that it depends on is filtered."""
         outcome = self.outcome
         return self.prompter.prompt(request, outcome.kept, outcome.kept_after_request)
 
     def request(self, number: int) -> Request:
-        """The request as it is sent."""
+        """Returns a request as it is sent."""
         prompt = self.prompt(number)
         return self.teacher.request(
             prompt.text,
             first_number=prompt.first_number,
             tasks=self.settings.tasks_per_request,
             seed=self.settings.seed * 1_000_003 + number,
-            sampling=self.sampling,
+            sampling=self.settings.sampling(self.limits.way),
         )
 
-    def judge_ready(self, arrived: dict[int, RawReply]) -> bool:
-        """Judges the replies that are there, in turn; whether the run is at its end."""
+    def filter_arrived(self, arrived: dict[int, RawReply]) -> bool:
+        """Filters the replies whose turn it is; returns whether the run is at its end."""
         outcome = self.outcome
-        while not self.enough and outcome.requests < self.most_requests:
+        while not self.has_enough and outcome.requests < self.most_requests:
             number = outcome.requests
             reply = arrived.pop(number, None)
             if reply is None and number in self.journal:
                 reply = self.journal.reply(number)
             if reply is None:
                 return False
-            self._judge(reply)
-        outcome.ended = "enough" if self.enough else "max_requests"
+            self._filter(number, reply)
+        outcome.ended = "enough" if self.has_enough else "max_requests"
         return True
 
-    def _judge(self, reply: RawReply) -> None:
-        """Judges the reply whose turn it is, and tells of it."""
-        number = self.outcome.requests
-        tasks = judge(reply, self.prompt(number), self.settings, self.rules, self.outcome)
-        self.journal.judge(number, tasks)
-        if number + 1 == self.outcome.resumed_requests:
-            self.kept_at_start = len(self.outcome.kept)
+    def _filter(self, number: int, reply: RawReply) -> None:
+        outcome = self.outcome
+        decisions = filter_reply(reply, self.prompt(number), self.settings, self.rules, outcome)
+        self.journal.note_filtered(number, decisions)
+        if outcome.requests == outcome.resumed_requests:
+            self._kept_at_start = len(outcome.kept)
         now = time.monotonic()
-        # A snapshot takes about a millisecond a task: of a large run, seldom.
-        if now - self.written > max(30.0, 0.02 * len(self.outcome.kept)):
+        # Writing takes about 1 ms per task: rarer for a large run, at most 5 % of the time.
+        if now - self._written > max(30.0, 0.02 * len(outcome.kept)):
             self.write_outcome()
-        self.events.put(self._progress(now))
-
-    def _progress(self, now: float) -> Progress:
-        outcome, seconds = self.outcome, now - self.started
-        gained = len(outcome.kept) - self.kept_at_start
-        left = self.settings.tasks_wanted - len(outcome.kept)
-        return Progress(
-            requests=outcome.requests,
-            resumed=outcome.requests <= outcome.resumed_requests,
-            kept=len(outcome.kept),
-            wanted=self.settings.tasks_wanted,
-            rejected=dict(outcome.reasons()),
-            seconds=seconds,
-            seconds_left=max(left, 0) * seconds / gained if gained > 0 else None,
-            usd=None if self.budget.price is None else self.budget.spent,
+        seconds, gained = now - self._started, len(outcome.kept) - self._kept_at_start
+        left = max(self.settings.tasks_wanted - len(outcome.kept), 0)
+        self.events.put(
+            Progress(
+                requests=outcome.requests,
+                resumed=outcome.requests <= outcome.resumed_requests,
+                kept=len(outcome.kept),
+                wanted=self.settings.tasks_wanted,
+                rejected=dict(outcome.reasons()),
+                seconds=seconds,
+                seconds_left=left * seconds / gained if gained > 0 else None,
+                usd=self.spent_usd,
+            )
         )
 
-    def needed(self) -> int:
-        """How many more requests it will probably take, judging by those so far."""
-        outcome = self.outcome
-        judged, kept = outcome.requests, len(outcome.kept)
-        each = max(kept, 0.5) / judged if judged else self.settings.tasks_per_request
-        return max(math.ceil((self.settings.tasks_wanted - kept) / each), 1)
+    def requests_needed(self) -> int:
+        """Returns the further requests that are probably needed, at the keep rate so far."""
+        requests, kept = self.outcome.requests, len(self.outcome.kept)
+        rate = max(kept, 0.5) / requests if requests else self.settings.tasks_per_request
+        return max(math.ceil((self.settings.tasks_wanted - kept) / rate), 1)

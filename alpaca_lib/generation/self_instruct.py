@@ -1,32 +1,29 @@
-"""Self-Instruct's loop in Alpaca's form: ask, parse, filter, keep, until enough.
+"""Self-Instruct's loop in Alpaca's form: ask, parse, filter, keep, until there are enough.
 
-A run that was killed, started again on the same folder, ends as one that was not.
+Self-Instruct: arXiv:2212.10560. A run that was killed and started again on the same folder
+ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from alpaca_lib.errors import JournalError
-from alpaca_lib.generation import batch_api as batch
-from alpaca_lib.generation.async_runner import Stop, run_async
+from alpaca_lib.errors import JournalError, SettingsError
+from alpaca_lib.generation import batch_api
+from alpaca_lib.generation.async_runner import run_async
 from alpaca_lib.generation.documents import Passage
 from alpaca_lib.generation.filtering import Outcome, Progress
-from alpaca_lib.generation.live_requests import Online
-from alpaca_lib.generation.prompting import Prompter
-from alpaca_lib.generation.run_state import Run
+from alpaca_lib.generation.live_requests import LiveRequests
+from alpaca_lib.generation.rate_limit import RateLimit
+from alpaca_lib.generation.run_state import RunState
 from alpaca_lib.generation.settings import Limits, Settings
 from alpaca_lib.generation.teacher import Teacher
 from alpaca_lib.records import Example
 
-__all__ = ["Limits", "Outcome", "Progress", "Settings", "generate", "prompt_for"]
-
-
-def prompt_for(seeds: Sequence[Example], header: str, settings: Settings, request: int) -> str:
-    """The prompt of a request that depends on no earlier reply."""
-    return Prompter(seeds, header, settings).prompt(request).text
+__all__ = ["Limits", "Outcome", "Progress", "Settings", "generate"]
 
 
 def generate(
@@ -41,32 +38,41 @@ def generate(
 ) -> Outcome:
     """Asks until ``tasks_wanted`` are kept or a limit is reached; Outcome.ended says which.
 
-    Writes folder/journal.jsonl as replies arrive, and folder/regen.json now and then and
-    at the end; called again on the same folder it goes on where it was. Raises DataError
-    for too few seeds, TeacherError when the teacher fails for good, JournalError when the
-    folder cannot be used; what was paid for is kept each time.
+    Writes folder/journal.jsonl as replies arrive, and folder/regen.json every now and then and
+    at the end; called again on the same folder it resumes. ``progress`` is called per reply.
+    Raises DataError for too few seeds, SettingsError for settings that conflict, TeacherError
+    when the teacher fails for good, JournalError when the folder cannot be used; every reply
+    that was paid for is kept.
     """
-    run = Run(teacher, seeds, header, settings, folder, limits or Limits(), passages)
+    run = RunState(teacher, seeds, header, settings, folder, limits or Limits(), passages)
     try:
-        return run_async(lambda stop: _work(run, stop), run.events, progress, teacher.say)
+        return run_async(lambda stop: send_requests(run, stop), run.events, progress, teacher.say)
     finally:
         run.close()
 
 
-async def _work(run: Run, stop: Stop) -> Outcome:
+async def send_requests(run: RunState, stop: threading.Event) -> Outcome:
+    """Sends the requests of a run until it ends or ``stop`` is set; writes and returns its outcome.
+
+    Raises SettingsError if a batch of the run is still open and ``way`` is another one.
+    """
+    limits = run.limits
     try:
-        if run.limits.way == "batch":
-            await batch.ask_all(run, stop)
+        if limits.way == "batch":
+            await batch_api.send_all(run, stop)
         elif run.journal.open_batches():
-            raise ValueError(
+            raise SettingsError(
                 f"{run.folder}: a batch of this run is still open, and paid for; start it with "
                 'way="batch" until that is collected'
             )
         else:
-            async with run.teacher.connect(run.pace(), run.budget) as line:
-                await Online(run, line, stop).ask_all()
+            rate_limit = RateLimit(
+                limits.concurrency, limits.requests_per_minute, limits.tokens_per_minute
+            )
+            async with run.teacher.connect(rate_limit, run.ledger) as connection:
+                await LiveRequests(run, connection, stop).send_all()
     except BaseException:
-        with contextlib.suppress(JournalError):  # the first error is the one to tell
+        with contextlib.suppress(JournalError):  # the first error is the one to report
             run.write_outcome()
         raise
     run.write_outcome()

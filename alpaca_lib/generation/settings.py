@@ -1,67 +1,107 @@
-"""What a run of generation is told: how to prompt and filter, how to sample, how far to go."""
+"""Options of a generation run: sampling, prompts and filter, and limits on speed and cost."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Strict
+
+from alpaca_lib.options import Options, option
+
+Texts = Annotated[tuple[str, ...], Strict(False)]  # a list in JSON
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a teacher chooses its words. reasoning_effort and service_tier go to "openai" only."""
+class _Shared(Options):
+    """Sampling options that are also part of a run's settings."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 3072
-    reply_format: str = "text"  # or "json": a schema that the server holds the reply to
-    reasoning_effort: str = "none"  # thinking is billed as output; "" sends nothing
-    service_tier: str = ""  # "flex": half the price, slower
+    temperature: float = option(1.0, "sampling temperature", least=0)
+    top_p: float = option(1.0, "sample from the likeliest tokens with this total", above=0, most=1)
+    max_tokens: int = option(3072, "most tokens of a reply", least=1)
+    reply_format: Literal["text", "json"] = option(
+        "text", "text: Stanford's numbered list; json: structured output"
+    )
+    reasoning_effort: str = option(
+        "none", "how long a reasoning model thinks, billed as output; empty: not sent"
+    )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run's prompts and filter; a run resumes only with the same."""
+class Sampling(_Shared):
+    """Options of one request; only the "openai" teacher gets the last two.
 
-    tasks_wanted: int = 100
-    seeds_per_prompt: int = 3
-    machine_tasks: int = 0  # of the teacher's own, shown beside the seeds (Self-Instruct: 6 and 2)
-    tasks_per_request: int = 20
-    seed_words: int = 0  # show only seeds of at most so many words; 0: any
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 3072
-    threshold: float = 0.7
-    rouge_mode: str = "rouge"
-    seed: int = 0
-    window: int = 64  # how many replies a prompt lags behind, where it depends on earlier ones
-    topics: tuple[str, ...] = ()  # one is drawn for each prompt
-    verbs: tuple[str, ...] = ()  # the rarest of these so far are asked for
-    language: str = ""  # of the prompt's own words; empty: as the header's
-    reply_format: str = "text"
-    reasoning_effort: str = "none"
-    safety: bool = True
-    safety_path: str = ""  # the reader's own rules; empty: data/safety_rules.yaml
+    >>> Sampling(temperature=0.7, max_tokens=500)
+    """
+
+    service_tier: str = option("", "flex: half the price, slower")
+
+
+class Settings(_Shared):
+    """Options that decide a run's prompts and filter; a run resumes only with the same ones.
+
+    >>> Settings(tasks_wanted=500, seed_words=60).save(Path("generation.json"))
+    """
+
+    tasks_wanted: int = option(100, "stop when that many tasks are kept")
+    seeds_per_prompt: int = option(3, "seed tasks that a prompt shows", least=0)
+    machine_tasks: int = option(
+        0,
+        "the teacher's own tasks that a prompt also shows (Self-Instruct: 6 seeds and 2)",
+        least=0,
+    )
+    tasks_per_request: int = option(20, "new tasks that one prompt asks for", least=1)
+    seed_words: int = option(0, "show only seeds of at most that many words; 0: any", least=0)
+    threshold: float = option(0.7, "drop a task whose ROUGE-L with a known one is above this")
+    rouge_mode: Literal["rouge", "unicode"] = option(
+        "rouge", "tokenizer of ROUGE-L; unicode for other scripts"
+    )
+    seed: int = option(0, "draws the seeds of each prompt, and the local teacher's sampling")
+    window: int = option(
+        64, "replies by which a prompt that depends on earlier replies lags behind", least=0
+    )
+    topics: Texts = option((), "subjects; each prompt names one")
+    verbs: Texts = option((), "verbs; each prompt asks for those used least so far")
+    language: Literal["", "en", "zh"] = option(
+        "", "language of what is added to the prompt; empty: the prompt's own"
+    )
+    safety: bool = option(True, "drop tasks that break a safety rule")
+    safety_path: str = option("", "file of safety rules; empty: data/safety_rules.yaml")
 
     def sampling(self, way: str = "online") -> Sampling:
-        """The part that goes to the teacher."""
-        shared = {f.name: getattr(self, f.name) for f in fields(Sampling) if hasattr(self, f.name)}
+        """Returns the sampling options of a request that is sent ``way``."""
+        shared = {name: getattr(self, name) for name in _Shared.model_fields}
         return Sampling(**shared, service_tier="flex" if way == "flex" else "")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How fast, how dear and how long a run may be; these may change when it goes on."""
+class Limits(Options):
+    """Limits on a run's speed and cost; these may change when it resumes.
 
-    concurrency: int = 4
-    max_requests: int | None = None  # None: five times what a teacher that wastes nothing needs
-    max_usd: float | None = None
-    requests_per_minute: float | None = None  # None: what the server's headers say
-    tokens_per_minute: float | None = None
-    way: str = "online"  # flex: half the price, slower; batch: half the price, within a day
-    prices_path: Path | None = None
+    >>> Limits(concurrency=16, max_usd=5, way="batch")
+    """
 
-    def __post_init__(self) -> None:
-        for name in ("concurrency", "max_requests", "requests_per_minute", "tokens_per_minute"):
-            value = getattr(self, name)
-            if value is not None and not value >= 1:
-                raise ValueError(f"{name} {value}: 1 or more")
+    concurrency: int = option(4, "concurrent requests", least=1)
+    max_requests: int | None = option(
+        None,
+        "stop after that many requests; unset: 5 times what is needed if all are kept",
+        least=1,
+    )
+    max_usd: float | None = option(None, "spend at most that many dollars", least=0)
+    requests_per_minute: float | None = option(
+        None, "the account's limit; unset: what the server's headers say", least=1
+    )
+    tokens_per_minute: float | None = option(
+        None, "the account's limit; unset: what the server's headers say", least=1
+    )
+    way: Literal["online", "flex", "batch"] = option(
+        "online", "online; flex: slower; batch: within a day; both half the price"
+    )
+    prices_path: Annotated[Path | None, Strict(False)] = option(
+        None, "file of model prices; unset: data/prices.yaml"
+    )
+
+
+_LARGE = {"tasks_per_request": 20, "temperature": 1.0, "top_p": 1.0, "seed_words": 0}
+TEACHER_DEFAULTS: dict[str, dict[str, float]] = {
+    "local": {"tasks_per_request": 3, "temperature": 0.8, "top_p": 0.95, "seed_words": 60},
+    "openai": _LARGE,
+    "replay": _LARGE,
+}

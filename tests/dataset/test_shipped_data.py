@@ -14,11 +14,13 @@ from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.dataset.statistics import markdown_table
 from alpaca_lib.evaluation.constraint_checks import meets
-from alpaca_lib.generation.filtering import samples_of
+from alpaca_lib.generation.filtering import sample_replies
+from alpaca_lib.generation.messages import parse_completion
 from alpaca_lib.generation.parsing import parse_reply
+from alpaca_lib.generation.prompting import Prompter
 from alpaca_lib.generation.replay_teacher import load_replies
-from alpaca_lib.generation.self_instruct import Settings, generate, prompt_for
-from alpaca_lib.generation.teacher import open_teacher, reply_from
+from alpaca_lib.generation.self_instruct import Settings, generate
+from alpaca_lib.generation.teacher import open_teacher
 from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples, save_examples
 
@@ -63,9 +65,9 @@ def test_the_replies_give_the_set(replayed, sets, tmp_path):
 
 
 def test_an_estimate_needs_no_run(replayed, sets, data):
-    """samples_of() finds in the replies what the pipeline found."""
-    replies = [reply_from(reply) for reply in load_replies(data / "teacher_replies.jsonl")]
-    samples = samples_of(replies, sets["seed_tasks.jsonl"])
+    """sample_replies() finds in the replies what the pipeline found."""
+    replies = [parse_completion(reply) for reply in load_replies(data / "teacher_replies.jsonl")]
+    samples = sample_replies(replies, sets["seed_tasks.jsonl"])
     assert samples[: len(replayed.samples)] == replayed.samples
     assert sum(sample.kept for sample in samples) == 520
 
@@ -98,7 +100,7 @@ def test_the_replies_are_as_the_api_sends_them(data, sets, tokenizer):
     for number, reply in enumerate(replies):
         (choice,), usage = reply["choices"], reply["usage"]
         text = choice["message"]["content"]
-        prompt = prompt_for(sets["seed_tasks.jsonl"], header, settings, number)
+        prompt = Prompter(sets["seed_tasks.jsonl"], header, settings).prompt(number).text
         assert usage["prompt_tokens"] == len(tokenizer(prompt)["input_ids"])
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
         counted = len(tokenizer(text)["input_ids"])

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from alpaca_lib.generation import teacher
+from alpaca_lib.generation import backoff
 from alpaca_lib.records import Example
 
 KEY = "secret-123"
@@ -87,8 +87,8 @@ def fake(monkeypatch):
     server = FakeOpenAI()
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(teacher, "FIRST_WAIT", 0.01)  # retried as often, sooner
-    monkeypatch.setattr(teacher, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.01)  # retried as often, sooner
+    monkeypatch.setattr(backoff, "LONGEST_WAIT", 0.05)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,13 +32,11 @@ import pytest
 import yaml
 
 from alpaca_lib.errors import DataError, TeacherError
-from alpaca_lib.generation import batch_api as batch
-from alpaca_lib.generation import self_instruct
-from alpaca_lib.generation import teacher as teachers
-from alpaca_lib.generation.async_runner import Stop
+from alpaca_lib.generation import backoff, batch_api
 from alpaca_lib.generation.journal import Journal
-from alpaca_lib.generation.run_state import Run
-from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
+from alpaca_lib.generation.prompting import Prompter
+from alpaca_lib.generation.run_state import RunState
+from alpaca_lib.generation.self_instruct import Limits, Settings, generate, send_requests
 from alpaca_lib.generation.teacher import Teacher, open_teacher
 
 KEY = "secret-123"
@@ -293,7 +291,7 @@ class FakeBatches:
         file, lines = asked["input_file_id"], []
         if file not in self.files:
             return 400, {"error": {"message": f"No such File object: {file}", "code": None}}
-        if (asked["endpoint"], asked["completion_window"]) != (batch.ENDPOINT, "24h"):
+        if (asked["endpoint"], asked["completion_window"]) != (batch_api.ENDPOINT, "24h"):
             self.wrong.append(f"asked for {asked}")
         lines = [json.loads(line) for line in self.files[file].splitlines()]
         ids = [line["custom_id"] for line in lines]
@@ -301,7 +299,7 @@ class FakeBatches:
             self.wrong.append(f"custom ids {ids}")
         for line in lines:
             if (sorted(line), line["method"], line["url"]) != (
-                ["body", "custom_id", "method", "url"], "POST", batch.ENDPOINT,
+                ["body", "custom_id", "method", "url"], "POST", batch_api.ENDPOINT,
             ):  # fmt: skip
                 self.wrong.append(f"line {line}")
         made = Made(f"batch_{next(self.ids)}", file, status=self.ending(len(self.made)))
@@ -337,7 +335,7 @@ class FakeBatches:
         done = made.looks > self.polls
         total = len(made.numbers) if made.looks > 1 else 0
         counts = {"total": total, "completed": 0, "failed": 0}
-        return {"id": made.id, "object": "batch", "endpoint": batch.ENDPOINT,
+        return {"id": made.id, "object": "batch", "endpoint": batch_api.ENDPOINT,
                 "errors": made.errors if done else None, "input_file_id": made.file,
                 "completion_window": "24h", "created_at": 1, "metadata": None,
                 "status": made.status if done else ["validating", "in_progress"][made.looks > 1],
@@ -377,8 +375,8 @@ def point_to(fake: FakeBatches, patch) -> None:
     """Makes a FakeBatches the teacher's address."""
     patch.setenv("OPENAI_BASE_URL", fake.url)
     patch.setenv("OPENAI_API_KEY", KEY)
-    patch.setattr(batch, "POLL", 0.002)
-    patch.setattr(teachers, "FIRST_WAIT", 0.005)
+    patch.setattr(batch_api, "POLL", 0.002)
+    patch.setattr(backoff, "FIRST_WAIT", 0.005)
     # Hundreds of runs in half a minute: what is read is read once, the disk is not awaited.
     patch.setattr(yaml, "safe_load", YAML)
     patch.setattr(ssl, "create_default_context", TLS)
@@ -487,7 +485,7 @@ def test_prompts_from_earlier_replies(server, seeds, tmp_path, settings):
 
 def test_files_by_number_of_requests(server, seeds, tmp_path, expected, monkeypatch):
     """Five requests, two a file: three files, each its own batch, no request in two."""
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 2)
     run(tmp_path, seeds)
     assert server.asked() == [[0, 1], [2, 3], [4], [5]]
     assert result(tmp_path) == expected
@@ -501,7 +499,7 @@ def test_files_by_bytes(server, seeds, tmp_path, expected, monkeypatch, spare):
     sizes = [len(line) + 1 for line in server.files[server.made[0].file].split(b"\n")]
     server.forget()
     limit = sizes[0] + sizes[1] - spare
-    monkeypatch.setattr(batch, "MOST_BYTES", limit)
+    monkeypatch.setattr(batch_api, "MOST_BYTES", limit)
     run(tmp_path / "parts", seeds)
     assert server.asked()[0] == [[0, 1], [0]][spare]
     assert all(len(server.files[made.file]) <= limit for made in server.made)
@@ -576,7 +574,7 @@ def test_request_that_always_fails(server, seeds, tmp_path, expected):
     )
     with pytest.raises(TeacherError, match=r"127\.0\.0\.1.*request 2 .*Number two is cursed"):
         run(tmp_path, seeds)
-    assert batch.ROUNDS == 3
+    assert batch_api.ROUNDS == 3
     assert Counter(itertools.chain(*server.asked()))[2] == 3
     server.respond = good_reply
     run(tmp_path, seeds)
@@ -616,7 +614,7 @@ def test_batch_that_fails(server, seeds, tmp_path, expected):
 
 def test_one_batch_of_several_fails(server, seeds, tmp_path, expected, monkeypatch):
     """The answers of the others are collected by the next start, and only its own asked again."""
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 2)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 2)
     server.ending = lambda n: "failed" if n == 1 else "completed"
     with pytest.raises(TeacherError, match="no reason"):
         run(tmp_path, seeds)
@@ -832,9 +830,10 @@ def kill_after(monkeypatch):
         return answer
 
     def written(self, line, sync=True):
-        write(self, line, sync)
+        offset = write(self, line, sync)
         if sync:
             steps.step(f"line {json.dumps(line)[:13]}")
+        return offset
 
     monkeypatch.setattr(openai.AsyncOpenAI, "request", asked)
     monkeypatch.setattr(Journal, "_write", written)
@@ -845,8 +844,8 @@ def kill_after(monkeypatch):
 def test_killed_after_each_step(server, seeds, tmp_path, expected, monkeypatch, kill_after, most,
                                 failing):  # fmt: skip
     """Killed anywhere and started again: the same bytes, and no answer is paid for twice."""
-    monkeypatch.setattr(batch, "MOST_REQUESTS", most)
-    monkeypatch.setattr(batch, "POLL", 0.001)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", most)
+    monkeypatch.setattr(batch_api, "POLL", 0.001)
     server.polls = 0
     server.respond = lambda body, times: (
         refusal("busy") if request_of(body) in failing and not times else good_reply(body)
@@ -883,7 +882,7 @@ def test_killed_after_the_last_answer(server, seeds, tmp_path, kill_after):
 
 def test_killed_again_and_again(server, seeds, tmp_path, expected, monkeypatch, kill_after):
     """A run that gets four steps further with each start comes to the same end."""
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 3)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 3)
     server.polls = 0
     for _ in range(30):
         kill_after.done, kill_after.at = [], 4
@@ -903,11 +902,11 @@ def test_killed_process_goes_on(server, seeds, tmp_path, expected, kind, nth):
     (tmp_path / "seeds.json").write_text(json.dumps([s.to_dict() for s in seeds]))
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from alpaca_lib.generation import batch_api as batch\n"
+        "from alpaca_lib.generation import batch_api\n"
         "from alpaca_lib.generation.self_instruct import Limits, Settings, generate\n"
         "from alpaca_lib.generation.teacher import open_teacher\n"
         "from alpaca_lib.records import load_examples\n"
-        "batch.POLL, batch.MOST_REQUESTS = 0.02, 3\n"
+        "batch_api.POLL, batch_api.MOST_REQUESTS = 0.02, 3\n"
         "settings = Settings(tasks_wanted=12, seeds_per_prompt=3, tasks_per_request=3, seed=5,\n"
         "                    max_tokens=100)\n"
         "with open_teacher('openai', 'fake-model') as teacher:\n"
@@ -960,7 +959,7 @@ def test_open_batch_is_not_asked_online(server, seeds, tmp_path, expected, kill_
 
 def test_more_wanted_collects_what_is_under_way(server, seeds, tmp_path, monkeypatch):
     """Enough with a batch still open: its answers are used when more tasks are wanted."""
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 4)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 4)
     few, many = (Settings(tasks_wanted=n, seeds_per_prompt=3, tasks_per_request=2, seed=5)
                  for n in (8, 14))  # fmt: skip
     server.polls = 0
@@ -987,19 +986,19 @@ def test_more_wanted_collects_what_is_under_way(server, seeds, tmp_path, monkeyp
 
 def test_stop_while_waiting(server, seeds, tmp_path, expected, monkeypatch):
     """Asked to stop, a run does not wait for its batch; the next start collects it."""
-    monkeypatch.setattr(batch, "POLL", 30.0)
-    server.polls, stop = 10**6, Stop()
-    server.after = lambda kind: kind == "look" and stop.ask()
+    monkeypatch.setattr(batch_api, "POLL", 30.0)
+    server.polls, stop = 10**6, threading.Event()
+    server.after = lambda kind: kind == "look" and stop.set()
     with open_teacher("openai", "fake-model") as teacher:
-        one = Run(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
+        one = RunState(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
         start = time.monotonic()
-        outcome = asyncio.run(self_instruct._work(one, stop))
+        outcome = asyncio.run(send_requests(one, stop))
         one.close()
     assert (outcome.ended, outcome.requests) == ("interrupted", 0)
     assert time.monotonic() - start < 5
     assert server.calls == ["upload", "create", "look"]
     server.polls = 0
-    monkeypatch.setattr(batch, "POLL", 0.002)
+    monkeypatch.setattr(batch_api, "POLL", 0.002)
     run(tmp_path, seeds)
     assert server.asked() == [[0, 1, 2, 3, 4], [5]]
     assert server.twice() == [] and result(tmp_path) == expected
@@ -1007,11 +1006,11 @@ def test_stop_while_waiting(server, seeds, tmp_path, expected, monkeypatch):
 
 def test_stop_before_anything(server, seeds, tmp_path):
     """Asked to stop before the first request, a run hands nothing in."""
-    stop = Stop()
-    stop.ask()
+    stop = threading.Event()
+    stop.set()
     with open_teacher("openai", "fake-model") as teacher:
-        one = Run(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
-        assert asyncio.run(self_instruct._work(one, stop)).ended == "interrupted"
+        one = RunState(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
+        assert asyncio.run(send_requests(one, stop)).ended == "interrupted"
         one.close()
     assert server.calls == []
 
@@ -1019,7 +1018,7 @@ def test_stop_before_anything(server, seeds, tmp_path):
 @pytest.mark.parametrize("kind", ["upload", "create", "look", "download"])
 def test_interrupt(server, seeds, tmp_path, expected, monkeypatch, kind):
     """Ctrl-C at any time: KeyboardInterrupt soon, and the next start pays for nothing again."""
-    monkeypatch.setattr(batch, "POLL", 30.0 if kind == "look" else 0.02)
+    monkeypatch.setattr(batch_api, "POLL", 30.0 if kind == "look" else 0.02)
     server.polls = 10**6 if kind == "look" else 0
 
     def interrupt(done):
@@ -1038,7 +1037,7 @@ def test_interrupt(server, seeds, tmp_path, expected, monkeypatch, kind):
         signal.signal(signal.SIGINT, usual)
     assert time.monotonic() - start < 5
     server.polls = 0
-    monkeypatch.setattr(batch, "POLL", 0.002)
+    monkeypatch.setattr(batch_api, "POLL", 0.002)
     run(tmp_path, seeds)
     assert server.twice() == [] and result(tmp_path) == expected
     assert sorted(itertools.chain(*server.asked())) == list(range(6))
@@ -1046,14 +1045,14 @@ def test_interrupt(server, seeds, tmp_path, expected, monkeypatch, kind):
 
 def test_stop_while_the_server_is_down(server, seeds, tmp_path):
     """Asked to stop between two tries of a call, a run stops; it does not try on."""
-    stop = Stop()
+    stop = threading.Event()
     server.always, server.headers = {"look": "500"}, {"retry-after-ms": "300"}
-    server.before = lambda kind: kind == "look" and stop.ask()
+    server.before = lambda kind: kind == "look" and stop.set()
     with open_teacher("openai", "fake-model") as teacher:
         teacher.tries, teacher.say = 3, [].append
-        one = Run(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
+        one = RunState(teacher, seeds, HEADER, SETTINGS, tmp_path, Limits(way="batch"), ())
         try:
-            assert asyncio.run(self_instruct._work(one, stop)).ended == "interrupted"
+            assert asyncio.run(send_requests(one, stop)).ended == "interrupted"
         finally:
             one.close()
     assert server.calls.count("look") == 1
@@ -1061,12 +1060,12 @@ def test_stop_while_the_server_is_down(server, seeds, tmp_path):
 
 # --- budget -------------------------------------------------------------------------
 
-DEAR = replace(SETTINGS, tasks_wanted=40)  # twenty requests, more than the money lasts for
+DEAR = SETTINGS.replace(tasks_wanted=40)  # twenty requests, more than the money lasts for
 
 
 def dearest(seeds, number: int) -> float:
     """The most that a request can cost: a prompt of as many tokens as bytes, and a full reply."""
-    prompt = prompt_for(seeds, HEADER, SETTINGS, number)
+    prompt = Prompter(seeds, HEADER, SETTINGS).prompt(number).text
     return cost(len(prompt.encode()) + 64, SETTINGS.max_tokens)
 
 
@@ -1111,7 +1110,7 @@ def test_budget_holds(audited, seeds, tmp_path, prices, fit):
 
 def test_budget_over_several_files(audited, seeds, tmp_path, prices, monkeypatch):
     """Files that go up together share one budget."""
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 1)
+    monkeypatch.setattr(batch_api, "MOST_REQUESTS", 1)
     most = sum(dearest(seeds, number) for number in range(3)) + 1e-9
     outcome = run(tmp_path, seeds, DEAR, prices_path=prices, max_usd=most)
     assert outcome.ended == "budget"

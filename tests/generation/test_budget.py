@@ -14,13 +14,13 @@ from alpaca_lib.generation.budget import (
     FREE,
     PRICES,
     WAYS,
-    Budget,
     Price,
     Sampled,
     estimate,
     load_prices,
 )
-from alpaca_lib.generation.teacher import RawReply
+from alpaca_lib.generation.ledger import Ledger
+from alpaca_lib.generation.messages import RawReply
 
 GOOD = """
 dated: 2031-02-03
@@ -49,6 +49,11 @@ def reply(prompt_tokens, completion_tokens, cached_tokens=0) -> RawReply:
     return RawReply("x", "stop", prompt_tokens, completion_tokens, cached_tokens)
 
 
+def settle(ledger, number, reply) -> None:
+    """Charges a request with what its reply cost."""
+    ledger.charge(number, ledger.cost(number, reply))
+
+
 # --- prices -------------------------------------------------------------------------
 
 
@@ -64,10 +69,10 @@ def test_prices_as_they_are_written(write):
 def test_a_million_tokens_cost_the_price(write):
     """The unit is a million tokens, and cached ones are part of the prompt."""
     price = load_prices(write(GOOD))["cheap"]
-    assert price.of(10**6, 0) == pytest.approx(0.15)
-    assert price.of(0, 10**6) == pytest.approx(0.60)
-    assert price.of(10**6, 0, 10**6) == pytest.approx(0.075)
-    assert price.of(1000, 100, 400) == pytest.approx((600 * 0.15 + 400 * 0.075 + 60) / 1e6)
+    assert price.cost(10**6, 0) == pytest.approx(0.15)
+    assert price.cost(0, 10**6) == pytest.approx(0.60)
+    assert price.cost(10**6, 0, 10**6) == pytest.approx(0.075)
+    assert price.cost(1000, 100, 400) == pytest.approx((600 * 0.15 + 400 * 0.075 + 60) / 1e6)
 
 
 @pytest.mark.parametrize("way, part, names", [
@@ -226,96 +231,101 @@ def test_the_limit_holds_whatever_comes(seed):
         return Fraction(paid, 100 * 10**6)
 
     most = draw.choice([0.001, 0.05, 1.0, 7.3])
-    budget, flying = Budget(price, most), []
+    ledger, flying = Ledger(price, most), []
     spent = lost = Fraction(0)
     refused = 0
-    for _ in range(3000):
+    for number in range(3000):
         step = draw.random()
         if step < 0.5 and len(flying) < 200:
             ask = draw.randrange(1, 5000), draw.randrange(4000)
             held = sum((true_cost(*sizes) for sizes, _ in flying), Fraction(0))
             left = Fraction(most) - spent - lost - held
             try:
-                flying.append((ask, budget.reserve(*ask)))
+                ledger.reserve(number, *ask)
+                flying.append((ask, number))
                 assert true_cost(*ask) <= left + Fraction(1, 10**9)
             except BudgetSpent:
                 refused += 1
                 assert true_cost(*ask) > left - Fraction(1, 10**9)
         elif flying:
-            (prompt, completion), dollars = flying.pop(draw.randrange(len(flying)))
+            (prompt, completion), one = flying.pop(draw.randrange(len(flying)))
             end = draw.random()
             if end < 0.6:
                 sent, got = draw.randint(1, prompt), draw.randint(0, completion)
                 cache = draw.randint(0, sent)
-                budget.settle(dollars, reply(sent, got, cache))
+                settle(ledger, one, reply(sent, got, cache))
                 spent += true_cost(sent, got, cache)
             elif end < 0.8:
-                budget.release(dollars)
+                ledger.release(one)
             else:
-                budget.forfeit(dollars)
+                ledger.forfeit(one, "lost")
                 lost += true_cost(prompt, completion)
-        assert budget.spent == pytest.approx(float(spent), abs=1e-9)
-        assert budget.forfeited == pytest.approx(float(lost), abs=1e-9)
-        assert budget.spent + budget.forfeited <= most + 1e-9
-        assert budget.reserved >= 0
-    for _, dollars in flying:
-        budget.release(dollars)
-    assert budget.reserved == pytest.approx(0, abs=1e-9)
+        assert ledger.spent == pytest.approx(float(spent), abs=1e-9)
+        assert ledger.forfeited == pytest.approx(float(lost), abs=1e-9)
+        assert ledger.spent + ledger.forfeited <= most + 1e-9
+        assert ledger.reserved >= 0
+    for _, one in flying:
+        ledger.release(one)
+    assert ledger.reserved == pytest.approx(0, abs=1e-9)
     assert refused or most > 1
 
 
 def test_the_limit_holds_where_cached_tokens_are_dearer():
     """A prices file may say so (writing to a cache can cost more); the limit holds all the same."""
-    budget = Budget(Price("m", 1.0, 1.0, 3.0, ""), 0.0105)
+    ledger = Ledger(Price("m", 1.0, 1.0, 3.0, ""), 0.0105)
     for _ in range(100):
         try:
-            dollars = budget.reserve(1000, 0)
+            ledger.reserve(0, 1000, 0)
         except BudgetSpent:
             break
-        budget.settle(dollars, reply(1000, 0, 1000))
-    assert budget.spent <= 0.0105
+        settle(ledger, 0, reply(1000, 0, 1000))
+    assert ledger.spent <= 0.0105
 
 
 def test_the_whole_budget_can_be_used():
     """Ten requests of exactly a tenth fit, one after another; the eleventh does not."""
-    budget = Budget(Price("m", 1.0, 0.0, 1.0, ""), 10.0)
+    ledger = Ledger(Price("m", 1.0, 0.0, 1.0, ""), 10.0)
     for _ in range(10):
-        assert budget.fits(10**6, 0)
-        budget.settle(budget.reserve(10**6, 0), reply(10**6, 0))
-    assert not budget.fits(1, 0)
-    assert budget.spent == 10
+        assert ledger.fits(10**6, 0)
+        ledger.reserve(0, 10**6, 0)
+        settle(ledger, 0, reply(10**6, 0))
+    assert not ledger.fits(1, 0)
+    assert ledger.spent == 10
 
 
 def test_what_is_on_its_way_counts():
     """Ten on their way that fill the budget leave no room; one that costs less makes some."""
-    budget = Budget(Price("m", 0.0, 1.0, 0.0, ""), 10.0)
-    held = [budget.reserve(5, 10**6) for _ in range(10)]
-    assert budget.committed == 10 and budget.spent == 0
+    ledger = Ledger(Price("m", 0.0, 1.0, 0.0, ""), 10.0)
+    for number in range(10):
+        ledger.reserve(number, 5, 10**6)
+    assert ledger.reserved == 10 and ledger.spent == 0
     with pytest.raises(BudgetSpent):
-        budget.reserve(0, 1)
-    budget.settle(held.pop(), reply(5, 250_000))
-    assert budget.spent == pytest.approx(0.25) and budget.committed == pytest.approx(9.25)
-    budget.reserve(0, 750_000)
+        ledger.reserve(10, 0, 1)
+    settle(ledger, 9, reply(5, 250_000))
+    assert ledger.spent == pytest.approx(0.25) and ledger.reserved == pytest.approx(9)
+    ledger.reserve(11, 0, 750_000)
     with pytest.raises(BudgetSpent):
-        budget.reserve(0, 1000)
+        ledger.reserve(12, 0, 1000)
 
 
 def test_a_refused_request_reserves_nothing():
     """Whether it fits or is refused: asking changes nothing."""
-    budget = Budget(Price("m", 1.0, 1.0, 1.0, ""), 1.0)
-    assert not budget.fits(10**6, 1)
+    ledger = Ledger(Price("m", 1.0, 1.0, 1.0, ""), 1.0)
+    assert not ledger.fits(10**6, 1)
     with pytest.raises(BudgetSpent):
-        budget.reserve(10**6, 1)
-    assert (budget.spent, budget.reserved, budget.forfeited) == (0, 0, 0)
+        ledger.reserve(0, 10**6, 1)
+    assert (ledger.spent, ledger.reserved, ledger.forfeited) == (0, 0, 0)
 
 
 def test_the_refusal_has_the_numbers():
     """The limit, what is spent and what is perhaps spent, and how to go on."""
-    budget = Budget(Price("m", 1.0, 1.0, 1.0, ""), 2.5)
-    budget.settle(budget.reserve(10**6, 0), reply(500_000, 0))
-    budget.forfeit(budget.reserve(250_000, 0))
+    ledger = Ledger(Price("m", 1.0, 1.0, 1.0, ""), 2.5)
+    ledger.reserve(0, 10**6, 0)
+    settle(ledger, 0, reply(500_000, 0))
+    ledger.reserve(1, 250_000, 0)
+    ledger.forfeit(1, "lost")
     with pytest.raises(BudgetSpent) as caught:
-        budget.reserve(10**7, 0)
+        ledger.reserve(2, 10**7, 0)
     for part in ("$2.50", "$0.5000 spent", "$0.2500 perhaps", "larger max_usd"):
         assert part in str(caught.value)
 
@@ -323,53 +333,58 @@ def test_the_refusal_has_the_numbers():
 def test_the_refusal_names_a_small_limit():
     """A limit below a cent is not called nothing."""
     with pytest.raises(BudgetSpent, match=r"\$0\.004"):
-        Budget(Price("m", 1.0, 1.0, 1.0, ""), 0.004).reserve(10**6, 0)
+        Ledger(Price("m", 1.0, 1.0, 1.0, ""), 0.004).reserve(0, 10**6, 0)
 
 
 def test_nothing_may_be_spent():
     """max_usd 0 lets through only what is free."""
     with pytest.raises(BudgetSpent):
-        Budget(Price("m", 1.0, 1.0, 1.0, ""), 0).reserve(1, 1)
-    assert Budget(FREE, 0).reserve(10**9, 10**9) == 0
+        Ledger(Price("m", 1.0, 1.0, 1.0, ""), 0).reserve(0, 1, 1)
+    free = Ledger(FREE, 0)
+    free.reserve(0, 10**9, 10**9)
+    assert free.reserved == 0
 
 
 def test_a_limit_needs_a_price():
     """Without a price no limit can be kept: an error that names the file, before any request."""
     with pytest.raises(DataError, match=r"max_usd.*prices\.yaml"):
-        Budget(None, 1.0)
+        Ledger(None, 1.0)
 
 
 @pytest.mark.parametrize("most", [-1, -0.001, float("nan")])
 def test_a_limit_is_a_number_of_dollars(most):
     """Less than nothing, or no number, is no limit."""
     with pytest.raises(ValueError, match="max_usd"):
-        Budget(FREE, most)
+        Ledger(FREE, most)
 
 
 @pytest.mark.parametrize("price", [None, FREE])
 def test_without_price_or_limit_everything_fits(price):
     """No price, or one of nothing: it adds up to nothing and never ends."""
-    budget = Budget(price)
+    ledger = Ledger(price)
     for _ in range(3):
-        assert budget.fits(10**12, 10**12)
-        budget.settle(budget.reserve(10**12, 10**12), reply(10**12, 10**12))
-        budget.forfeit(budget.reserve(10**12, 10**12))
-    assert (budget.spent, budget.reserved, budget.forfeited) == (0, 0, 0)
-    assert budget.cost(reply(5, 5)) == 0
+        assert ledger.fits(10**12, 10**12)
+        ledger.reserve(0, 10**12, 10**12)
+        settle(ledger, 0, reply(10**12, 10**12))
+        ledger.reserve(1, 10**12, 10**12)
+        ledger.forfeit(1, "lost")
+    assert (ledger.spent, ledger.reserved, ledger.forfeited) == (0, 0, 0)
+    assert ledger.cost(0, reply(5, 5)) == 0
 
 
 def test_without_a_limit_it_still_adds_up():
     """max_usd None: nothing is refused, and what is spent is known."""
-    budget = Budget(Price("m", 2.0, 4.0, 1.0, ""))
-    budget.settle(budget.reserve(10**9, 10**9), reply(10**6, 10**6, 500_000))
-    assert budget.spent == pytest.approx(0.5 * 2 + 0.5 * 1 + 4)
-    assert budget.reserved == 0
+    ledger = Ledger(Price("m", 2.0, 4.0, 1.0, ""))
+    ledger.reserve(0, 10**9, 10**9)
+    settle(ledger, 0, reply(10**6, 10**6, 500_000))
+    assert ledger.spent == pytest.approx(0.5 * 2 + 0.5 * 1 + 4)
+    assert ledger.reserved == 0
 
 
 def test_cached_tokens_are_cheaper():
     """The same reply costs less, the more of its prompt came from the cache."""
-    budget = Budget(Price("m", 1.0, 2.0, 0.1, ""))
-    costs = [budget.cost(reply(1000, 10, cached)) for cached in (0, 500, 1000)]
+    ledger = Ledger(Price("m", 1.0, 2.0, 0.1, ""))
+    costs = [ledger.cost(0, reply(1000, 10, cached)) for cached in (0, 500, 1000)]
     assert costs == pytest.approx([0.00102, 0.00057, 0.00012])
 
 

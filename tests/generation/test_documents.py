@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -394,6 +393,6 @@ def test_journal_of_a_run_without_documents_refuses_them(fake, seeds, tmp_path, 
     run(tmp_path / "run", seeds, [], max_requests=1)
     with pytest.raises(JournalError):
         run(tmp_path / "run", seeds, load_passages(documents))
-    outcome = run(tmp_path / "run", seeds, [], replace(SETTINGS, tasks_wanted=4))
+    outcome = run(tmp_path / "run", seeds, [], SETTINGS.replace(tasks_wanted=4))
     assert outcome.resumed_requests == 1
     assert all("source" not in task.extra for task in outcome.kept)

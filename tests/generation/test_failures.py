@@ -18,11 +18,13 @@ import openai
 import pytest
 
 from alpaca_lib.errors import BudgetSpent, TeacherError
-from alpaca_lib.generation import teacher as teachers
-from alpaca_lib.generation.budget import Budget, Price
-from alpaca_lib.generation.failures import Failure, retry_after
-from alpaca_lib.generation.rate_limit import Pace
-from alpaca_lib.generation.teacher import RawReply, Sampling, open_teacher
+from alpaca_lib.generation import backoff
+from alpaca_lib.generation.backoff import retry_after
+from alpaca_lib.generation.budget import Price
+from alpaca_lib.generation.ledger import Ledger
+from alpaca_lib.generation.messages import RawReply
+from alpaca_lib.generation.rate_limit import RateLimit
+from alpaca_lib.generation.teacher import Sampling, open_teacher
 
 KEY = "secret-123"
 FAST = {"retry-after-ms": "1"}
@@ -40,15 +42,40 @@ def sooner(fake, monkeypatch):
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda *_, **__: None)
 
 
+class WatchedLedger(Ledger):
+    """A ledger that remembers (kind, dollars) of what it forfeits."""
+
+    def __init__(self, *limits) -> None:
+        super().__init__(*limits)
+        self.failed: list[tuple[str, float]] = []
+        self.texts: list[str] = []
+
+    def forfeit(self, number, why):
+        before = self.forfeited
+        super().forfeit(number, why)
+        kinds = {
+            "no answer in time": "lost",
+            "cannot be reached": "lost",
+            "no OpenAI-compatible server": "garbled",
+        }
+        (kind,) = [kind for text, kind in kinds.items() if text in why]
+        self.failed.append((kind, self.forfeited - before))
+        self.texts.append(why)
+
+
 @dataclass
 class Asked:
     """What came of some requests: replies or errors in order, and what was told on the way."""
 
-    budget: Budget
-    pace: Pace
+    ledger: WatchedLedger
+    rate_limit: RateLimit
     ends: list = field(default_factory=list)
-    failed: list[tuple[Failure, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[tuple[str, float]]:
+        """(kind, dollars) of each attempt that may have been paid for."""
+        return self.ledger.failed
 
     @property
     def reply(self) -> RawReply:
@@ -74,35 +101,35 @@ def ask(
 
     Nothing stays reserved or in flight, and the key is in no text that anyone can see.
     """
-    asked = Asked(Budget(PRICE, max_usd), Pace(100 if at_once else 1, clock=clock))
+    asked = Asked(WatchedLedger(PRICE, max_usd), RateLimit(100 if at_once else 1, clock=clock))
     texts = []
     with open_teacher("openai", "fake-model", timeout=timeout) as teacher:
         teacher.tries, teacher.say = tries, asked.notes.append
 
-        async def one(line):
+        async def one(line, number):
             request = teacher.request(
                 prompt, first_number=1, tasks=3, seed=7, sampling=sampling or Sampling()
             )
             try:
-                return await line.ask(request, lambda *told: asked.failed.append(told))
+                return await line.ask(request, number)
             except Exception as error:
                 texts.extend([repr(error), *traceback.format_exception(error)])
                 return error
 
         async def work() -> None:
-            async with asyncio.timeout(60), teacher.connect(asked.pace, asked.budget) as line:
+            async with asyncio.timeout(60), teacher.connect(asked.rate_limit, asked.ledger) as line:
                 line.stopping = stopping
                 if at_once:
-                    asked.ends += await asyncio.gather(*(one(line) for _ in range(times)))
+                    asked.ends += await asyncio.gather(*(one(line, n) for n in range(times)))
                 else:
-                    asked.ends += [await one(line) for _ in range(times)]
+                    asked.ends += [await one(line, n) for n in range(times)]
 
         asyncio.run(work())
-        texts += [repr(teacher), repr(asked), *asked.notes]
+        texts += [repr(teacher), repr(asked), *asked.notes, *asked.ledger.texts]
     assert not [text for text in texts if key.strip() in text]
-    assert asked.pace.in_flight == 0
-    assert asked.budget.reserved == pytest.approx(0, abs=1e-12)
-    assert asked.budget.forfeited == pytest.approx(sum(usd for _, usd in asked.failed))
+    assert asked.rate_limit.in_flight == 0
+    assert asked.ledger.reserved == pytest.approx(0, abs=1e-12)
+    assert asked.ledger.forfeited == pytest.approx(sum(usd for _, usd in asked.failed))
     return asked
 
 
@@ -146,8 +173,8 @@ def test_hopeless_is_asked_once(fake, status, content, cure):
     asked = ask(tries=5)
     assert cure in asked.error
     assert len(fake.requests) == 1
-    assert asked.failed == [] and asked.budget.spent == 0
-    assert asked.pace.refusals == 0 and asked.notes == []
+    assert asked.failed == [] and asked.ledger.spent == 0
+    assert asked.rate_limit.refusals == 0 and asked.notes == []
 
 
 def test_teacher_ask_raises_the_same(fake):
@@ -197,8 +224,8 @@ def test_passing_failures_are_tried_again(fake, status, content):
     assert asked.reply.text == "fine"
     assert len(fake.requests) == 3
     assert fake.requests[0] == fake.requests[1] == fake.requests[2]
-    assert asked.budget.spent == pytest.approx(GOOD_USD) and asked.failed == []
-    assert asked.pace.refusals == (2 if status == 429 else 0)
+    assert asked.ledger.spent == pytest.approx(GOOD_USD) and asked.failed == []
+    assert asked.rate_limit.refusals == (2 if status == 429 else 0)
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
@@ -209,8 +236,8 @@ def test_lasting_failures_end(fake, status, tries):
     asked = ask(tries=tries)
     assert ("lower concurrency" if status == 429 else "several tries") in asked.error
     assert len(fake.requests) == tries
-    assert asked.failed == [] and asked.budget.spent == 0
-    assert (asked.pace.share < 1) == (status == 429)
+    assert asked.failed == [] and asked.ledger.spent == 0
+    assert (asked.rate_limit.share < 1) == (status == 429)
 
 
 def test_a_stopping_line_tries_no_more(fake):
@@ -222,7 +249,7 @@ def test_a_stopping_line_tries_no_more(fake):
 
 def test_waits_grow_and_vary(fake, waits, monkeypatch):
     """Between tries it waits at random, at most twice as long each time, and 30 s at most."""
-    monkeypatch.setattr(teachers, "LONGEST_WAIT", 30.0)
+    monkeypatch.setattr(backoff, "LONGEST_WAIT", 30.0)
     fake.respond = lambda body: (503, {}, told("busy"))
     ask(tries=16, clock=waits.clock)
     assert len(waits) == 15 and len(set(waits)) == 15
@@ -329,15 +356,22 @@ def test_no_header_no_wait():
 
 
 def test_limits_in_a_replys_headers_are_learned(fake, make_chat):
-    """x-ratelimit-limit-* of a good reply reach the pace; rubbish does not."""
+    """x-ratelimit-limit-* of a good reply reach the rate limit; rubbish does not."""
     headers = {"x-ratelimit-limit-requests": "5000", "x-ratelimit-limit-tokens": "many"}
     fake.respond = lambda body: (200, headers, make_chat("fine"))
-    assert ask().pace.limits == {"requests": 5000, "tokens": None}
+    assert ask().rate_limit.limits == {"requests": 5000, "tokens": None}
 
 
 # --- parameters ---------------------------------------------------------------------
 
-SAMPLING = Sampling(0.5, 0.9, 77, reply_format="json", reasoning_effort="low", service_tier="flex")
+SAMPLING = Sampling(
+    temperature=0.5,
+    top_p=0.9,
+    max_tokens=77,
+    reply_format="json",
+    reasoning_effort="low",
+    service_tier="flex",
+)
 OPTIONAL = [
     *("reasoning_effort", "temperature", "top_p", "seed", "response_format", "service_tier"),
     "max_completion_tokens",
@@ -381,7 +415,7 @@ def test_just_the_refused_parameter_is_left_out(fake, name, code, words):
     assert second == third == expected
     assert len(asked.notes) == 1
     assert f"`{name}`" in asked.notes[0] and "fake-model" in asked.notes[0]
-    assert asked.failed == [] and asked.budget.spent == pytest.approx(2 * GOOD_USD)
+    assert asked.failed == [] and asked.ledger.spent == pytest.approx(2 * GOOD_USD)
 
 
 @pytest.mark.parametrize("order", [OPTIONAL, OPTIONAL[::-1]])
@@ -504,7 +538,7 @@ def test_a_filtered_prompt_is_a_reply(fake, code):
     assert (asked.reply.text, asked.reply.finish_reason) == ("", "content_filter")
     assert "filtered: violence" in asked.reply.refusal
     assert len(fake.requests) == 1
-    assert asked.failed == [] and asked.budget.spent == 0
+    assert asked.failed == [] and asked.ledger.spent == 0
 
 
 def test_a_filtered_reply_is_a_reply(fake, make_chat):
@@ -512,7 +546,7 @@ def test_a_filtered_reply_is_a_reply(fake, make_chat):
     fake.respond = lambda body: (200, {}, make_chat("half a", "content_filter"))
     asked = ask()
     assert (asked.reply.text, asked.reply.finish_reason) == ("half a", "content_filter")
-    assert asked.budget.spent == pytest.approx(GOOD_USD)
+    assert asked.ledger.spent == pytest.approx(GOOD_USD)
 
 
 # --- replies that are none ----------------------------------------------------------
@@ -549,7 +583,7 @@ def test_a_body_that_is_no_reply(fake, content):
     fake.respond = lambda body: (200, {}, content)
     asked = ask(tries=2)
     assert "OPENAI_BASE_URL" in asked.error and len(fake.requests) == 2
-    assert [failure.kind for failure, _ in asked.failed] == ["garbled"] * 2
+    assert [kind for kind, _ in asked.failed] == ["garbled"] * 2
 
 
 def test_a_garbled_reply_may_be_followed_by_a_good_one(fake):
@@ -557,9 +591,8 @@ def test_a_garbled_reply_may_be_followed_by_a_good_one(fake):
     fails_first(fake, 1, 200, b"<html>", {})
     asked = ask(max_usd=1.0)
     assert asked.reply.text == "fine"
-    assert asked.budget.spent == pytest.approx(GOOD_USD)
-    ((failure, usd),) = asked.failed
-    assert failure.maybe_paid
+    assert asked.ledger.spent == pytest.approx(GOOD_USD)
+    ((_, usd),) = asked.failed
     # The dearest it can have been: 3072 reply tokens, and a prompt token for each byte or so.
     dearest = (len(PROMPT) * 1.0 + 3072 * 2.0) / 1e6
     assert dearest <= usd <= dearest + 100 / 1e6
@@ -590,7 +623,7 @@ def test_replies_are_counted(fake):
     fake.respond = lambda body: "fine"
     asked = ask(times=8, max_usd=2 * (len(PROMPT) + 64 + 2 * 3072) / 1e6)
     assert [end.text for end in asked.ends] == ["fine"] * 8
-    assert asked.budget.spent == pytest.approx(8 * GOOD_USD)
+    assert asked.ledger.spent == pytest.approx(8 * GOOD_USD)
 
 
 # --- lost connections ---------------------------------------------------------------
@@ -695,8 +728,8 @@ def test_lost_on_the_way(raw, way):
     assert "OPENAI_BASE_URL" in asked.error
     assert raw.count == 3
     assert len(asked.failed) == 3
-    assert all(f.maybe_paid and f.kind in ("lost", "garbled") for f, _ in asked.failed)
-    assert asked.budget.spent == 0 and asked.budget.forfeited > 0
+    assert all(kind in ("lost", "garbled") for kind, _ in asked.failed)
+    assert asked.ledger.spent == 0 and asked.ledger.forfeited > 0
 
 
 def hang(server, connection) -> None:
@@ -726,7 +759,7 @@ def test_no_answer_in_time(raw, way):
     assert time.monotonic() - start < 5
     assert "no answer in time" in asked.error and "resume" in asked.error
     assert raw.count == 2
-    assert [failure.kind for failure, _ in asked.failed] == ["lost", "lost"]
+    assert [kind for kind, _ in asked.failed] == ["lost", "lost"]
 
 
 def test_lost_once_then_answered(raw, make_chat):
@@ -741,7 +774,7 @@ def test_lost_once_then_answered(raw, make_chat):
     raw.answer = answer
     asked = ask()
     assert asked.reply.text == "fine" and raw.count == 2
-    assert asked.budget.spent == pytest.approx(GOOD_USD) and len(asked.failed) == 1
+    assert asked.ledger.spent == pytest.approx(GOOD_USD) and len(asked.failed) == 1
 
 
 def test_the_budget_ends_the_tries(raw):
@@ -751,7 +784,7 @@ def test_the_budget_ends_the_tries(raw):
     asked = ask(tries=9, max_usd=most)
     assert isinstance(asked.ends[0], BudgetSpent)
     assert raw.count == 2 and len(asked.failed) == 2
-    assert asked.budget.forfeited <= most
+    assert asked.ledger.forfeited <= most
 
 
 def test_tls_to_a_plain_port(raw, monkeypatch):
@@ -773,28 +806,28 @@ def test_nobody_there(raw):
     raw.close()
     asked = ask(tries=3)
     assert "cannot be reached" in asked.error and "OPENAI_BASE_URL" in asked.error
-    assert asked.failed == [] and asked.budget.forfeited == 0
+    assert asked.failed == [] and asked.ledger.forfeited == 0
 
 
 def test_a_cancelled_request_holds_nothing(raw):
     """Cancelled while it waits for its answer: no place in flight and no dollars stay held."""
     raw.answer = lambda connection: hang(raw, connection)
-    budget, pace = Budget(PRICE, 1.0), Pace(1)
+    ledger, rate_limit = Ledger(PRICE, 1.0), RateLimit(1)
 
     async def work(teacher) -> None:
         request = teacher.request(PROMPT, first_number=1, tasks=3, seed=7, sampling=Sampling())
-        async with teacher.connect(pace, budget) as line:
+        async with teacher.connect(rate_limit, ledger) as line:
             task = asyncio.create_task(line.ask(request))
             while not raw.count:
                 await asyncio.sleep(0.01)
-            assert pace.in_flight == 1 and budget.reserved > 0
+            assert rate_limit.in_flight == 1 and ledger.reserved > 0
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
 
     with open_teacher("openai", "fake-model") as teacher:
         asyncio.run(work(teacher))
-    assert pace.in_flight == 0 and budget.reserved == 0
+    assert rate_limit.in_flight == 0 and ledger.reserved == 0
 
 
 QUICK = {
@@ -808,7 +841,7 @@ QUICK = {
 @pytest.mark.parametrize("answer", QUICK.values(), ids=QUICK)
 def test_each_request_holds_its_own_dollars(fake, answer):
     """However one request ends, what is set aside for another on its way stays set aside."""
-    hold, budget = threading.Event(), Budget(PRICE, 1.0)
+    hold, ledger = threading.Event(), Ledger(PRICE, 1.0)
     fake.delay = lambda body: hold.wait(10) * 0.0 if "slow" in str(body["messages"]) else 0.0
     fake.respond = lambda body: "fine" if "slow" in str(body["messages"]) else answer
 
@@ -817,22 +850,22 @@ def test_each_request_holds_its_own_dollars(fake, answer):
             teacher.request(text, first_number=1, tasks=3, seed=7, sampling=Sampling())
             for text in ("slow" * 50, PROMPT)
         )
-        async with asyncio.timeout(60), teacher.connect(Pace(9), budget) as line:
-            task = asyncio.create_task(line.ask(slow))
+        async with asyncio.timeout(60), teacher.connect(RateLimit(9), ledger) as line:
+            task = asyncio.create_task(line.ask(slow, 1))
             while not fake.requests:
                 await asyncio.sleep(0.01)
-            held = budget.reserved
+            held = ledger.reserved
             for _ in range(2):
                 with contextlib.suppress(TeacherError):
-                    await line.ask(quick)
-                assert held > 0 and budget.reserved == pytest.approx(held)
+                    await line.ask(quick, 2)
+                assert held > 0 and ledger.reserved == pytest.approx(held)
             hold.set()
             assert (await task).text == "fine"
 
     with open_teacher("openai", "fake-model") as teacher:
         teacher.tries = 1
         asyncio.run(work(teacher))
-    assert budget.reserved == pytest.approx(0) and len(fake.requests) == 3
+    assert ledger.reserved == pytest.approx(0) and len(fake.requests) == 3
 
 
 # --- all together -------------------------------------------------------------------
@@ -860,7 +893,7 @@ def test_the_books_balance_in_a_storm(fake):
     asked = ask(times=40, at_once=True, tries=30, max_usd=100.0)
     assert [getattr(end, "text", end) for end in asked.ends] == ["fine"] * 40
     assert sent.count("good") == 40 and len(sent) == len(fake.requests)
-    assert asked.budget.spent == pytest.approx(40 * GOOD_USD)
+    assert asked.ledger.spent == pytest.approx(40 * GOOD_USD)
     assert len(asked.failed) == sent.count("garbled") > 0
-    assert asked.pace.refusals == sent.count("429") > 0
+    assert asked.rate_limit.refusals == sent.count("429") > 0
     assert len(asked.notes) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from alpaca_lib.errors import JournalError
 from alpaca_lib.generation.journal import Journal
-from alpaca_lib.generation.teacher import RawReply
+from alpaca_lib.generation.messages import RawReply
 
 CONFIGURATION = {"seed": 1, "temperature": 0.7, "model": "m"}
 
@@ -146,12 +146,12 @@ def test_threads_that_write_at_once(tmp_path):
     writer = threading.Thread(target=append)
     writer.start()
     for n in range(3000):
-        journal.judge(n, [{"instruction": "x" * (n % 50)}])
+        journal.note_filtered(n, [{"instruction": "x" * (n % 50)}])
     writer.join()
     assert [journal.reply(n).text for n in range(300)] == [f"reply {n}" for n in range(300)]
     journal.close()
     again = Journal(tmp_path, CONFIGURATION)
-    assert len(again) == 300 and again.judged == set(range(3000))
+    assert len(again) == 300 and again.filtered == set(range(3000))
     again.close()
 
 
@@ -194,13 +194,13 @@ def test_folder_that_cannot_be_written(tmp_path):
 def test_other_lines_come_back(tmp_path):
     """Lost attempts add up, batches keep their last state, judged replies are remembered."""
     journal = Journal(tmp_path, CONFIGURATION)
-    journal.lost(3, "no answer", 0.25)
-    journal.lost(3, "no answer", 0.5)
-    journal.batch("file-1", requests=[1, 2], state="uploaded")
-    journal.batch("file-1", state="done")
-    journal.judge(7, [])
+    journal.note_lost(3, "no answer", 0.25)
+    journal.note_lost(3, "no answer", 0.5)
+    journal.note_batch("file-1", requests=[1, 2], state="uploaded")
+    journal.note_batch("file-1", state="done")
+    journal.note_filtered(7, [])
     journal.close()
     again = Journal(tmp_path, CONFIGURATION)
-    assert again.lost_usd == 0.75 and again.judged == {7}
+    assert again.lost_usd == 0.75 and again.filtered == {7}
     assert again.batches == {"file-1": {"requests": [1, 2], "state": "done"}}
     again.close()

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from alpaca_lib.generation.filtering import parse
+from alpaca_lib.generation.filtering import parse_raw_reply
+from alpaca_lib.generation.messages import RawReply
 from alpaca_lib.generation.parsing import parse_json_reply, parse_reply, reply_schema
-from alpaca_lib.generation.teacher import RawReply
 from alpaca_lib.records import Example
 
 LENGTH = "cut off by the length limit"
@@ -278,12 +278,12 @@ def test_a_refusal_of_the_server_is_one():
     """The server's own field for refusals is a reason, whatever the format."""
     raw = RawReply(WHOLE, "stop", 1, 1, refusal="I must decline.")
     for reply_format in ("json", "text"):
-        reply = parse(raw, 4, reply_format)
+        reply = parse_raw_reply(raw, 4, reply_format)
         assert reply.tasks == []
         assert [(r.reason, r.text) for r in reply.rejected] == [
             ("the teacher refused", "I must decline.")
         ]
-    assert parse(RawReply(WHOLE, "stop", 1, 1), 4, "json").tasks == TASKS
+    assert parse_raw_reply(RawReply(WHOLE, "stop", 1, 1), 4, "json").tasks == TASKS
 
 
 # --- the schema ---------------------------------------------------------------------

@@ -119,7 +119,8 @@ def test_local_teacher_for_real(repository):
     pytest.importorskip("xllamacpp")
     from concurrent.futures import ThreadPoolExecutor
 
-    from alpaca_lib.generation.self_instruct import Settings, prompt_for
+    from alpaca_lib.generation.prompting import Prompter
+    from alpaca_lib.generation.self_instruct import Settings
     from alpaca_lib.generation.teacher import Sampling, open_teacher
     from alpaca_lib.records import load_examples
 
@@ -129,7 +130,7 @@ def test_local_teacher_for_real(repository):
         assert teacher.address.startswith("http://127.0.0.1:")
 
         def ask(n):
-            prompt = prompt_for(seeds, "A list of {count} tasks:", settings, n)
+            prompt = Prompter(seeds, "A list of {count} tasks:", settings).prompt(n).text
             sampling = Sampling(max_tokens=160)
             return teacher.ask(prompt, first_number=3, tasks=2, seed=n, sampling=sampling)
 

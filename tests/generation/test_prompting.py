@@ -7,20 +7,19 @@ import json
 import random
 import re
 import time
-from dataclasses import replace
 
 import pytest
 
 from alpaca_lib.errors import DataError, JournalError
 from alpaca_lib.generation.documents import Passage
 from alpaca_lib.generation.prompting import Prompter
-from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
+from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
 from alpaca_lib.records import Example, load_examples
 
 HEADER = "Write {count} tasks."
 PLAIN = Settings(seeds_per_prompt=3, tasks_per_request=4, seed=5)
-MIXED = replace(PLAIN, machine_tasks=2, window=2)
+MIXED = PLAIN.replace(machine_tasks=2, window=2)
 TOPICS = ("glaciers", "bee keeping", "tax law", "chess")
 SYLLABLES = [
     f"{a}{b}"
@@ -59,27 +58,27 @@ def rows_in(text: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("topics", [(), TOPICS])
 def test_without_machine_tasks_nothing_else_counts(seeds, topics, reply_format):
     """No machine tasks, no verbs: whatever was kept, (seed, request) gives the same prompt."""
-    settings = replace(PLAIN, topics=topics, reply_format=reply_format)
+    settings = PLAIN.replace(topics=topics, reply_format=reply_format)
     kept, after = kept_from(60)
     for request in (0, 1, 7, 59):
-        alone = prompt_for(seeds, HEADER, settings, request)
+        alone = Prompter(seeds, HEADER, settings).prompt(request).text
         assert Prompter(seeds, HEADER, settings).prompt(request, kept, after).text == alone
         assert "machine" not in alone
-    every = {prompt_for(seeds, HEADER, settings, n) for n in range(30)}
+    every = {Prompter(seeds, HEADER, settings).prompt(n).text for n in range(30)}
     assert len(every) > 20
-    other = replace(settings, seed=6)
-    assert every != {prompt_for(seeds, HEADER, other, n) for n in range(30)}
+    other = settings.replace(seed=6)
+    assert every != {Prompter(seeds, HEADER, other).prompt(n).text for n in range(30)}
 
 
 def test_order_of_asking_does_not_count(seeds):
     """One Prompter asked backwards and twice, and a fresh one each time, agree."""
     passages = [Passage("a.txt", n, n + 1, f"passage {n}") for n in range(9)]
-    prompter = Prompter(seeds, HEADER, replace(PLAIN, topics=TOPICS), passages)
+    prompter = Prompter(seeds, HEADER, PLAIN.replace(topics=TOPICS), passages)
     backwards = {n: prompter.prompt(n) for n in reversed(range(20))}
     for n in range(20):
         assert prompter.prompt(n) == backwards[n]
         assert (
-            Prompter(seeds, HEADER, replace(PLAIN, topics=TOPICS), passages).prompt(n)
+            Prompter(seeds, HEADER, PLAIN.replace(topics=TOPICS), passages).prompt(n)
             == (backwards[n])
         )
 
@@ -88,7 +87,7 @@ def test_seeds_shown_are_different_ones_of_all(seeds):
     """A prompt shows no seed twice, and over many requests each seed has its turn."""
     seen = set()
     for request in range(60):
-        shown = [text for _, text in shown_in(prompt_for(seeds, HEADER, PLAIN, request))]
+        shown = [text for _, text in shown_in(Prompter(seeds, HEADER, PLAIN).prompt(request).text)]
         assert len(shown) == len(set(shown)) == 3
         seen |= set(shown)
     assert seen == {seed.instruction for seed in seeds}
@@ -101,7 +100,7 @@ def test_seeds_shown_are_different_ones_of_all(seeds):
 @pytest.mark.parametrize("verbs", [(), ("ask", "weigh")])
 def test_only_replies_before_the_window_count(seeds, window, verbs):
     """Request k: tasks from reply k - window on may be anything, or not there yet."""
-    settings = replace(MIXED, window=window, verbs=verbs, topics=TOPICS)
+    settings = MIXED.replace(window=window, verbs=verbs, topics=TOPICS)
     prompter = Prompter(seeds, HEADER, settings)
     kept, after = kept_from(12)
     strangers, _ = kept_from(12, "stranger")
@@ -144,7 +143,7 @@ def test_replies_that_gave_nothing_are_counted_all_the_same(seeds):
 @pytest.mark.parametrize("available", range(5))
 def test_seeds_fill_in(seeds, available, reply_format):
     """With 0, 1 or more machine tasks there are always five entries, the rest are seeds."""
-    prompter = Prompter(seeds, HEADER, replace(MIXED, reply_format=reply_format))
+    prompter = Prompter(seeds, HEADER, MIXED.replace(reply_format=reply_format))
     kept = [machine(0, place) for place in range(available)]
     for request in range(3, 20):
         prompt = prompter.prompt(request, kept, [available] * request)
@@ -175,7 +174,7 @@ def test_machine_tasks_are_mixed_in(seeds):
 
 def test_only_machine_tasks(seeds):
     """seeds_per_prompt may be 0: seeds stand in until there are tasks."""
-    prompter = Prompter(seeds, HEADER, replace(MIXED, seeds_per_prompt=0, machine_tasks=4))
+    prompter = Prompter(seeds, HEADER, MIXED.replace(seeds_per_prompt=0, machine_tasks=4))
     kept, after = kept_from(4)
     first, later = prompter.prompt(0, kept, after), prompter.prompt(6, kept, [*after, 12, 12])
     assert first.first_number == later.first_number == 5
@@ -186,15 +185,15 @@ def test_only_machine_tasks(seeds):
 @pytest.mark.parametrize("window", [0, 1, 7])
 def test_ready(seeds, window):
     """A request waits for reply request - window - 1, and only if a prompt needs replies."""
-    for settings in (replace(MIXED, window=window), replace(PLAIN, window=window, verbs=("go",))):
+    for settings in (MIXED.replace(window=window), PLAIN.replace(window=window, verbs=("go",))):
         prompter = Prompter(seeds, HEADER, settings)
-        assert prompter.needs_judged
+        assert not prompter.is_ready(10**6, 0)
         for request in range(20):
             for judged in range(20):
                 every = all(reply < judged for reply in range(request - window))
-                assert prompter.ready(request, judged) is every
-    free = Prompter(seeds, HEADER, replace(PLAIN, window=window, topics=TOPICS))
-    assert not free.needs_judged and free.ready(10**6, 0)
+                assert prompter.is_ready(request, judged) is every
+    free = Prompter(seeds, HEADER, PLAIN.replace(window=window, topics=TOPICS))
+    assert free.is_ready(10**6, 0)
 
 
 # --- topics, verbs, passages --------------------------------------------------------
@@ -202,7 +201,7 @@ def test_ready(seeds, window):
 
 def test_topics(seeds):
     """One topic is said above the header, each has its turn, and Prompt.topic is that one."""
-    prompter = Prompter(seeds, HEADER, replace(PLAIN, topics=TOPICS))
+    prompter = Prompter(seeds, HEADER, PLAIN.replace(topics=TOPICS))
     drawn = set()
     for request in range(60):
         prompt = prompter.prompt(request)
@@ -216,7 +215,7 @@ def test_topics(seeds):
 def test_topic_and_passage_do_not_depend_on_kept_tasks(seeds):
     """Other replies before the window: the same topic and passage all the same."""
     passages = [Passage("a.txt", n, n + 1, f"passage {n}") for n in range(9)]
-    prompter = Prompter(seeds, HEADER, replace(MIXED, topics=TOPICS), passages)
+    prompter = Prompter(seeds, HEADER, MIXED.replace(topics=TOPICS), passages)
     for request in range(3, 30):
         drawn = set()
         for each in (0, 1, 2, 5, 40, 300):
@@ -235,9 +234,9 @@ def test_rarest_verbs_are_named(seeds):
     """Of twelve verbs, eight that begin fewest instructions of seeds and kept tasks."""
     used = ["Explain", "Translate", "Compose", "Sort"]  # one seed begins with each
     unused = [f"verb{letter}" for letter in "abcdefgh"]
-    settings = replace(PLAIN, window=0, verbs=tuple(v.lower() for v in used) + tuple(unused))
+    settings = PLAIN.replace(window=0, verbs=tuple(v.lower() for v in used) + tuple(unused))
     for seed in range(5):
-        prompter = Prompter(seeds, HEADER, replace(settings, seed=seed))
+        prompter = Prompter(seeds, HEADER, settings.replace(seed=seed))
         assert named(prompter.prompt(0).text, settings.verbs) == set(unused)
     # Two kept tasks with each of four of them: now the seeds' verbs are rarer.
     kept = [Example(f"{v.capitalize()}: say more about {n}.") for v in unused[:4] for n in (1, 2)]
@@ -254,7 +253,7 @@ def test_rarest_verbs_are_named(seeds):
 def test_verbs_that_are_equally_rare_take_turns(seeds):
     """Twenty unused verbs: each is named now and then, eight at a time, none twice."""
     verbs = tuple(f"v{number}" for number in range(20))
-    prompter = Prompter(seeds, HEADER, replace(PLAIN, verbs=verbs + verbs))
+    prompter = Prompter(seeds, HEADER, PLAIN.replace(verbs=verbs + verbs))
     seen = set()
     for request in range(30):
         above = prompter.prompt(request).text.split(HEADER[:6])[0]
@@ -266,7 +265,7 @@ def test_verbs_that_are_equally_rare_take_turns(seeds):
 
 def test_few_verbs_are_all_named(seeds):
     """Fewer than eight verbs: all of them, rarest first."""
-    prompter = Prompter(seeds, HEADER, replace(PLAIN, verbs=("sort", "weigh")))
+    prompter = Prompter(seeds, HEADER, PLAIN.replace(verbs=("sort", "weigh")))
     assert "weigh, sort" in prompter.prompt(0).text
 
 
@@ -278,22 +277,22 @@ def test_chinese_verbs_are_counted_inside_a_sentence():
         Example("把下面的句子改写得更礼貌。"),
         Example("请概括这个故事。"),
     ]
-    settings = replace(
-        *(PLAIN,), language="zh", verbs=("翻译", "概括", "改写", "推测"), reply_format="json"
+    settings = PLAIN.replace(
+        language="zh", verbs=("翻译", "概括", "改写", "推测"), reply_format="json"
     )
     text = Prompter(chinese, "写{count}个", settings).prompt(0).text
     named_verbs = re.findall("翻译|概括|改写|推测", text.split("写7个")[0])
     assert named_verbs[:2] == ["推测", "改写"]
     assert set(named_verbs[2:]) == {"翻译", "概括"}
     kept = [Example(f"请推测第{n}个人的职业。") for n in range(3)]
-    later = Prompter(chinese, "写{count}个", replace(settings, window=0)).prompt(1, kept, [3]).text
+    later = Prompter(chinese, "写{count}个", settings.replace(window=0)).prompt(1, kept, [3]).text
     assert re.findall("翻译|概括|改写|推测", later.split("写7个")[0])[-1] == "推测"
 
 
 def test_chinese_verb_with_a_capital_letter():
     """ "P图" in three instructions is less rare than a verb in none."""
     chinese = [Example(f"请告诉我怎样P图，第{n}步是什么。") for n in range(3)]
-    settings = replace(PLAIN, language="zh", verbs=("P图", "推测"))
+    settings = PLAIN.replace(language="zh", verbs=("P图", "推测"))
     for request in range(6):
         assert "推测, P图" in Prompter(chinese, "写", settings).prompt(request).text
 
@@ -308,7 +307,7 @@ def test_passages(seeds, language, reply_format):
         'A "quote" \\ and ###',
     ]
     passages = [Passage("a.txt", n, n + 9, text) for n, text in enumerate(texts)]
-    settings = replace(PLAIN, language=language, reply_format=reply_format, topics=("ice",))
+    settings = PLAIN.replace(language=language, reply_format=reply_format, topics=("ice",))
     prompter = Prompter(seeds, HEADER, settings, passages)
     drawn = set()
     for request in range(30):
@@ -328,7 +327,7 @@ def test_json_prompts_show_valid_json(language):
     """Braces, quotes, line ends and half emojis in tasks: the JSON decodes to the tasks."""
     texts = ['Say "{x}" and \\n.', "a\nb ```json", "{count} {new}", "说“好”。", "half \ud83d"]
     odd = [Example(text, text if n % 2 else "", text) for n, text in enumerate(texts)]
-    settings = replace(PLAIN, seeds_per_prompt=5, reply_format="json", language=language)
+    settings = PLAIN.replace(seeds_per_prompt=5, reply_format="json", language=language)
     for request in range(5):
         prompt = Prompter(odd, "Write {count}.", settings).prompt(request)
         assert prompt.text.startswith("Write 9.\n")
@@ -346,7 +345,7 @@ def test_json_prompts_show_valid_json(language):
 def test_text_prompts_mark_what_has_no_input(seeds):
     """In the text format a task without input says <noinput>; one with input never does."""
     by_text = {seed.instruction: seed for seed in seeds}
-    entries = prompt_for(seeds, HEADER, PLAIN, 0).split("###\n")[1:-1]
+    entries = Prompter(seeds, HEADER, PLAIN).prompt(0).text.split("###\n")[1:-1]
     assert len(entries) == 3
     for entry in entries:
         seed = by_text[shown_in(entry)[0][1]]
@@ -362,7 +361,7 @@ def test_shipped_seeds_and_header(repository):
         for reply_format in ("text", "json"):
             settings = Settings(language=language, reply_format=reply_format)
             for request in range(6):
-                text = prompt_for(shipped, header, settings, request)
+                text = Prompter(shipped, header, settings).prompt(request).text
                 assert "{" not in text.split("\n")[0] and "23" in text
                 if reply_format == "json":
                     assert all("noinput" not in row["input"] for row in rows_in(text))
@@ -373,9 +372,8 @@ def test_chinese_additions_are_chinese(seeds, reply_format):
     """What the library adds in Chinese holds no English sentence, and the other way round."""
     passages = [Passage("a.txt", 0, 2, "〇〇")]
     for language in ("en", "zh"):
-        settings = replace(
-            *(PLAIN,),
-            language=language, reply_format=reply_format, topics=("〇",), verbs=("〇〇〇",),
+        settings = PLAIN.replace(
+        language=language, reply_format=reply_format, topics=("〇",), verbs=("〇〇〇",),
         )  # fmt: skip
         text = Prompter(seeds, "=====", settings, passages).prompt(0).text
         said = text.split("=====")[0]
@@ -391,26 +389,30 @@ def test_language_of_the_header(seeds):
     """No language set: the header's own, en or zh, to the character."""
     for header, language in ((HEADER, "en"), ("写{count}个任务。", "zh")):
         for reply_format in ("text", "json"):
-            settings = replace(PLAIN, topics=TOPICS, reply_format=reply_format, language="")
-            known = replace(settings, language=language)
-            other = replace(settings, language={"en": "zh", "zh": "en"}[language])
+            settings = PLAIN.replace(topics=TOPICS, reply_format=reply_format, language="")
+            known = settings.replace(language=language)
+            other = settings.replace(language={"en": "zh", "zh": "en"}[language])
             for request in range(3):
-                text = prompt_for(seeds, header, settings, request)
-                assert text == prompt_for(seeds, header, known, request)
-                assert text != prompt_for(seeds, header, other, request)
+                text = Prompter(seeds, header, settings).prompt(request).text
+                assert text == Prompter(seeds, header, known).prompt(request).text
+                assert text != Prompter(seeds, header, other).prompt(request).text
 
 
 def test_only_short_seeds_are_shown():
     """seed_words: a seed whose three texts have more words in all is never shown."""
     mixed = [Example(f"Say number {n}.", "a b", "x " * n) for n in range(1, 9)]  # n + 5 words
-    settings = replace(PLAIN, seed_words=9)
-    shown = {t for n in range(40) for _, t in shown_in(prompt_for(mixed, HEADER, settings, n))}
+    settings = PLAIN.replace(seed_words=9)
+    shown = {
+        t for n in range(40) for _, t in shown_in(Prompter(mixed, HEADER, settings).prompt(n).text)
+    }
     assert shown == {f"Say number {n}." for n in range(1, 5)}
-    free = replace(PLAIN, seed_words=0)
-    shown = {t for n in range(40) for _, t in shown_in(prompt_for(mixed, HEADER, free, n))}
+    free = PLAIN.replace(seed_words=0)
+    shown = {
+        t for n in range(40) for _, t in shown_in(Prompter(mixed, HEADER, free).prompt(n).text)
+    }
     assert len(shown) == 8
     with pytest.raises(DataError, match=r"^2 seed tasks of at most 7 words.*shows 3"):
-        Prompter(mixed, HEADER, replace(PLAIN, seed_words=7))
+        Prompter(mixed, HEADER, PLAIN.replace(seed_words=7))
 
 
 # --- errors -------------------------------------------------------------------------
@@ -421,7 +423,7 @@ def test_only_short_seeds_are_shown():
 )
 def test_too_few_seeds(seeds, seed_count, machine_tasks, fits):
     """Seeds must do for the first prompt, which shows no machine tasks yet."""
-    settings = replace(PLAIN, machine_tasks=machine_tasks)
+    settings = PLAIN.replace(machine_tasks=machine_tasks)
     if fits:
         assert Prompter(seeds[:seed_count], HEADER, settings).prompt(0).first_number == 9
         return
@@ -433,7 +435,7 @@ def test_too_few_seeds(seeds, seed_count, machine_tasks, fits):
 def test_unknown_language(seeds, language):
     """An unknown language is named, with those there are."""
     with pytest.raises(ValueError, match=rf"'{language}'.*en, zh"):
-        Prompter(seeds, HEADER, replace(PLAIN, language=language))
+        Prompter(seeds, HEADER, PLAIN.replace(language=language))
 
 
 # --- whole runs ---------------------------------------------------------------------
@@ -480,7 +482,7 @@ def test_runs_with_machine_tasks_do_not_depend_on_latency(
 ):
     """Concurrency 1, 3 and 8 and random delays: the same prompts, the same regen.json."""
     fake.respond = reply_to
-    settings = replace(RUN, reply_format=reply_format)
+    settings = RUN.replace(reply_format=reply_format)
     outcome = run(tmp_path / "1", seeds, settings, concurrency=1)
     expected, prompts = (tmp_path / "1" / "regen.json").read_bytes(), prompts_of(fake)
     assert outcome.ended == "enough" and len(prompts) >= 6
@@ -511,7 +513,7 @@ def test_no_request_goes_out_before_its_window(fake, seeds, tmp_path):
         return 0.0
 
     fake.respond, fake.delay = reply_to, delay
-    run(tmp_path, seeds, replace(RUN, tasks_wanted=12), concurrency=8)
+    run(tmp_path, seeds, RUN.replace(tasks_wanted=12), concurrency=8)
     assert sorted(seen_while_held) == [0, 1, 2]
 
 
@@ -556,7 +558,7 @@ def test_what_changes_a_prompt_refuses_a_resume(fake, seeds, tmp_path):
         {"tasks_per_request": 4},
     ):
         with pytest.raises(JournalError, match="another configuration"):
-            run(tmp_path, seeds, replace(RUN, **change), concurrency=1)
+            run(tmp_path, seeds, RUN.replace(**change), concurrency=1)
     assert len(fake.requests) == 1
 
 
@@ -564,10 +566,10 @@ def test_topics_are_not_verbs(fake, seeds, tmp_path):
     """The same words as verbs instead of topics are another run."""
     fake.respond = reply_to
     words = ("rank", "weigh")
-    settings = replace(RUN, topics=words, verbs=())
+    settings = RUN.replace(topics=words, verbs=())
     run(tmp_path, seeds, settings, concurrency=1, max_requests=1)
     with pytest.raises(JournalError):
-        run(tmp_path, seeds, replace(settings, topics=(), verbs=words), max_requests=1)
+        run(tmp_path, seeds, settings.replace(topics=(), verbs=words), max_requests=1)
 
 
 def test_half_an_emoji_in_a_machine_task(fake, seeds, tmp_path):
@@ -578,7 +580,7 @@ def test_half_an_emoji_in_a_machine_task(fake, seeds, tmp_path):
 
 def test_half_an_emoji_in_json(fake, seeds, tmp_path):
     """In JSON prompts the same half emoji is escaped, and the run ends well."""
-    settings = replace(RUN, reply_format="json")
+    settings = RUN.replace(reply_format="json")
     fake.respond = lambda body: reply_to(body, " \ud83d")
     assert run(tmp_path, seeds, settings, concurrency=1).ended == "enough"
     assert "\ud83d" in load_examples(tmp_path / "regen.json")[0].instruction

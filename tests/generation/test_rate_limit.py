@@ -1,4 +1,4 @@
-"""Pace and Bucket in simulated time: how much passes, in which order, and never too much."""
+"""RateLimit and Bucket in simulated time: how much passes, in which order, and never too much."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import random
 
 import pytest
 
-from alpaca_lib.generation.rate_limit import Bucket, Pace
+from alpaca_lib.generation.rate_limit import Bucket, RateLimit
 
 LIMITS = [60, 500, 1200, 10_000]  # a minute
 MINUTES = 10
@@ -59,18 +59,18 @@ def simulate(work, late=lambda: 0.0):
         return runner.run(work(runner.get_loop().time))
 
 
-async def flood(pace, clock, seconds, estimate=lambda: 1.0, used=None, lasts=lambda: 0.0):
-    """Sends as fast as the pace allows; [time let through, tokens truly used]."""
+async def flood(rate_limit, clock, seconds, estimate=lambda: 1.0, used=None, lasts=lambda: 0.0):
+    """Sends as fast as the rate_limit allows; [time let through, tokens truly used]."""
     sent, tasks = [], set()
 
     async def one(guess, true) -> None:
         await asyncio.sleep(lasts())
-        pace.leave(guess, true)
+        rate_limit.release(guess, true)
 
     end = clock() + seconds
     while True:
         guess = estimate()
-        await pace.enter(guess)
+        await rate_limit.acquire(guess)
         if clock() >= end:
             break
         true = used(guess) if used else guess
@@ -191,7 +191,7 @@ def times_of_a_flood(limit: int, minutes: int = MINUTES, late: float = 0.0) -> l
     draw = random.Random(limit)
 
     async def work(clock):
-        sent = await flood(Pace(10**6, limit, clock=clock), clock, 60 * minutes)
+        sent = await flood(RateLimit(10**6, limit, clock=clock), clock, 60 * minutes)
         return [time for time, _ in sent]
 
     return simulate(work, (lambda: draw.uniform(0, late)) if late else lambda: 0.0)
@@ -224,12 +224,12 @@ def test_after_a_rest_there_is_only_a_small_burst(limit):
     draw = random.Random(limit)
 
     async def work(clock):
-        pace, times = Pace(10**6, limit, clock=clock), []
+        rate_limit, times = RateLimit(10**6, limit, clock=clock), []
         while clock() < 600:
             for _ in range(draw.randrange(1, limit)):
-                await pace.enter(1)
+                await rate_limit.acquire(1)
                 times.append(clock())
-                pace.leave(1, 1)
+                rate_limit.release(1, 1)
             await asyncio.sleep(draw.choice([0, 1, 5, 30, 70]))
         return times
 
@@ -256,7 +256,7 @@ def test_tokens_a_minute_are_used_and_kept(limit, name):
 
     async def work(clock):
         return await flood(
-            *(Pace(10**6, None, limit, clock), clock, 60 * MINUTES),
+            *(RateLimit(10**6, None, limit, clock), clock, 60 * MINUTES),
             estimate=lambda: draw.choice([1000, 1500, 2000]),
             used=lambda guess: TRUTHS[name](draw, guess),
             lasts=lambda: draw.uniform(1, 4),
@@ -270,10 +270,10 @@ def test_tokens_of_a_reply_without_count_stay_taken():
     """used None: the estimate counts; used 0: it is given back whole."""
 
     async def work(clock, used):
-        pace = Pace(1, None, 60_000, clock)
+        rate_limit = RateLimit(1, None, 60_000, clock)
         for _ in range(50):
-            await pace.enter(3000)
-            pace.leave(3000, used)
+            await rate_limit.acquire(3000)
+            rate_limit.release(3000, used)
         return clock()
 
     per_request = 3000 / (60_000 / 60)
@@ -286,8 +286,8 @@ def test_the_narrower_limit_counts(requests, tokens, expected):
     """With both limits and 500 tokens a request, the one that is reached first holds."""
 
     async def work(clock):
-        pace = Pace(100, requests, tokens, clock)
-        return await flood(pace, clock, 600, estimate=lambda: 500.0)
+        rate_limit = RateLimit(100, requests, tokens, clock)
+        return await flood(rate_limit, clock, 600, estimate=lambda: 500.0)
 
     assert 0.95 * expected * 10 <= len(simulate(work)) <= expected * 10
 
@@ -296,9 +296,9 @@ def test_without_limits_nothing_waits():
     """No limit given, none learned: all go at once."""
 
     async def work(clock):
-        pace = Pace(1000)
+        rate_limit = RateLimit(1000)
         for _ in range(1000):
-            await pace.enter(10**9)
+            await rate_limit.acquire(10**9)
         return clock()
 
     assert simulate(work) < 0.01
@@ -309,11 +309,11 @@ def test_a_request_larger_than_the_bucket_passes(tokens):
     """Many times what a minute allows in one request: it passes, the next wait for the debt."""
 
     async def work(clock):
-        pace, times = Pace(5, 1000, 60_000, clock), []
+        rate_limit, times = RateLimit(5, 1000, 60_000, clock), []
         for _ in range(4):
-            await pace.enter(tokens)
+            await rate_limit.acquire(tokens)
             times.append(clock())
-            pace.leave(tokens, tokens)
+            rate_limit.release(tokens, tokens)
         return times
 
     times = simulate(work)
@@ -331,22 +331,22 @@ def test_concurrency_is_used_and_never_passed(concurrency):
     draw = random.Random(concurrency)
 
     async def work(clock):
-        pace, inside, most, busy = Pace(concurrency, clock=clock), 0, 0, 0.0
+        rate_limit, inside, most, busy = RateLimit(concurrency, clock=clock), 0, 0, 0.0
 
         async def one() -> None:
             nonlocal inside, most, busy
-            await pace.enter(100)
+            await rate_limit.acquire(100)
             inside += 1
             most = max(most, inside)
-            assert inside == pace.in_flight
+            assert inside == rate_limit.in_flight
             seconds = draw.uniform(0.5, 3)
             busy += seconds
             await asyncio.sleep(seconds)
             inside -= 1
-            pace.leave(100, 100)
+            rate_limit.release(100, 100)
 
         await asyncio.gather(*(one() for _ in range(20 * concurrency)))
-        return most, busy / clock(), pace.in_flight
+        return most, busy / clock(), rate_limit.in_flight
 
     most, mean, left = simulate(work)
     assert most == concurrency and left == 0
@@ -358,14 +358,14 @@ def test_first_come_first_served():
     draw = random.Random(3)
 
     async def work(clock):
-        pace, order = Pace(3, 600, 60_000, clock), []
+        rate_limit, order = RateLimit(3, 600, 60_000, clock), []
 
         async def one(number) -> None:
             size = draw.choice([1, 500, 20_000])
-            await pace.enter(size)
+            await rate_limit.acquire(size)
             order.append(number)
             await asyncio.sleep(draw.uniform(0, 2))
-            pace.leave(size, size / 2)
+            rate_limit.release(size, size / 2)
 
         tasks = []
         for number in range(100):
@@ -382,23 +382,23 @@ def test_one_who_gives_up_holds_nobody_up(why):
     """Cancelled while waiting, at the head or behind: the others pass, and nothing is taken."""
 
     async def work(clock):
-        pace = Pace(1 if why == "concurrency" else 9, None, 60_000, clock)
-        await pace.enter(20_000 if why == "tokens" else 100)
+        rate_limit = RateLimit(1 if why == "concurrency" else 9, None, 60_000, clock)
+        await rate_limit.acquire(20_000 if why == "tokens" else 100)
         if why == "pause":
-            pace.refused(20)
-        tasks = [asyncio.create_task(pace.enter(100)) for _ in range(4)]
+            rate_limit.slow_down(20)
+        tasks = [asyncio.create_task(rate_limit.acquire(100)) for _ in range(4)]
         await asyncio.sleep(0.5)
         assert not any(task.done() for task in tasks)
         for task in (tasks[0], tasks[2]):
             task.cancel()
         await asyncio.sleep(0.1)
-        assert pace.in_flight == 1
-        pace.leave(100, 100)
+        assert rate_limit.in_flight == 1
+        rate_limit.release(100, 100)
         await tasks[1]
         if why == "concurrency":
-            pace.leave(100, 100)
+            rate_limit.release(100, 100)
         await tasks[3]
-        return clock(), pace.in_flight
+        return clock(), rate_limit.in_flight
 
     seconds, in_flight = simulate(work)
     assert in_flight == (1 if why == "concurrency" else 2)
@@ -411,43 +411,43 @@ def test_one_who_gives_up_holds_nobody_up(why):
 def test_a_refusal_lowers_the_share_which_recovers():
     """0.7 after a refusal, 2 % of the whole more each second, 1 after 15 seconds."""
     clock = Clock()
-    pace = Pace(10, 600, clock=clock)
-    assert pace.share == 1
-    pace.refused(None)
-    assert pace.share == pytest.approx(0.7)
+    rate_limit = RateLimit(10, 600, clock=clock)
+    assert rate_limit.share == 1
+    rate_limit.slow_down(None)
+    assert rate_limit.share == pytest.approx(0.7)
     clock.now += 5
-    assert pace.share == pytest.approx(0.8)
+    assert rate_limit.share == pytest.approx(0.8)
     clock.now += 10
-    assert pace.share == pytest.approx(1)
+    assert rate_limit.share == pytest.approx(1)
     clock.now += 1000
-    assert pace.share == 1
+    assert rate_limit.share == 1
 
 
 def test_refusals_at_once_are_one():
     """Ten within a second lower the share once; one a second later lowers it again."""
     clock = Clock()
-    pace = Pace(10, clock=clock)
+    rate_limit = RateLimit(10, clock=clock)
     for _ in range(10):
-        pace.refused(None)
+        rate_limit.slow_down(None)
         clock.now += 0.09
-    assert pace.refusals == 10
-    assert pace.share == pytest.approx(0.7 + 0.9 * 0.02)
+    assert rate_limit.refusals == 10
+    assert rate_limit.share == pytest.approx(0.7 + 0.9 * 0.02)
     clock.now += 0.2
-    pace.refused(None)
-    assert pace.share == pytest.approx((0.7 + 1.1 * 0.02) * 0.7)
+    rate_limit.slow_down(None)
+    assert rate_limit.share == pytest.approx((0.7 + 1.1 * 0.02) * 0.7)
 
 
 def test_lasting_refusals_leave_a_little():
     """However often it is refused, something is still tried, and it recovers from there."""
     clock = Clock()
-    pace = Pace(10, clock=clock)
+    rate_limit = RateLimit(10, clock=clock)
     for _ in range(100):
-        pace.refused(None)
-        assert pace.share >= 0.05
+        rate_limit.slow_down(None)
+        assert rate_limit.share >= 0.05
         clock.now += 1.0
-    assert pace.share <= 0.1
+    assert rate_limit.share <= 0.1
     clock.now += 60
-    assert pace.share == 1
+    assert rate_limit.share == 1
 
 
 @pytest.mark.parametrize("limit", [1200, 10_000])
@@ -455,10 +455,10 @@ def test_fewer_pass_after_a_refusal(limit):
     """In the 15 seconds of recovery 12.75 seconds' worth pass, then all again."""
 
     async def work(clock):
-        pace = Pace(10**6, limit, clock=clock)
-        await flood(pace, clock, 5)
-        pace.refused(None)
-        return [len(await flood(pace, clock, 15)), len(await flood(pace, clock, 15))]
+        rate_limit = RateLimit(10**6, limit, clock=clock)
+        await flood(rate_limit, clock, 5)
+        rate_limit.slow_down(None)
+        return [len(await flood(rate_limit, clock, 15)), len(await flood(rate_limit, clock, 15))]
 
     during, after = simulate(work)
     # 0.7 rising to 1 within 15 seconds: 0.85 on average.
@@ -470,16 +470,16 @@ def test_fewer_are_in_flight_after_a_refusal():
     """The share counts for concurrency too, at least one, and comes back by itself."""
 
     async def work(clock):
-        pace, most = Pace(10, clock=clock), {}
+        rate_limit, most = RateLimit(10, clock=clock), {}
 
         async def one() -> None:
-            await pace.enter(1)
+            await rate_limit.acquire(1)
             second = int(clock())
-            most[second] = max(most.get(second, 0), pace.in_flight)
+            most[second] = max(most.get(second, 0), rate_limit.in_flight)
             await asyncio.sleep(0.2)
-            pace.leave(1, 1)
+            rate_limit.release(1, 1)
 
-        pace.refused(None)
+        rate_limit.slow_down(None)
         await asyncio.gather(*(one() for _ in range(1500)))
         return most
 
@@ -493,11 +493,11 @@ def test_room_grows_while_nothing_ends():
     """A second request passes once the share has recovered, though the first is still there."""
 
     async def work(clock):
-        pace = Pace(2, clock=clock)
-        pace.refused(None)
-        await pace.enter(1)
+        rate_limit = RateLimit(2, clock=clock)
+        rate_limit.slow_down(None)
+        await rate_limit.acquire(1)
         assert clock() < 0.01
-        await pace.enter(1)
+        await rate_limit.acquire(1)
         return clock()
 
     # 0.7 of two is one; from 0.75 on, after 2.5 seconds, it is rounded to two.
@@ -508,11 +508,11 @@ def test_one_request_goes_on_after_many_refusals():
     """With concurrency 1 and the least share there is still one."""
 
     async def work(clock):
-        pace = Pace(1, clock=clock)
+        rate_limit = RateLimit(1, clock=clock)
         for _ in range(20):
-            pace.refused(None)
+            rate_limit.slow_down(None)
             await asyncio.sleep(1)
-        await pace.enter(1)
+        await rate_limit.acquire(1)
         return clock()
 
     assert simulate(work) < 20.1
@@ -522,13 +522,13 @@ def test_retry_after_stops_everything():
     """Nothing passes while the server wants to be left alone; those waiting wait on."""
 
     async def work(clock):
-        pace = Pace(100, 600, 600_000, clock)
-        sent = asyncio.create_task(flood(pace, clock, 100, lasts=lambda: 1.0))
+        rate_limit = RateLimit(100, 600, 600_000, clock)
+        sent = asyncio.create_task(flood(rate_limit, clock, 100, lasts=lambda: 1.0))
         await asyncio.sleep(10.0)
-        pace.refused(30.0)
+        rate_limit.slow_down(30.0)
         await asyncio.sleep(5.0)
-        pace.refused(2.0)  # a shorter pause ends no longer one
-        pace.refused(None)
+        rate_limit.slow_down(2.0)  # a shorter pause ends no longer one
+        rate_limit.slow_down(None)
         return [time for time, _ in await sent]
 
     times = simulate(work)
@@ -542,10 +542,10 @@ def test_a_pause_without_limits():
     """Retry-After counts where no limits are known; a shorter one later ends it no sooner."""
 
     async def work(clock):
-        pace = Pace(10, clock=clock)
+        rate_limit = RateLimit(10, clock=clock)
         for wait in (7.0, 2.0, None):
-            pace.refused(wait)
-        await asyncio.gather(*(pace.enter(1) for _ in range(5)))
+            rate_limit.slow_down(wait)
+        await asyncio.gather(*(rate_limit.acquire(1) for _ in range(5)))
         return clock()
 
     assert 7 <= simulate(work) < 7.01
@@ -563,13 +563,13 @@ def test_limits_are_learned():
     """Without given limits those of the headers hold from then on."""
 
     async def work(clock):
-        pace = Pace(10**6, clock=clock)
+        rate_limit = RateLimit(10**6, clock=clock)
         for _ in range(50):
-            await pace.enter(1)
-            pace.leave(1, 1)
+            await rate_limit.acquire(1)
+            rate_limit.release(1, 1)
         assert clock() < 0.01
-        pace.learn(headers_of("1200", "600000"))
-        return len(await flood(pace, clock, 60))
+        rate_limit.learn(headers_of("1200", "600000"))
+        return len(await flood(rate_limit, clock, 60))
 
     assert 0.95 * 1200 <= simulate(work) <= 1201
 
@@ -578,9 +578,9 @@ def test_learned_token_limits_count():
     """The token header alone: 60000 tokens a minute are 40 requests of 1500."""
 
     async def work(clock):
-        pace = Pace(10**6, clock=clock)
-        pace.learn(headers_of("", "60000"))
-        return len(await flood(pace, clock, 600, estimate=lambda: 1500.0))
+        rate_limit = RateLimit(10**6, clock=clock)
+        rate_limit.learn(headers_of("", "60000"))
+        return len(await flood(rate_limit, clock, 600, estimate=lambda: 1500.0))
 
     assert 0.95 * 400 <= simulate(work) <= 401
 
@@ -590,10 +590,10 @@ def test_given_limits_win(given):
     """What the caller says holds, be the header's limit lower or higher; the rest is learned."""
 
     async def work(clock):
-        pace = Pace(10**6, requests_per_minute=given, clock=clock)
-        pace.learn(headers_of("300", "600000"))
-        assert pace.limits == {"requests": given, "tokens": 600_000}
-        return len(await flood(pace, clock, 120))
+        rate_limit = RateLimit(10**6, requests_per_minute=given, clock=clock)
+        rate_limit.learn(headers_of("300", "600000"))
+        assert rate_limit.limits == {"requests": given, "tokens": 600_000}
+        return len(await flood(rate_limit, clock, 120))
 
     assert 0.95 * 2 * given <= simulate(work) <= 2 * given + 1
 
@@ -601,25 +601,25 @@ def test_given_limits_win(given):
 @pytest.mark.parametrize("text", RUBBISH)
 def test_rubbish_headers_are_no_limits(text):
     """What is no positive number sets nothing, and a good header after it counts."""
-    pace = Pace(10)
-    pace.learn(headers_of(text, text))
-    assert pace.limits == {"requests": None, "tokens": None} and not pace.buckets
-    pace.learn(headers_of("500", text))
-    assert pace.limits == {"requests": 500, "tokens": None}
-    pace.learn({})
-    assert pace.limits == {"requests": 500, "tokens": None}
+    rate_limit = RateLimit(10)
+    rate_limit.learn(headers_of(text, text))
+    assert rate_limit.limits == {"requests": None, "tokens": None} and not rate_limit.buckets
+    rate_limit.learn(headers_of("500", text))
+    assert rate_limit.limits == {"requests": 500, "tokens": None}
+    rate_limit.learn({})
+    assert rate_limit.limits == {"requests": 500, "tokens": None}
 
 
 def test_a_limit_learned_under_way_gives_nothing_away():
     """Requests that left before their limit was known bring no tokens with them."""
 
     async def work(clock):
-        pace = Pace(100, clock=clock)
+        rate_limit = RateLimit(100, clock=clock)
         for _ in range(50):
-            await pace.enter(5000)
-        pace.learn(headers_of("", "60000"))
+            await rate_limit.acquire(5000)
+        rate_limit.learn(headers_of("", "60000"))
         for _ in range(50):
-            pace.leave(5000, 500)
-        return len(await flood(pace, clock, 60, estimate=lambda: 1000.0))
+            rate_limit.release(5000, 500)
+        return len(await flood(rate_limit, clock, 60, estimate=lambda: 1000.0))
 
     assert simulate(work) <= 62

@@ -13,7 +13,8 @@ import time
 import pytest
 
 from alpaca_lib.errors import DataError, JournalError, TeacherError
-from alpaca_lib.generation.self_instruct import Limits, Settings, generate, prompt_for
+from alpaca_lib.generation.prompting import Prompter
+from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
 from alpaca_lib.records import Example, load_examples
 
@@ -106,7 +107,9 @@ def test_what_is_sent(fake, seeds, tmp_path):
                         temperature=0.5, top_p=0.9, max_tokens=77)  # fmt: skip
     run(tmp_path, seeds, settings, concurrency=1)
     body = fake.requests[0]
-    assert body["messages"] == [{"role": "user", "content": prompt_for(seeds, HEADER, settings, 0)}]
+    assert body["messages"] == [
+        {"role": "user", "content": Prompter(seeds, HEADER, settings).prompt(0).text}
+    ]
     assert (body["temperature"], body["top_p"], body["max_completion_tokens"]) == (0.5, 0.9, 77)
     assert body["model"] == "fake-model" and "stop" not in body and "max_tokens" not in body
     assert fake.headers[0]["authorization"] == "Bearer secret-123"
@@ -114,10 +117,10 @@ def test_what_is_sent(fake, seeds, tmp_path):
 
 def test_prompts_depend_on_seed_and_request_alone(seeds):
     """The same (seed, request) gives the same prompt, another one another."""
-    prompts = [prompt_for(seeds, HEADER, SETTINGS, n) for n in range(20)]
-    assert prompts == [prompt_for(seeds, HEADER, SETTINGS, n) for n in range(20)]
+    prompts = [Prompter(seeds, HEADER, SETTINGS).prompt(n).text for n in range(20)]
+    assert prompts == [Prompter(seeds, HEADER, SETTINGS).prompt(n).text for n in range(20)]
     assert len(set(prompts)) > 15
-    assert prompts[0] != prompt_for(seeds, HEADER, Settings(seed=6), 0)
+    assert prompts[0] != Prompter(seeds, HEADER, Settings(seed=6)).prompt(0).text
     assert all(
         p.startswith("Write 6 tasks.") and p.endswith("###\n4. Instruction:") for p in prompts
     )
@@ -187,7 +190,7 @@ def test_progress_says_how_far_it_is(fake, seeds, tmp_path):
     assert [p.kept for p in told] == [2, 4, 6, 8, 10, 12]
     assert [p.requests for p in told] == [1, 2, 3, 4, 5, 6] and not any(p.resumed for p in told)
     assert told[2].rejected == {"ROUGE-L above 0.7 with a known instruction": 3}
-    for text in ("6 of 12 kept", "3 replies", "3 dropped", "a minute", "left", "not known"):
+    for text in ("6 of 12 kept", "3 replies", "3 dropped", "per minute", "left", "price unknown"):
         assert text in str(told[2])
     assert "left" not in str(told[5])
     again = []

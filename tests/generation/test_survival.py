@@ -89,7 +89,7 @@ def test_a_fifth_of_all_requests_fails(fake, seeds, tmp_path, make_chat, seed):
     """The run ends with enough tasks, no request is answered twice, and every answer that
     was given is in the journal."""
     fake.respond = faulty = Faulty(seed, make_chat)
-    settings = Settings(**{**SETTINGS.__dict__, "tasks_wanted": 180})
+    settings = SETTINGS.replace(tasks_wanted=180)
     outcome = run(tmp_path, seeds, settings, timeout=2.0, concurrency=8)
     assert outcome.ended == "enough" and len(outcome.kept) >= 180
     assert set(faulty.answered.values()) == {1}
@@ -222,14 +222,14 @@ def test_the_budget_is_never_passed(fake, seeds, tmp_path, whole, prices, concur
     """Every reply may be as long as allowed: it stops in time, and a larger budget goes on."""
     fake.respond = good_reply
     price = load_prices(prices)["fake-model"]
-    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50})
+    settings = SETTINGS.replace(max_tokens=50)
     spent = []
     for dollars in (0.0, 0.0011, 0.0025, 1.0):
         outcome = run(
             tmp_path / "paid", seeds, settings, prices_path=prices, max_usd=dollars,
             concurrency=concurrency,
         )  # fmt: skip
-        spent.append(len(fake.requests) * price.of(100, 50))
+        spent.append(len(fake.requests) * price.cost(100, 50))
         assert spent[-1] <= dollars and outcome.usd == pytest.approx(outcome.requests * 0.0002)
         assert outcome.ended == ("enough" if dollars == 1.0 else "budget")
     assert spent[0] == 0 and 0 < spent[1] < spent[2] < spent[3]
@@ -241,8 +241,8 @@ def test_the_budget_holds_across_kills(fake, seeds, tmp_path, prices):
     """Requests on their way when a run is killed may have been paid for: they count, so that
     all that the server was ever asked costs no more than max_usd."""
     fake.respond, fake.delay = good_reply, lambda body: 0.02
-    price = load_prices(prices)["fake-model"].of(100, 50)
-    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50, "tasks_wanted": 600})
+    price = load_prices(prices)["fake-model"].cost(100, 50)
+    settings = SETTINGS.replace(max_tokens=50, tasks_wanted=600)
     limits = {"max_usd": 0.03, "prices_path": prices, "concurrency": 8}
     draw, kills = random.Random(2), 0
     while kill_at_random(tmp_path, seeds, draw.uniform(0.05, 0.3), settings, **limits):
@@ -282,8 +282,9 @@ def test_at_no_moment_does_the_journal_pass_the_budget(
         return (200, {"Content-Length": "100000"}, b"{") if lost else good_reply(body)
 
     def watched(self, *args, **options):
-        write(self, *args, **options)
+        offset = write(self, *args, **options)
         moments.append(left_by_a_kill(self.path))
+        return offset
 
     def slow(self, *args):
         time.sleep(0.02)
@@ -292,7 +293,7 @@ def test_at_no_moment_does_the_journal_pass_the_budget(
     monkeypatch.setattr(Journal, "_write", watched)
     monkeypatch.setattr(Journal, "append", slow)
     fake.respond = respond
-    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50, "tasks_wanted": 600})
+    settings = SETTINGS.replace(max_tokens=50, tasks_wanted=600)
     limits = {"max_usd": 0.01, "prices_path": prices, "concurrency": 8}
     outcome = run(tmp_path, seeds, settings, **limits)
     assert outcome.ended == "budget" and outcome.lost_usd > 0 and outcome.requests > 5
@@ -303,7 +304,7 @@ def test_at_no_moment_does_the_journal_pass_the_budget(
 def test_lost_attempts_count_against_the_budget(fake, seeds, tmp_path, prices):
     """Whether an attempt without an answer was paid for is not known: it counts, for ever."""
     fake.respond = lambda body: (200, {"Content-Length": "100000"}, b"{")
-    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50})
+    settings = SETTINGS.replace(max_tokens=50)
     limits = {"prices_path": prices, "max_usd": 0.004, "concurrency": 2}
     first = run(tmp_path, seeds, settings, **limits)
     assert first.ended == "budget" and 0.003 < first.lost_usd <= 0.004
@@ -323,7 +324,7 @@ def test_what_was_paid_is_what_it_cost_then(fake, seeds, tmp_path, prices, make_
         return 200, {}, answer
 
     fake.respond = respond
-    settings = Settings(**{**SETTINGS.__dict__, "max_tokens": 50})
+    settings = SETTINGS.replace(max_tokens=50)
     limits = {"prices_path": prices, "max_usd": 0.004, "concurrency": 1}
     first = run(tmp_path, seeds, settings, **limits)
     assert first.ended == "budget" and 0.003 < first.usd <= 0.004
@@ -371,7 +372,7 @@ def test_the_key_is_nowhere(fake, seeds, tmp_path, make_chat, capsys):
     run(tmp_path, seeds, progress=lambda p: progressed.append(f"{p} {p!r}"))
     fake.respond = lambda body: (401, {}, {"error": {"message": "bad secret-123"}})
     with pytest.raises(Exception, match="refused") as caught:
-        run(tmp_path, seeds, Settings(**{**SETTINGS.__dict__, "tasks_wanted": 200}))
+        run(tmp_path, seeds, SETTINGS.replace(tasks_wanted=200))
     texts = [*progressed, *capsys.readouterr(), str(caught.value), repr(caught.value)]
     texts += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(texts) > 20 and not any("secret-123" in text for text in texts)

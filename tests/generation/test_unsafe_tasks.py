@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -59,7 +58,7 @@ def test_unsafe_tasks_are_dropped(fake, seeds, tmp_path):
 def test_safety_may_be_switched_off(fake, seeds, tmp_path):
     """safety=False keeps them, and only the repeated ones are dropped."""
     fake.respond = mixed_reply
-    outcome = run(tmp_path, seeds, replace(SETTINGS, safety=False, rouge_mode="unicode"))
+    outcome = run(tmp_path, seeds, SETTINGS.replace(safety=False, rouge_mode="unicode"))
     assert {task.instruction for task in outcome.kept} >= set(HARMFUL)
     assert sum(task.output == "Drink bleach." for task in outcome.kept) == 3
     assert outcome.reasons() == {"ROUGE-L above 0.7 with a known instruction": 4}
@@ -68,7 +67,7 @@ def test_safety_may_be_switched_off(fake, seeds, tmp_path):
 def test_unsafe_tasks_are_not_shown_to_the_teacher(fake, seeds, tmp_path):
     """With machine tasks, no later prompt shows what was dropped."""
     fake.respond = mixed_reply
-    settings = replace(SETTINGS, machine_tasks=1, window=0)
+    settings = SETTINGS.replace(machine_tasks=1, window=0)
     outcome = run(tmp_path, seeds, settings, max_requests=6, concurrency=1)
     prompts = [body["messages"][0]["content"] for body in fake.requests]
     assert any(task.instruction in prompt for task in outcome.kept for prompt in prompts)
@@ -88,4 +87,4 @@ def test_bad_rules_stop_a_run_before_it_costs_anything(fake, seeds, tmp_path, mo
     with pytest.raises(DataError, match="'bad'"):
         run(tmp_path / "run", seeds)
     assert fake.requests == []
-    run(tmp_path / "run", seeds, replace(SETTINGS, safety=False))
+    run(tmp_path / "run", seeds, SETTINGS.replace(safety=False))
