@@ -5,25 +5,23 @@ python generate.py --load_8bit --base_model MODEL --lora_weights FOLDER [--flag 
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import conversions
 import flags
 from flags import Flag, Given, Script
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 
 from alpaca_lib.errors import ModelError, UsageError
+from alpaca_lib.inference.decoding import Decoding
 from alpaca_lib.models import DEFAULT_MODEL, EMBEDDED, ModelSource, base_name
 from alpaca_lib.optional import require
 
 if TYPE_CHECKING:
-    from alpaca_lib.inference.decoding import Decoding, TextStream
-    from alpaca_lib.inference.model_pool import ModelPool
-    from alpaca_lib.inference.safety import Policy
+    from alpaca_lib.inference import ModelPool, Policy, TextStream
 
 
 def _explain_template(name: str) -> str:
@@ -44,6 +42,7 @@ Alpaca-LoRA opened the page to the whole network (0.0.0.0); this script listens 
 unless --server_name is given. Whoever can open the page can use the model: there is no password,
 and no filter on what it writes unless --safety_rules names one.
 """,
+    options=Decoding.model_fields,
     flags=(
         Flag(
             "load_8bit",
@@ -105,41 +104,11 @@ and no filter on what it writes unless --safety_rules names one.
             help="what the instruction is about, with --prompt",
             becomes="input {}",
         ),
-        Flag(
-            "temperature",
-            sets="temperature",
-            default=0.1,
-            kind=Annotated[float, Field(ge=0, le=5)],
-            help="0: greedy, the most likely token",
-        ),
-        Flag(
-            "top_p",
-            sets="top_p",
-            default=0.75,
-            kind=Annotated[float, Field(gt=0, le=1)],
-            help="sample among the most likely tokens with this total",
-        ),
-        Flag(
-            "top_k",
-            sets="top_k",
-            default=40,
-            kind=NonNegativeInt,
-            help="sample among this many most likely tokens; 0: all",
-        ),
-        Flag(
-            "num_beams",
-            sets="beams",
-            default=1,
-            kind=Annotated[int, Field(ge=1, le=16)],
-            help="beams of beam search (upstream: 4)",
-        ),
-        Flag(
-            "max_new_tokens",
-            sets="max_new_tokens",
-            default=128,
-            kind=PositiveInt,
-            help="tokens per answer, at most",
-        ),
+        Flag("temperature", sets="temperature", default=0.1),
+        Flag("top_p", sets="top_p", default=0.75),
+        Flag("top_k", sets="top_k", default=40),
+        Flag("num_beams", sets="beams", default=1),
+        Flag("max_new_tokens", sets="max_new_tokens", default=128),
         Flag(
             "stream_output",
             default=True,
@@ -153,14 +122,7 @@ and no filter on what it writes unless --safety_rules names one.
             help="which requests and answers are blocked: a file of rules, or default",
             becomes="rules {}",
         ),
-        Flag(
-            "seed",
-            sets="seed",
-            default=None,
-            kind=int | None,
-            help="seed of sampling, with --prompt",
-            unset="another answer each time",
-        ),
+        Flag("seed", sets="seed", default=None, unset="another answer each time"),
     ),
     examples=(
         """\
@@ -174,7 +136,7 @@ and no filter on what it writes unless --safety_rules names one.
 
 def load(base: str, lora: str, load_8bit: bool) -> ModelPool:
     """Loads the base model, and the one with LoRA weights if there are any. Raises ModelError."""
-    from alpaca_lib.inference.model_pool import ModelPool
+    from alpaca_lib.inference import ModelPool
 
     quantization = "int8" if load_8bit else "none"
     if not lora:
@@ -185,7 +147,7 @@ def load(base: str, lora: str, load_8bit: bool) -> ModelPool:
     name = base or trained_on
     try:
         return ModelPool(
-            {name: name, f"{Path(name).name} + {adapter.folder.name}": adapter.path},
+            {name: name, f"{Path(name).name} + {adapter.folder.name}": adapter},
             quantization=quantization,
             base=name,
         )
@@ -212,24 +174,24 @@ def find_adapter(name: str) -> ModelSource:
     return source
 
 
-def choose_template(asked: str, base: str, lora: str) -> tuple[str, str]:
+def choose_template(asked: str, pool: ModelPool) -> tuple[str, str]:
     """Returns (template, reason): the requested one, else the one used in training."""
+    from alpaca_lib.inference import trained_template
+
     if asked:
         return conversions.template(asked), "--prompt_template"
-    for name in filter(None, (lora, base)):
-        try:
-            run = json.loads((Path(name) / "run.json").read_text(encoding="utf-8"))
-            return str(run["settings"]["template"]), f"from {name}/run.json"
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    if not lora and (base or DEFAULT_MODEL) in EMBEDDED:
+    sources = list(pool.sources.values())
+    for source in reversed(sources):  # the adapter comes last
+        if template := trained_template(source):
+            return template, f"from {source.name}/run.json"
+    if [source.name for source in sources if source.name in EMBEDDED] == pool.names:
         return "chat", "the format of the model's own training"
     return conversions.template("alpaca"), "Alpaca-LoRA's; --prompt_template sets another"
 
 
 def print_answer(
     given: Given,
-    voices: ModelPool,
+    pool: ModelPool,
     decoding: Decoding,
     template: str,
     policy: Policy | None,
@@ -240,7 +202,7 @@ def print_answer(
     example = Example(given["prompt"], given["input"])
 
     def stream() -> TextStream:
-        return voices.stream(voices.names[-1], example, decoding, template)
+        return pool.stream(pool.names[-1], example, decoding, template)
 
     shown = ""
     texts = policy.guard(example.instruction, example.input, stream) if policy else stream()
@@ -253,8 +215,6 @@ def print_answer(
 
 def work(given: Given) -> None:
     """Loads the model, then prints one answer or serves the page."""
-    from alpaca_lib.inference.decoding import Decoding
-
     once = given["prompt"] is not None
     if once and not given["prompt"].strip():
         raise UsageError("--prompt is empty; write an instruction")
@@ -264,31 +224,29 @@ def work(given: Given) -> None:
     decoding = Decoding(**given.options)
     policy = load_policy(given["safety_rules"])
     given.print_changes(notes)
-    template, why = choose_template(
-        given["prompt_template"], given["base_model"], given["lora_weights"]
-    )
-    voices = load(given["base_model"], given["lora_weights"], given["load_8bit"])
-    name = voices.names[-1]
-    print(f"model {name} on {voices.device}; template {template} ({why})", file=notes, flush=True)
+    pool = load(given["base_model"], given["lora_weights"], given["load_8bit"])
+    template, why = choose_template(given["prompt_template"], pool)
+    name = pool.names[-1]
+    print(f"model {name} on {pool.device}; template {template} ({why})", file=notes, flush=True)
     if once:
-        print_answer(given, voices, decoding, template, policy)
+        print_answer(given, pool, decoding, template, policy)
         return
     from alpaca_lib.inference import app
     from alpaca_lib.prompts import render_prompt
     from alpaca_lib.records import Example
 
-    for voice in voices.names:  # a template that a model lacks is an error before the page opens
-        render_prompt(Example("Hello"), template, voices.tokenizer(voice))
+    for model in pool.names:  # a template that a model lacks is an error before the page opens
+        render_prompt(Example("Hello"), template, pool.tokenizer(model))
 
-    def stream_of(voice: str) -> app.StreamFunction:
-        return lambda example, how: voices.stream(voice, example, how, template)
+    def stream_of(model: str) -> app.StreamFunction:
+        return lambda example, how: pool.stream(model, example, how, template)
 
     page = app.build(
-        {voice: stream_of(voice) for voice in voices.names},
+        {model: stream_of(model) for model in pool.names},
         title=name,
         start=decoding,
         stream_answers=given["stream_output"],
-        context_length=voices.context_length,
+        longest=pool.context_length,
         policy=policy,
     )
     if given["share_gradio"]:
@@ -300,7 +258,7 @@ def load_policy(rules: str) -> Policy | None:
     """Loads the policy that checks requests and answers; None without rules."""
     if not rules:
         return None
-    from alpaca_lib.inference.safety import Policy
+    from alpaca_lib.inference import Policy
 
     return Policy.load(None if rules == "default" else Path(rules))
 
