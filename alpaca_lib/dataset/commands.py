@@ -14,12 +14,16 @@ from alpaca_lib.errors import DataError
 from alpaca_lib.files import write_text
 from alpaca_lib.records import Example, load_examples, read_text
 
-_EXIT_CODES = "Exit code 0: all are met, 1: some are not, 2: a file cannot be used."
+_EXIT_CODES = "\nExit code 0: all are met, 1: some are not, 2: a file cannot be used."
 DATA = Path(__file__).resolve().parents[2] / "data"
 OWN_SETS = [path for path in (DATA / "seed_tasks.jsonl", DATA / "eval_60.json") if path.is_file()]
 _FILES = {"type": Path, "nargs": "*", "default": [], "metavar": "FILE"}
 _FLAGS: dict[str, dict[str, Any]] = {
-    "--apart": {**_FILES, "help": "seeds or held-out sets, to which no instruction may be near"},
+    "--apart": {
+        **_FILES,
+        "help": "seeds or held-out sets, to which no instruction may be near (default of check and "
+        "inspect: the course's own seed_tasks.jsonl and eval_60.json)",
+    },
     "--foreign": {
         **_FILES,
         "help": "other people's data: nothing may be copied from it, and its diversity is compared",
@@ -195,7 +199,7 @@ CHECK = Command(
         "python -m alpaca_lib.dataset check my.json --apart my_seeds.jsonl my_eval.json",
         "python -m alpaca_lib.dataset check data/alpaca_520.json --foreign alpaca_data.json",
     ),
-    "Prints one line per requirement, with the failing rows. " + _EXIT_CODES,
+    "Prints one line per requirement, with the failing rows." + _EXIT_CODES,
     error_code=2,
 )
 INSPECT = Command(
@@ -207,6 +211,6 @@ INSPECT = Command(
         "alpaca inspect my.json",
         "alpaca inspect my.json --apart my_seeds.jsonl my_eval.json --report --card",
     ),
-    "Prints statistics, and one line per requirement with the failing rows. " + _EXIT_CODES,
+    "Prints statistics, and one line per requirement with the failing rows." + _EXIT_CODES,
     error_code=2,
 )

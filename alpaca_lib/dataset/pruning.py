@@ -57,7 +57,7 @@ def least_common(longest: int, threshold: float) -> np.ndarray:
 
 def pairs_above(
     encoded: Sequence[str], threshold: float, first_new: int = 0, workers: int = 1
-) -> list[tuple[int, int, float]]:
+) -> Iterator[tuple[int, int, float]]:
     """Returns (earlier place, later place, ROUGE-L) of all pairs above the threshold.
 
     The later text is at ``first_new`` or after; the pairs are sorted by its place. Time grows with
@@ -75,7 +75,7 @@ def pairs_above(
             for part in pool.map(lambda task: list(elements.candidates(*task)), tasks):
                 if part:
                     keys = np.unique(np.concatenate(part))
-                    found.append(short[np.stack(np.divmod(keys, len(short)))])
+                    found.append(short[np.stack([keys // len(short), keys % len(short)])])
     both = np.concatenate(found, axis=1)
     both = both[:, both[1] >= first_new]
     both = both[:, np.lexsort((both[0], both[1]))]
@@ -89,7 +89,8 @@ def pairs_above(
     m, n = lengths[both[0]], lengths[both[1]]
     score = f_measure(common.astype(np.float64), m, n)
     above = score > threshold
-    return list(zip(*both[:, above].tolist(), score[above].tolist(), strict=True))
+    earlier, later = both[:, above].tolist()
+    return zip(earlier, later, score[above].tolist(), strict=True)
 
 
 def _long_pairs(lengths: np.ndarray) -> np.ndarray:

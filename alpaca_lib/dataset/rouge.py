@@ -111,7 +111,8 @@ def near_pairs(
 ) -> list[tuple[int, int, float]]:
     """Returns every (earlier place, later place, ROUGE-L) above the threshold, by later place."""
     index = NoveltyIndex(texts, threshold, mode)
-    return pruning.pairs_above(index._encoded, threshold, workers=workers or os.cpu_count() or 1)
+    cores = workers or os.cpu_count() or 1
+    return list(pruning.pairs_above(index._encoded, threshold, workers=cores))
 
 
 class NoveltyIndex:
