@@ -1,17 +1,10 @@
-"""llama.cpp's own options for the local teacher: a grammar for the list of tasks.
+"""The grammar that llama.cpp, the local teacher, follows when it writes a list of tasks.
 
 A 135M model loses the list's format after a task or two; a grammar enforces the format
 at each token and leaves the content to the model.
 """
 
 from __future__ import annotations
-
-from typing import Any
-
-
-def completion_options(first_number: int, tasks: int) -> dict[str, Any]:
-    """Returns llama.cpp's options for a list of tasks: less repetition, no unlikely tokens."""
-    return {"grammar": task_grammar(first_number, tasks), "repeat_penalty": 1.05, "min_p": 0.1}
 
 
 def task_grammar(first_number: int, tasks: int, no_input: str = "<noinput>") -> str:

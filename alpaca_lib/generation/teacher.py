@@ -17,20 +17,20 @@ from typing import Any
 
 from alpaca_lib import models
 from alpaca_lib.errors import TeacherError
-from alpaca_lib.generation import local_teacher, replay_teacher
+from alpaca_lib.generation import replay_teacher
 from alpaca_lib.generation.async_runner import run_async
 from alpaca_lib.generation.backoff import compute_wait
 from alpaca_lib.generation.failures import Failure, classify_failure
 from alpaca_lib.generation.ledger import Ledger
+from alpaca_lib.generation.local_teacher import task_grammar
 from alpaca_lib.generation.messages import RawReply, Request, parse_completion
 from alpaca_lib.generation.parsing import reply_schema
 from alpaca_lib.generation.rate_limit import RateLimit
-from alpaca_lib.generation.settings import Sampling
+from alpaca_lib.generation.settings import TEACHER_DEFAULTS, Sampling
 from alpaca_lib.models.embedded import DEFAULT_MODEL
 from alpaca_lib.models.llama_server import serve
 from alpaca_lib.optional import require
 
-TEACHERS = ("local", "openai", "replay")
 REPLIES = Path(__file__).resolve().parents[2] / "data" / "teacher_replies.jsonl"
 
 
@@ -42,7 +42,7 @@ class Teacher:
     ...     reply = teacher.ask(prompt, first_number=4, tasks=3, seed=0)
     """
 
-    kind: str  # one of TEACHERS
+    kind: str  # local, openai or replay
     model: str
     address: str
     key: str = field(repr=False)
@@ -66,8 +66,9 @@ class Teacher:
             "seed": seed,
         }
         if self.kind == "local" and sampling.reply_format == "text":
-            body |= local_teacher.completion_options(first_number, tasks)
             body |= {"prompt": prompt, "max_tokens": sampling.max_tokens}
+            body["grammar"] = task_grammar(first_number, tasks)
+            body |= {"repeat_penalty": 1.05, "min_p": 0.1}  # less repetition, no unlikely tokens
             return Request("/completions", body, prompt)
         body["messages"] = [{"role": "user", "content": prompt}]
         body["max_completion_tokens"] = sampling.max_tokens
@@ -266,4 +267,4 @@ def open_teacher(
         with replay_teacher.serve(replies) as address:
             yield Teacher(kind, model or REPLIES.name, address, "no", timeout, tries=1)
     else:
-        raise TeacherError(f"no teacher {kind!r}; there are {', '.join(TEACHERS)}")
+        raise TeacherError(f"no teacher {kind!r}; there are {', '.join(TEACHER_DEFAULTS)}")
