@@ -26,13 +26,13 @@ class Decoding(Options):
 
     temperature: float = option(0.0, "0: greedy, the most likely token", least=0, most=5)
     top_p: float = option(
-        1.0, "sample among the most likely tokens with this total", above=0, most=1
+        1.0, "sample among the most likely tokens of this total probability", above=0, most=1
     )
     top_k: int = option(0, "sample among this many most likely tokens; 0: all", least=0)
     beams: int = option(1, "beams of beam search; 1: none", least=1, most=16)
     max_new_tokens: int = option(128, "tokens per answer, at most", least=1)
     repetition_penalty: float = option(
-        1.0, "above 1: tokens that the answer has already become less likely", above=0
+        1.0, "above 1: tokens already in the answer become less likely", above=0
     )
     seed: int | None = option(None, "seed of sampling; unset: another answer each time")
     stop: tuple[str, ...] = option((), "texts that end an answer, as its end token does")
