@@ -220,7 +220,7 @@ class Visit:
     def compare(self, picture: Path | None) -> str:
         """Checks that base and adapter answer one question side by side."""
         names = self.names()
-        self.choose("Beside it, to compare", names[-1])
+        self.choose("Compare with", names[-1])
         self.ask(self.page, OTHER)
         self.page.wait_for_timeout(300)
         one = self.wait(self.page)[-1]
@@ -229,7 +229,7 @@ class Visit:
         if picture:
             picture.parent.mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=picture)
-        self.choose("Beside it, to compare", "(none)")
+        self.choose("Compare with", "(none)")
         self.choose("Model", names[-1])
         return f"{len(one)} and {len(two)} characters" + (f", {picture}" if picture else "")
 

@@ -7,13 +7,13 @@ parameters that are options; the others, and those of NOTES, have a note of thei
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from alpaca_lib import generation, inference, training
 from alpaca_lib.course.notebooks import LESSONS, REPO
 from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.options import Options
 
-OPTIONS: dict[str, tuple[Any, ...]] = {  # {lesson: the models whose options it sets}
+OPTIONS: dict[str, tuple[type[Options], ...]] = {  # {lesson: the models whose options it sets}
     "01_self_instruct": (generation.Settings, generation.Limits),
     "03_full_finetune_fsdp": (training.Settings,),
     "04_lora_finetune": (training.Settings,),
@@ -43,8 +43,8 @@ def update_notes(lesson: str, source: str) -> str:
         code, note = line.split("  # ", 1)
         name = code.partition(":")[0]
         for model in OPTIONS.get(lesson, ()):
-            if name in getattr(model, "model_fields", {}):
-                note = model.model_fields[name].description
+            if name in model.model_fields:
+                note = model.model_fields[name].description or note
         lines.append(f"{code}  # {NOTES.get((lesson, name), note)}")
     return "\n".join(lines)
 
