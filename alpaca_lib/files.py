@@ -64,16 +64,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, FileError):
             raise
-        failure = FileError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose "
-            "a folder that can be written"
-        )
-        failure.errno = error.errno
-        raise failure from error
+        raise _not_written(path, error) from error
     finally:
         if work is not None:
             with contextlib.suppress(OSError):
                 work.unlink()
+
+
+def _not_written(path: Path, error: OSError) -> FileError:
+    """Returns the FileError for an error of the file system, with its errno and its reason."""
+    reason = error.strerror or str(error)
+    failure = FileError(
+        f"{path}: cannot be written ({reason}); free some space, or choose a folder that can be "
+        "written"
+    )
+    failure.errno, failure.strerror = error.errno, reason
+    return failure
 
 
 def sync(path: Path) -> None:
@@ -126,9 +132,12 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
-        self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise _not_written(self.path, error) from error
         self._size = _whole_bytes(self._stream)
         os.ftruncate(self._stream.fileno(), self._size)
 
@@ -141,7 +150,7 @@ class JsonLines:
     def append(self, row: dict[str, Any], sync: bool = True) -> int:
         """Appends one row and returns its offset in bytes; ``sync`` waits for the disk.
 
-        A write that fails leaves no part of the line behind and raises OSError.
+        A write that fails leaves no part of the line behind and raises FileError.
         """
         data = (dump_json(row) + "\n").encode("utf-8")
         with self._lock:
@@ -151,9 +160,11 @@ class JsonLines:
                     written += os.write(self._stream.fileno(), data[written:])
                 if sync:
                     os.fsync(self._stream.fileno())
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._stream.fileno(), self._size)
+                if isinstance(error, OSError):
+                    raise _not_written(self.path, error) from error
                 raise
             offset, self._size = self._size, self._size + len(data)
         return offset

@@ -97,7 +97,7 @@ def test_a_write_that_fails_half_way_leaves_no_part(tmp_path, monkeypatch):
         return count
 
     monkeypatch.setattr(os, "write", some)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FileError, match=r"log\.jsonl: cannot be written \(No space"):
         log.append({"b": "x" * 100})
     monkeypatch.undo()
     log.append({"c": 3})

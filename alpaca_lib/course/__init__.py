@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.course.check import check_machine as check_machine
-    from alpaca_lib.course.notebooks import LESSONS as LESSONS
-    from alpaca_lib.course.notebooks import Lesson as Lesson
-    from alpaca_lib.course.notebooks import start as start
-    from alpaca_lib.course.runner import run_notebooks as run_notebooks
+    from alpaca_lib.course.check import check_machine
+    from alpaca_lib.course.notebooks import LESSONS, Lesson, start
+    from alpaca_lib.course.runner import run_notebooks
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -12,24 +12,19 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.evaluation.alpaca_eval import load_outputs as load_outputs
-    from alpaca_lib.evaluation.alpaca_eval import load_pairs as load_pairs
-    from alpaca_lib.evaluation.alpaca_eval import save_outputs as save_outputs
-    from alpaca_lib.evaluation.comparison import Scores as Scores
-    from alpaca_lib.evaluation.comparison import compare_models as compare_models
-    from alpaca_lib.evaluation.comparison import compare_texts as compare_texts
-    from alpaca_lib.evaluation.comparison import differences as differences
-    from alpaca_lib.evaluation.comparison import load_tasks as load_tasks
-    from alpaca_lib.evaluation.comparison import measure_model as measure_model
-    from alpaca_lib.evaluation.comparison import reference_losses as reference_losses
-    from alpaca_lib.evaluation.comparison import rouge_scores as rouge_scores
-    from alpaca_lib.evaluation.constraint_checks import meets as meets
-    from alpaca_lib.evaluation.intervals import interval as interval
-    from alpaca_lib.evaluation.intervals import sign_test as sign_test
-    from alpaca_lib.evaluation.intervals import tasks_needed as tasks_needed
-    from alpaca_lib.evaluation.intervals import win_rate as win_rate
-    from alpaca_lib.evaluation.llm_judge import Pair as Pair
-    from alpaca_lib.evaluation.llm_judge import judge as judge
-    from alpaca_lib.evaluation.llm_judge import open_judge as open_judge
+    from alpaca_lib.evaluation.alpaca_eval import load_outputs, load_pairs, save_outputs
+    from alpaca_lib.evaluation.comparison import (
+        Scores,
+        compare_models,
+        compare_texts,
+        differences,
+        load_tasks,
+        measure_model,
+        reference_losses,
+        rouge_scores,
+    )
+    from alpaca_lib.evaluation.constraint_checks import meets
+    from alpaca_lib.evaluation.intervals import interval, sign_test, tasks_needed, win_rate
+    from alpaca_lib.evaluation.llm_judge import Pair, judge, open_judge
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.export.gguf import export_adapter as export_adapter
-    from alpaca_lib.export.gguf import export_gguf as export_gguf
-    from alpaca_lib.export.hub_folder import publish as publish
-    from alpaca_lib.export.parity import measure_parity as measure_parity
-    from alpaca_lib.export.parity import post as post
-    from alpaca_lib.export.serving import find_gguf as find_gguf
-    from alpaca_lib.export.serving import serve_model as serve_model
+    from alpaca_lib.export.gguf import export_adapter, export_gguf
+    from alpaca_lib.export.hub_folder import publish
+    from alpaca_lib.export.parity import measure_parity, post
+    from alpaca_lib.export.serving import find_gguf, serve_model
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

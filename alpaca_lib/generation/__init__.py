@@ -16,19 +16,14 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.generation.budget import estimate as estimate
-    from alpaca_lib.generation.budget import load_prices as load_prices
-    from alpaca_lib.generation.documents import load_passages as load_passages
-    from alpaca_lib.generation.filtering import Outcome as Outcome
-    from alpaca_lib.generation.filtering import Progress as Progress
-    from alpaca_lib.generation.parsing import parse_reply as parse_reply
-    from alpaca_lib.generation.parsing import rule_broken as rule_broken
-    from alpaca_lib.generation.pipeline import run_generation as run_generation
-    from alpaca_lib.generation.prompting import Prompter as Prompter
-    from alpaca_lib.generation.self_instruct import generate as generate
-    from alpaca_lib.generation.settings import Limits as Limits
-    from alpaca_lib.generation.settings import Sampling as Sampling
-    from alpaca_lib.generation.settings import Settings as Settings
-    from alpaca_lib.generation.teacher import open_teacher as open_teacher
+    from alpaca_lib.generation.budget import estimate, load_prices
+    from alpaca_lib.generation.documents import load_passages
+    from alpaca_lib.generation.filtering import Outcome, Progress
+    from alpaca_lib.generation.parsing import parse_reply, rule_broken
+    from alpaca_lib.generation.pipeline import run_generation
+    from alpaca_lib.generation.prompting import Prompter
+    from alpaca_lib.generation.self_instruct import generate
+    from alpaca_lib.generation.settings import Limits, Sampling, Settings
+    from alpaca_lib.generation.teacher import open_teacher
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

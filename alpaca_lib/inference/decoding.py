@@ -217,6 +217,7 @@ class _TokenQueue:
         self.got_prompt = False
 
     def put(self, value: Any) -> None:
+        """Queues the next token ids; transformers calls it first with the prompt's."""
         if self.got_prompt:
             for token in value.flatten().tolist():
                 self.queue.put(token)

@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.errors import LaunchError as LaunchError
-    from alpaca_lib.launch.cluster import KINDS as KINDS
-    from alpaca_lib.launch.cluster import Cluster as Cluster
-    from alpaca_lib.launch.cluster import notes as notes
-    from alpaca_lib.launch.cluster import render as render
-    from alpaca_lib.launch.launcher import free_port as free_port
-    from alpaca_lib.launch.launcher import launch as launch
-    from alpaca_lib.launch.launcher import run as run
-    from alpaca_lib.launch.launcher import torchrun_line as torchrun_line
-    from alpaca_lib.launch.launcher import watch as watch
+    from alpaca_lib.errors import LaunchError
+    from alpaca_lib.launch.cluster import KINDS, Cluster, notes, render
+    from alpaca_lib.launch.launcher import free_port, launch, run, torchrun_line, watch
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.models.adapters import attach_adapter as attach_adapter
-    from alpaca_lib.models.adapters import base_name as base_name
-    from alpaca_lib.models.device import Placement as Placement
-    from alpaca_lib.models.device import place as place
-    from alpaca_lib.models.embedded import DEFAULT_MODEL as DEFAULT_MODEL
-    from alpaca_lib.models.embedded import EMBEDDED as EMBEDDED
-    from alpaca_lib.models.source import QUANTIZATIONS as QUANTIZATIONS
-    from alpaca_lib.models.source import ModelSource as ModelSource
-    from alpaca_lib.models.source import gguf_file as gguf_file
-    from alpaca_lib.models.source import load as load
+    from alpaca_lib.models.adapters import attach_adapter, base_name
+    from alpaca_lib.models.device import Placement, place
+    from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED
+    from alpaca_lib.models.source import QUANTIZATIONS, ModelSource, gguf_file, load
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

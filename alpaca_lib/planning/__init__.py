@@ -15,15 +15,10 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.planning.advice import advise as advise
-    from alpaca_lib.planning.advice import check_memory as check_memory
-    from alpaca_lib.planning.layout import Machine as Machine
-    from alpaca_lib.planning.layout import ShardingLayout as ShardingLayout
-    from alpaca_lib.planning.layout import parse_machine as parse_machine
-    from alpaca_lib.planning.plan_table import format_plan as format_plan
-    from alpaca_lib.planning.planner import Plan as Plan
-    from alpaca_lib.planning.planner import Work as Work
-    from alpaca_lib.planning.planner import plan as plan
-    from alpaca_lib.planning.shapes import SHAPES as SHAPES
+    from alpaca_lib.planning.advice import advise, check_memory
+    from alpaca_lib.planning.layout import Machine, ShardingLayout, parse_machine
+    from alpaca_lib.planning.plan_table import format_plan
+    from alpaca_lib.planning.planner import Plan, Work, plan
+    from alpaca_lib.planning.shapes import SHAPES
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

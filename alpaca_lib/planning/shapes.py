@@ -14,7 +14,6 @@ from typing import Any
 from alpaca_lib.errors import ModelError
 from alpaca_lib.models import EMBEDDED, ModelSource
 from alpaca_lib.optional import hide_progress_bars, require
-from alpaca_lib.training.sharding import layers_of
 
 _FILE = Path(__file__).resolve().parents[2] / "data" / "model_shapes.json"
 # Configurations that can be planned without a download: LLaMA (arXiv:2302.13971, 2407.21783),
@@ -48,6 +47,8 @@ def build_empty(config: Any, dtype: Any, layers: int = 0) -> Any:
 
     Raises ModelError for a configuration of another kind of model.
     """
+    from alpaca_lib.training.sharding import layers_of  # it loads torch
+
     torch = require("torch")
     try:
         with hide_progress_bars(), torch.device("meta"):
@@ -95,6 +96,8 @@ class Weight:
 
 def list_weights(model: Any) -> list[Weight]:
     """Returns a model's parameters; bitsandbytes quantises neither embedding nor head."""
+    from alpaca_lib.training.sharding import layers_of  # it loads torch
+
     in_layers = {id(p) for layer in layers_of(model) for p in layer.parameters()}
     head = id(model.get_output_embeddings().weight)
     linear = require("torch").nn.Linear

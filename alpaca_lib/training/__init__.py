@@ -19,28 +19,24 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.training.adapters import add_lora as add_lora
-    from alpaca_lib.training.adapters import merge as merge
-    from alpaca_lib.training.adapters import trainable as trainable
-    from alpaca_lib.training.examples import encode as encode
-    from alpaca_lib.training.examples import encode_all as encode_all
-    from alpaca_lib.training.examples import load_data as load_data
-    from alpaca_lib.training.loop import train as train
-    from alpaca_lib.training.loss import LabelLoss as LabelLoss
-    from alpaca_lib.training.metrics import format_metrics as format_metrics
-    from alpaca_lib.training.metrics import read_metrics as read_metrics
-    from alpaca_lib.training.packing import IGNORE as IGNORE
-    from alpaca_lib.training.packing import balance_micro_batches as balance_micro_batches
-    from alpaca_lib.training.packing import collate as collate
-    from alpaca_lib.training.packing import count_labels as count_labels
-    from alpaca_lib.training.packing import count_steps as count_steps
-    from alpaca_lib.training.packing import group_rows as group_rows
-    from alpaca_lib.training.packing import join as join
-    from alpaca_lib.training.packing import pack as pack
-    from alpaca_lib.training.packing import step_order as step_order
-    from alpaca_lib.training.process import free_memory as free_memory
-    from alpaca_lib.training.process import peak_memory as peak_memory
-    from alpaca_lib.training.settings import Settings as Settings
-    from alpaca_lib.training.sharding import layers_of as layers_of
+    from alpaca_lib.training.adapters import add_lora, merge, trainable
+    from alpaca_lib.training.examples import encode, encode_all, load_data
+    from alpaca_lib.training.loop import train
+    from alpaca_lib.training.loss import LabelLoss
+    from alpaca_lib.training.metrics import format_metrics, read_metrics
+    from alpaca_lib.training.packing import (
+        IGNORE,
+        balance_micro_batches,
+        collate,
+        count_labels,
+        count_steps,
+        group_rows,
+        join,
+        pack,
+        step_order,
+    )
+    from alpaca_lib.training.process import free_memory, peak_memory
+    from alpaca_lib.training.settings import Settings
+    from alpaca_lib.training.sharding import layers_of
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)
