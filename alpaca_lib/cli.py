@@ -1,10 +1,10 @@
-"""alpaca: the Alpaca recipe on the command line, from seed tasks to a model that answers.
+"""alpaca: from seed tasks to a model that answers, on the command line.
 
     data      generate -> inspect
-    model     plan -> train (here) or launch (several processes, clusters) -> merge
+    model     plan -> train, or launch several processes, or cluster -> merge
     answers   chat, compare, judge -> export, serve, publish
 
-`alpaca COMMAND --help` lists a command's options and ends with two worked examples.
+`alpaca COMMAND --help` lists its options, and ends with two worked examples.
 """
 
 from __future__ import annotations

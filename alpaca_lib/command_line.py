@@ -17,6 +17,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from alpaca_lib.errors import AlpacaError
 
@@ -36,23 +37,44 @@ class Command:
 
 def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse.ArgumentParser:
     """Returns a parser with one sub-parser per command; options.run is the command's function."""
+    commands = list(commands)
+    listed = [f"  {command.name:10}{command.help}" for command in commands]
+    layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30, width=100)
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=textwrap.dedent(about).strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join([textwrap.dedent(about).strip(), "", *listed]),
+        usage=f"{prog} COMMAND ...",
+        formatter_class=layout,
+        add_help=False,
     )
-    found = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    found = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog=prog
+    )
     for command in commands:
         one = found.add_parser(
             command.name,
             help=command.help,
             description=textwrap.dedent(command.about or command.help).strip(),
             epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=layout,
         )
         command.add_arguments(one)
+        one.usage = _usage(one)
         one.set_defaults(run=command.run, error_code=command.error_code)
     return parser
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """Returns a usage line with what is required; --help lists the options."""
+    words = [parser.prog]
+    for action in parser._actions:
+        name = action.metavar or action.dest.upper()
+        if action.option_strings:
+            words += [f"{action.option_strings[0]} {name}"] if action.required else []
+        else:
+            words.append({"?": f"[{name}]", "+": f"{name} ..."}.get(str(action.nargs), str(name)))
+    return " ".join([*words, "[options]"])
 
 
 def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str]) -> int:

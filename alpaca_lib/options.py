@@ -34,6 +34,7 @@ _KINDS = {
     float: "a number",
     Path: "a path",
 }
+_METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def option(
@@ -187,16 +188,18 @@ def add_flags(
     for name in names if names is not None else model.model_fields:
         field = model.model_fields[name]
         default = defaults.get(name, field.default)
-        spellings = dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"])
         shown = "" if default in (None, "", ...) or field.is_required() else f" (default {default})"
-        settings: dict[str, Any] = {"help": f"{field.description}{shown}", "dest": name}
-        settings["default"] = argparse.SUPPRESS
+        settings: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
         if base_type(field) is bool:
             settings["action"] = argparse.BooleanOptionalAction
         else:
-            settings["type"] = _reader(name, field)
-            settings["metavar"] = "|".join(filter(None, choices(field))) or name.upper()
-        parser.add_argument(*spellings, **settings)
+            settings["type"] = _reader(field)
+            values = "|".join(filter(None, choices(field)))
+            settings["metavar"] = values or _METAVARS.get(base_type(field), "TEXT")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, help=f"{field.description}{shown}", **settings)
+        if "_" in name:  # the other spelling, which --help does not repeat
+            parser.add_argument(f"--{name}", help=argparse.SUPPRESS, **settings)
 
 
 def from_flags(namespace: argparse.Namespace, model: type[Options]) -> dict[str, Any]:
@@ -204,7 +207,7 @@ def from_flags(namespace: argparse.Namespace, model: type[Options]) -> dict[str,
     return {k: v for k, v in vars(namespace).items() if k in model.model_fields}
 
 
-def _reader(name: str, field: FieldInfo) -> Callable[[str], Any]:
+def _reader(field: FieldInfo) -> Callable[[str], Any]:
     kind = base_type(field)
 
     def read(text: str) -> Any:

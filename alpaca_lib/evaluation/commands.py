@@ -130,7 +130,7 @@ def _run_judge(options: argparse.Namespace) -> None:
 
 COMPARE = Command(
     "compare",
-    "several models on the same held-out tasks: one table, with intervals",
+    "compare models on the same held-out tasks, with intervals",
     _add_compare_arguments,
     _run_compare,
     ("alpaca compare base=smollm2-135m lora=runs/lora", "alpaca compare runs/a runs/b --out ab"),

@@ -65,7 +65,7 @@ def _check_device(device: str) -> None:
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(device.partition(":")[2] or 0) >= there:
             raise ModelError(
-                f'device "{device}": torch sees {there or "no"} CUDA GPU{"s" * (there > 1)}; '
+                f'device "{device}": torch sees {there or "no"} CUDA GPUs; '
                 'use device "auto" or "cpu"'
             )
     if device == "mps" and not torch.backends.mps.is_available():

@@ -18,7 +18,7 @@ from alpaca_lib.training import flops
 from alpaca_lib.training import loop as loop  # what a run loads: see library_bytes()
 from alpaca_lib.training.process import resident
 from alpaca_lib.training.settings import Settings
-from alpaca_lib.training.sharding import gathers_once, mesh_shape
+from alpaca_lib.training.sharding import gathers_once, mesh_shape, splits_weights
 
 # What torch's allocator does not count on a GPU: the CUDA context with NCCL's buffers, in
 # bytes, and the share of its blocks that stays unused.
@@ -118,7 +118,7 @@ class ShardingLayout:
     @classmethod
     def of(cls, settings: Settings, machine: Machine, parameters: int) -> ShardingLayout:
         """Returns the layout of build() and sharding.mesh_of(): quantised weights are not split."""
-        is_sharded = machine.count > 1 and settings.quantization == "none"
+        is_sharded = splits_weights(settings.quantization, machine.count)
         _, ranks = mesh_shape(settings.sharding, machine.count, machine.per_node)
         shard = ranks if is_sharded else 1
         free = machine.memory - 4 * parameters / shard

@@ -42,7 +42,7 @@ def build(
     torch.manual_seed(settings.seed)
     source = source or ModelSource.resolve(settings.model)
     # A quantised base is small, and its packed weights cannot be split: every rank has all.
-    sharded = dist.size > 1 and settings.quantization == "none"
+    sharded = sharding.splits_weights(settings.quantization, dist.size)
     # Weights are loaded in float32 where masters are kept and FSDP makes the copies to compute
     # with from its shards, or the files are float32: masters that began as rounded values
     # would lose their first updates in the copies' rounding. A frozen base needs no masters.

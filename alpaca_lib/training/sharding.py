@@ -108,6 +108,11 @@ def mesh_shape(mode: str, ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
+def splits_weights(quantization: str, ranks: int) -> bool:
+    """Returns whether each rank holds a shard: quantised weights are small and cannot be split."""
+    return ranks > 1 and quantization == "none"
+
+
 def gathers_once(gather: str, parameters: int, free_bytes: float) -> bool:
     """Returns whether parameters stay gathered for a full step: as asked, or if it is cheap.
 
