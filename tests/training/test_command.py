@@ -111,4 +111,4 @@ def test_watch_gives_up(tmp_path, capsys):
 def test_merge_without_an_adapter(tmp_path, capsys):
     """A folder that holds no adapter: an error that names it."""
     assert main(["merge", str(tmp_path), str(tmp_path / "out")]) == 1
-    assert "no adapter" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "adapter_config.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
