@@ -8,7 +8,6 @@ Each function returns matplotlib's (figure, axes); the caller shows, saves and c
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,18 +46,6 @@ def histogram(
         axes.hist(series, edges, weights=[weight] * len(series), label=label, **style)
     if several:
         axes.legend(frameon=False)
-    return fig, axes
-
-
-def bars(counts: Mapping[str, float], title: str, x: str, colour: int = 0) -> tuple[Any, Any]:
-    """Draws horizontal bars, the first on top; ``colour`` is an index into COLOURS."""
-    names = [textwrap.fill(name, 32) for name in counts]
-    lines = sum(name.count("\n") + 1 for name in names)
-    fig, axes = figure(title, x, "", (6.0, 0.28 * lines + 1.1))
-    axes.barh(names, list(counts.values()), color=COLOURS[colour])
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
     return fig, axes
 
 

@@ -103,14 +103,6 @@ class Options(BaseModel):
         except SettingsError as error:
             raise SettingsError(f"{source}: {error}") from None
 
-    @classmethod
-    def help_lines(cls) -> list[str]:
-        """Returns one line per option: name, type or choices, default, description."""
-        return [
-            f"{name}: {accepted(field)} = {field.default!r}  {field.description}"
-            for name, field in cls.model_fields.items()
-        ]
-
 
 def explain(model: type[Options], error: ValidationError) -> str:
     """Returns the first validation error as text: field, value, what is accepted, nearest name."""

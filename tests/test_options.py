@@ -119,5 +119,3 @@ def test_help_has_description_range_and_default():
     add_flags(parser, Oven, minutes=45)
     text = " ".join(parser.format_help().split())
     assert "baking time (default 45)" in text and "air|grill" in text
-    lines = "\n".join(Oven.help_lines())
-    assert "degrees: a number, at least 50 and at most 250 = 180.0  temperature" in lines

@@ -46,7 +46,7 @@ def train(
     """Trains as the settings say; returns the output folder, which from_pretrained loads.
 
     ``report`` receives every line of metrics.jsonl on rank 0 (see alpaca_lib.training.metrics).
-    ``check_memory`` predicts whether the run fits, as ``alpaca_lib.planning.check`` does;
+    ``check_memory`` predicts whether the run fits, as ``alpaca_lib.planning.check_memory`` does;
     ``alpaca_lib.launch.run`` passes it. Raises DataError, ModelError, AdapterError,
     TrackerError, NotEnoughMemory before any step; TrainingStopped if the loss is not finite,
     or on SIGTERM (after a checkpoint).

@@ -10,7 +10,6 @@ from alpaca_lib.models.embedded import DEFAULT_MODEL
 from alpaca_lib.options import Options, option
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 
 
 class Settings(Options):
