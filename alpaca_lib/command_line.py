@@ -13,6 +13,7 @@ the ``python -m alpaca_lib.<package>`` spellings assemble them:
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -58,10 +59,11 @@ def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse
             description=textwrap.dedent(command.about or command.help).strip(),
             epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
             formatter_class=layout,
+            allow_abbrev=False,  # --learning-rat would set --learning-rate
         )
         command.add_arguments(one)
         one.usage = _usage(one)
-        one.set_defaults(run=command.run, error_code=command.error_code)
+        one.set_defaults(run=command.run, error_code=command.error_code, parser=one)
     return parser
 
 
@@ -83,7 +85,11 @@ def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str
     An AlpacaError is one line on stderr and its own exit code; any other exception is a fault
     of the program and keeps its traceback. Ctrl-C exits with 130.
     """
-    options = build_parser(prog, about, commands).parse_args(arguments)
+    options, unknown = build_parser(prog, about, commands).parse_known_args(arguments)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], options.parser._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+        options.parser.error(f"{unknown[0]} is not understood; {hint}")
     return run(lambda: options.run(options), error_code=options.error_code)
 
 

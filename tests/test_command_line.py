@@ -94,3 +94,15 @@ def test_python_m_alpaca_lib_is_the_same_and_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout and "usage: alpaca" in done.stdout
+
+
+def test_a_misspelt_flag_is_refused_with_the_nearest_one(capsys):
+    """No flag is completed silently: 50 settings have names that begin alike."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--learning-rat", "3", "--data-path", "a.json"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "--learning-rat is not understood; did you mean --learning-rate?" in error
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--frobnicate"])
+    assert "--frobnicate is not understood" in capsys.readouterr().err
