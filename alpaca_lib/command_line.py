@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from alpaca_lib.errors import AlpacaError
+from alpaca_lib.prompts import describe_templates
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,22 @@ def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse
             command.name,
             help=command.help,
             description=textwrap.dedent(command.about or command.help).strip(),
-            epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples),
             formatter_class=layout,
             allow_abbrev=False,  # --learning-rat would set --learning-rate
         )
         command.add_arguments(one)
+        one.epilog = _epilog(one, command.examples)
         one.usage = _usage(one)
         one.set_defaults(run=command.run, error_code=command.error_code, parser=one)
     return parser
+
+
+def _epilog(parser: argparse.ArgumentParser, examples: Iterable[str]) -> str:
+    """Returns the end of --help: the templates, if one can be chosen, and the examples."""
+    blocks = {"examples": list(examples)}
+    if any(action.dest == "template" for action in parser._actions):
+        blocks = {"templates": describe_templates(), **blocks}
+    return "\n\n".join("\n  ".join([f"{head}:", *lines]) for head, lines in blocks.items())
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:

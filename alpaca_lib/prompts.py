@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +63,13 @@ _ZH_NO_INPUT = (
 TEMPLATES = {
     template.name: template
     for template in (
-        Template("alpaca", _WITH_INPUT, _WITHOUT_INPUT, "### Response:", "Stanford Alpaca"),
+        Template("alpaca", _WITH_INPUT, _WITHOUT_INPUT, "### Response:", "Stanford Alpaca's"),
         Template(
             "alpaca-lora",
             _WITH_INPUT + "\n",
             _WITHOUT_INPUT + "\n",
             "### Response:\n",
-            "Alpaca-LoRA: Stanford's, plus a newline before the answer",
+            "Alpaca-LoRA's alpaca: Stanford's, plus a newline before the answer",
         ),
         Template(
             "short",
@@ -78,12 +78,20 @@ TEMPLATES = {
             "### Response:\n",
             "Alpaca-LoRA's alpaca_short: fewer tokens per prompt",
         ),
-        Template("chinese", _ZH_INPUT, _ZH_NO_INPUT, "### 回答：\n", "this course"),
+        Template("chinese", _ZH_INPUT, _ZH_NO_INPUT, "### 回答：\n", "this course's, in Chinese"),
     )
 }
-# Other spellings of template names, as used by Alpaca-LoRA's commands.
-ALIASES = {"alpaca_legacy": "alpaca", "alpaca_short": "short", "alpaca-short": "short"}
+# Other spellings of template names: Alpaca-LoRA's file names, and the publisher's. In its
+# scripts Alpaca-LoRA's own file "alpaca" is "alpaca-lora" here, see scripts/conversions.py.
+ALIASES = {
+    "alpaca_legacy": "alpaca",
+    "stanford": "alpaca",
+    "alpaca_lora": "alpaca-lora",
+    "alpaca_short": "short",
+    "alpaca-short": "short",
+}
 CHAT = "chat"
+CHAT_SOURCE = "the model's own chat template: for a base that is instruction-tuned already"
 
 
 def get_template(name: str) -> Template:
@@ -93,6 +101,21 @@ def get_template(name: str) -> Template:
         known = ", ".join([*TEMPLATES, CHAT])
         raise SettingsError(f"no prompt template {name!r}; there are {known}")
     return template
+
+
+def describe_templates(shown: Mapping[str, str] | None = None) -> list[str]:
+    """Returns a line for each template: its name, who published it, and its other names.
+
+    ``shown``: names to be listed instead of the library's.
+    """
+    sources = {**{one.name: one.source for one in TEMPLATES.values()}, CHAT: CHAT_SOURCE}
+    lines = []
+    for name, source in sources.items():
+        listed = (shown or {}).get(name, name)
+        others = [o for o, meant in ALIASES.items() if meant == name and "-" not in o]
+        also = ", ".join(other for other in others if other != listed)
+        lines.append(f"{listed:12}{source}" + (f" (also {also})" if also else ""))
+    return lines
 
 
 def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from flags import Flag
 
 from alpaca_lib.errors import UsageError
-from alpaca_lib.prompts import ALIASES, CHAT, TEMPLATES
+from alpaca_lib.prompts import ALIASES, CHAT, TEMPLATES, describe_templates
 from alpaca_lib.training.settings import TRACKERS, Settings
 
 # Hugging Face's values of --fsdp: Settings.sharding, Settings.gather, and what they mean.
@@ -73,12 +73,29 @@ def targets(text: str) -> str:
 
 def template(name: str) -> str:
     """Returns the library's name of a prompt template of Alpaca-LoRA. Raises UsageError."""
-    # Alpaca-LoRA's "alpaca" is a text of its own; Stanford's is its "alpaca_legacy".
+    # Alpaca-LoRA's file "alpaca" is a text of its own; Stanford's is its "alpaca_legacy".
     found = "alpaca-lora" if name == "alpaca" else ALIASES.get(name, name)
     if found not in (*TEMPLATES, CHAT):
         known = ", ".join(dict.fromkeys(["alpaca", *ALIASES, *TEMPLATES, CHAT]))
         raise UsageError(f"no prompt template {name!r}; there are {known}")
     return found
+
+
+def explain_template(name: str) -> str:
+    """Returns which of the library's templates a name of Alpaca-LoRA's commands means."""
+    found = template(name)
+    if name == "alpaca":
+        return f"template alpaca of Alpaca-LoRA = {found} here (stanford: Stanford's)"
+    return f"template {found}"
+
+
+def list_templates(flag: str) -> str:
+    """Returns the end of a script's description: the templates and what Alpaca-LoRA's name means.
+
+    The library's "alpaca" is listed as "stanford", since these commands had the name before.
+    """
+    lines = [f"  {line}" for line in describe_templates({"alpaca": "stanford"})]
+    return "\n".join([f"Templates of --{flag} (alpaca means alpaca-lora here):", *lines])
 
 
 def resume(text: str) -> str:

@@ -67,7 +67,7 @@ def _explain_log_model(text: str) -> str:
 
 SCRIPT = Script(
     name="finetune.py",
-    about="""
+    about=f"""
 Stage 04 of the Alpaca recipe: the base model is frozen, in 8 bits, and small LoRA matrices added
 to some of its layers are trained. The adapter (a few MB), metrics.jsonl, run.json and
 checkpoint-N/ go to OUTPUT_DIR.
@@ -76,6 +76,8 @@ Names and defaults are Alpaca-LoRA's, with one exception: add_eos_token is True,
 that was trained without an end token does not end its answers. Warm-up is 100 steps (a tenth of
 all steps if there are fewer than 1000); evaluations and checkpoints are 200 steps apart. With
 validation rows, the final adapter is the one with the lowest validation loss.
+
+{conversions.list_templates("prompt_template_name")}
 """,
     options=Settings.model_fields,
     flags=(
@@ -136,8 +138,9 @@ validation rows, the final adapter is the one with the lowest validation loss.
             "prompt_template_name",
             sets="template",
             default="alpaca",
-            help="prompt template, by Alpaca-LoRA's name",
+            help="prompt template, by Alpaca-LoRA's or this project's name",
             convert=conversions.template,
+            becomes=conversions.explain_template,
         ),
         Flag("quantization", sets="quantization", default="int8"),
         Flag(
@@ -298,6 +301,8 @@ def to_settings(given: Given) -> Settings:
 def work(given: Given) -> None:
     """Trains as the flags say."""
     given.print_changes()
+    if "prompt_template_name" not in given.given:
+        flags.print_once(conversions.explain_template(given["prompt_template_name"]))
     settings = to_settings(given)
     if given["wandb_log_model"]:
         os.environ["WANDB_LOG_MODEL"] = given["wandb_log_model"]

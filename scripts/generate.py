@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _explain_template(name: str) -> str:
-    return f"template {conversions.template(name) if name else 'as trained'}"
+    return conversions.explain_template(name) if name else "template as trained"
 
 
 def _explain_share(share: bool) -> str:
@@ -34,13 +34,15 @@ def _explain_share(share: bool) -> str:
 
 SCRIPT = Script(
     name="generate.py",
-    about="""
+    about=f"""
 Stage 05 of the Alpaca recipe: serves a web page that answers instructions, with a base model or
 with LoRA weights added to it. With --prompt it prints one answer and needs no browser.
 
 Alpaca-LoRA opened the page to the whole network (0.0.0.0); this script listens on 127.0.0.1
 unless --server_name is given. Whoever can open the page can use the model: there is no password,
 and no filter on what it writes unless --safety_rules names one.
+
+{conversions.list_templates("prompt_template")}
 """,
     options=Decoding.model_fields,
     flags=(
@@ -67,7 +69,7 @@ and no filter on what it writes unless --safety_rules names one.
         Flag(
             "prompt_template",
             default="",
-            help="prompt template, by Alpaca-LoRA's name",
+            help="prompt template, by Alpaca-LoRA's or this project's name",
             becomes=_explain_template,
             unset="the one that the model was trained with, if its run.json says so",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from alpaca_lib import cli, errors
 from alpaca_lib.command_line import Command, build_parser, main
+from alpaca_lib.prompts import describe_templates
 
 
 def command(work):
@@ -106,3 +108,12 @@ def test_a_misspelt_flag_is_refused_with_the_nearest_one(capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", "--frobnicate"])
     assert "--frobnicate is not understood" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one", cli.COMMANDS, ids=lambda one: one.name)
+def test_help_lists_the_templates_of_each_command_that_takes_one(one, capsys):
+    with contextlib.suppress(SystemExit):
+        cli.main([one.name, "--help"])
+    shown = capsys.readouterr().out
+    lists = all(f"  {line}" in shown for line in describe_templates())
+    assert lists == ("--template" in shown)

@@ -6,7 +6,9 @@ import pytest
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.prompts import (
+    ALIASES,
     TEMPLATES,
+    describe_templates,
     generation_prompt,
     get_template,
     load_header,
@@ -111,6 +113,17 @@ def test_unknown_template_lists_the_names():
     """A wrong name is answered with the names there are."""
     with pytest.raises(ValueError, match=r"'alpacca'.*alpaca.*chinese.*chat"):
         render_prompt(WITH, "alpacca")
+
+
+def test_every_template_and_every_other_name_is_listed_with_its_publisher():
+    lines = describe_templates()
+    assert [line.split()[0] for line in lines] == [*TEMPLATES, "chat"]
+    for name, meant in ALIASES.items():
+        assert get_template(name) is TEMPLATES[meant]
+    assert lines[0] == "alpaca      Stanford Alpaca's (also alpaca_legacy, stanford)"
+    assert "instruction-tuned" in lines[-1]
+    assert max(map(len, lines)) <= 98
+    assert describe_templates({"alpaca": "stanford"})[0].startswith("stanford    Stanford")
 
 
 def test_chat_template_is_the_models_own(tokenizer):

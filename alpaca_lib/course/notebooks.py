@@ -20,6 +20,7 @@ from typing import Any
 
 from alpaca_lib.errors import FileError, RunError
 from alpaca_lib.files import acquire_lock, dump_json, write_text
+from alpaca_lib.models import EMBEDDED
 
 REPO = Path(__file__).resolve().parents[2]
 LESSONS = (
@@ -55,9 +56,30 @@ def shorten_path(path: str | os.PathLike[str]) -> str:
 
 
 def find_data(name: str) -> Path:
-    """Returns the path of a data file: as given, or relative to the project's folder."""
+    """Returns the path of a file or folder that a parameter names.
+
+    A relative path is looked for in the project's folder, ``runs/...`` in the folder of all
+    outputs first; then in the kernel's folder, which is notebooks/. So the same path works from
+    ``course.py run``, from papermill and in JupyterLab. One that does not exist is returned as
+    a path in the project's folder.
+    """
     path = Path(name).expanduser()
-    return path if path.is_absolute() or path.exists() else REPO / path
+    inside_runs = path.parts[:1] == ("runs",)
+    places = [runs_folder().joinpath(*path.parts[1:])] if inside_runs else []
+    places += [REPO / path, path]
+    found = next((place for place in places if place.exists()), REPO / path)
+    return Path(os.path.abspath(found))
+
+
+def find_model(name: str) -> str:
+    """Returns a model's name; as an absolute path if it is a folder or a file, see find_data.
+
+    Names of embedded models and hub ids are returned unchanged.
+    """
+    if not name or name in EMBEDDED:
+        return name
+    path = find_data(name)
+    return str(path) if path.exists() else name
 
 
 @dataclass
@@ -123,10 +145,17 @@ def start(name: str, variables: Mapping[str, Any]) -> Lesson:
     return Lesson(name, folder, parameters, continued, lock)
 
 
-def find_newest(name: str, file: str) -> Path | None:
-    """Returns a file of a lesson's newest finished run that has it, or None."""
-    for result in sorted((runs_folder() / name).glob("[0-9]*/result.json"), reverse=True):
-        if (result.parent / file).exists():
+def find_newest(name: str, file: str, **parameters: Any) -> Path | None:
+    """Returns a file of a lesson's newest finished run that has it, or None.
+
+    Only runs with these ``parameters`` count: a model that was trained from another base, for
+    example, is no part of a comparison.
+    """
+    results = (runs_folder() / name).glob("[0-9]*/result.json")
+    for result in sorted(results, key=lambda path: int(path.parent.name), reverse=True):
+        had = read_json(result.parent / "parameters.json") or {}
+        same = all(had.get(key, value) == value for key, value in parameters.items())
+        if same and (result.parent / file).exists():
             return result.parent / file
     return None
 

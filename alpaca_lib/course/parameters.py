@@ -26,11 +26,12 @@ NOTES = {  # of parameters whose meaning differs from the option's, or that need
     ("01_self_instruct", "max_usd"): "spend at most that many dollars; 0: no limit",
     ("01_self_instruct", "seed"): "seed of each prompt, and of the local teacher's sampling",
     ("03_full_finetune_fsdp", "template"): "prompt template: Stanford's, and a line break",
+    ("03_full_finetune_fsdp", "activation_checkpointing"): "recompute: less memory, more time",
     ("03_full_finetune_fsdp", "learning_rate"): "highest learning rate; Stanford's for 7B: 2e-5",
     ("04_lora_finetune", "template"): "prompt template: Stanford's, and a line break",
     ("04_lora_finetune", "learning_rate"): "highest learning rate; above full training's",
     ("04_lora_finetune", "lora_rank"): "rank r of the adapter matrices; alpha is 2 r",
-    ("04_lora_finetune", "save_every"): "steps between validations, and between checkpoints",
+    ("04_lora_finetune", "activation_checkpointing"): "recompute: less memory, more time",
     ("05_inference_comparison", "repetition_penalty"): "above 1: repeated tokens less likely",
     ("05_inference_comparison", "seed"): "seed of all random draws",
 }

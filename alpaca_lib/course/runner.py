@@ -1,13 +1,13 @@
 """Runs the notebooks headless, in order, and prints one table.
 
-    python course.py run                         all five, laptop scale
-    python course.py run --only 03 -p epochs=1   one notebook, a parameter changed
-    python course.py run --profile quick         the shortest run of every stage
-    python course.py run --out my_runs           outputs into another folder than runs/
-    python course.py run --resume                after a stop: skip finished notebooks
+    python course.py run                            all five, laptop scale
+    python course.py run --only 03 -p max_steps=4   one notebook, a parameter changed
+    python course.py run --profile quick            the shortest run of every stage
+    python course.py run --out my_runs              outputs into another folder than runs/
+    python course.py run --resume                   after a stop: skip finished notebooks
 
--p sets the parameter in every notebook that has it. The profiles, data/profiles/*.toml,
-hold sets of parameters; a -p takes precedence over a profile.
+-p sets the parameter in every notebook that has it. A relative path is the project's folder's.
+The profiles, data/profiles/*.toml, hold sets of parameters; a -p takes precedence over a profile.
 """
 
 from __future__ import annotations
@@ -90,24 +90,36 @@ def choose_notebooks(only: list[str]) -> list[str]:
 def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Parameters:
     """Returns each notebook's parameters that a profile or ``name=value`` texts set.
 
-    Raises RunError for a name that no notebook has and a value of another type.
+    One that only other notebooks of the course have is named in a line and not used. Raises
+    RunError for a name that no notebook of the course has, and for a value of another type.
     """
-    types: dict[str, dict[str, str]] = {}  # {notebook: {parameter: type}}
-    for name in names:
+    course: dict[str, dict[str, str]] = {}  # {notebook: {parameter: type}}
+    steps: dict[str, str] = {}  # {notebook: its own max_steps}
+    for name in LESSONS:
         found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
-        types[name] = {key: info["inferred_type_name"] for key, info in found.items()}
+        course[name] = {key: info["inferred_type_name"] for key, info in found.items()}
+        steps[name] = found["max_steps"]["default"] if "max_steps" in found else "0"
+    types = {name: course[name] for name in names}
     chosen = _load_profile(profile, types)
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
             raise RunError(f"-p {text}: write name=value")
         places = [name for name in names if key in types[name]]
-        if not places:
-            known = sorted({k for found in types.values() for k in found})
+        elsewhere = [name for name in LESSONS if key in course[name]]
+        if not elsewhere:
+            known = sorted({k for found in course.values() for k in found})
             hint = nearest(key, known) or f"; there are {', '.join(known)}"
-            raise RunError(f"-p {key}: no parameter of that name in {', '.join(names)}{hint}")
+            raise RunError(f"-p {key}: no parameter of that name in any notebook{hint}")
+        if not places:
+            _convert(key, value, course[elsewhere[0]][key])
+            print(f"-p {key}: not used here, a parameter of {', '.join(elsewhere)}", flush=True)
         for name in places:
             chosen[name][key] = _convert(key, value, types[name][key])
+    for name in names:
+        decides = chosen[name].get("max_steps", int(steps[name]))
+        if decides and "epochs" in chosen[name]:
+            print(f"{name}: max_steps {decides} decides, not epochs; -p max_steps=0 lets epochs")
     return chosen
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         load_tasks,
         measure_model,
         reference_losses,
+        repetition,
         rouge_scores,
     )
     from alpaca_lib.evaluation.constraint_checks import meets

@@ -69,3 +69,72 @@ def test_an_unknown_lesson_is_an_error_with_the_names():
 def test_a_table_survives_bars_and_line_breaks(capsys):
     notebooks.show_table(["a"], [["x | y\nz"]])
     assert notebooks._cell("x | y\nz") == "x \\| y<br>z"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project's folder in place of this one, with the kernel in its notebooks/."""
+    root = tmp_path / "project"
+    for folder in ("notebooks", "mymodel", "texts", "runs/ignored"):
+        (root / folder).mkdir(parents=True)
+    (root / "my.json").write_text("[]", encoding="utf-8")
+    monkeypatch.setattr(notebooks, "REPO", root)
+    monkeypatch.chdir(root / "notebooks")
+    return root
+
+
+@pytest.mark.parametrize("folder", ["notebooks", ".", "mymodel"])
+def test_a_relative_path_is_the_projects_wherever_the_kernel_runs(project, monkeypatch, folder):
+    monkeypatch.chdir(project / folder)
+    assert notebooks.find_data("my.json") == project / "my.json"
+    assert notebooks.find_data("./my.json") == project / "my.json"
+    assert notebooks.find_data("texts") == project / "texts"
+    assert notebooks.find_model("./mymodel") == str(project / "mymodel")
+    assert notebooks.find_model("mymodel/") == str(project / "mymodel")
+    assert notebooks.find_model(str(project / "mymodel")) == str(project / "mymodel")
+    assert notebooks.find_data("none.json") == project / "none.json"
+
+
+def test_a_path_of_runs_is_in_the_folder_of_all_outputs(project, runs):
+    adapter = begin(steps=1).folder / "adapter"
+    adapter.mkdir()
+    shown = notebooks.shorten_path(adapter)
+    assert shown == f"runs/{NAME}/001/adapter"  # what a table shows is what a parameter takes
+    assert notebooks.find_model(shown) == str(adapter)
+    assert notebooks.find_model("runs/ignored") == str(project / "runs" / "ignored")
+
+
+def test_a_file_next_to_the_notebook_is_found_too(project):
+    (project / "notebooks" / "beside.json").write_text("[]", encoding="utf-8")
+    assert notebooks.find_data("beside.json") == project / "notebooks" / "beside.json"
+    (project / "beside.json").write_text("[]", encoding="utf-8")
+    assert notebooks.find_data("beside.json") == project / "beside.json"
+
+
+@pytest.mark.parametrize("name", ["", "smollm2-135m", "owner/model", "runs/04/none/adapter"])
+def test_a_name_that_is_no_path_stays(project, name):
+    assert notebooks.find_model(name) == name
+
+
+def test_the_embedded_model_is_not_a_folder_of_that_name(project):
+    (project / "smollm2-135m").mkdir()
+    assert notebooks.find_model("smollm2-135m") == "smollm2-135m"
+
+
+def test_newest_of_a_model_is_not_that_of_another_one():
+    for number, model in enumerate(("a", "a", "b"), start=1):
+        lesson = begin(model=model, number=number)
+        (lesson.folder / "regen.json").write_text("[]", encoding="utf-8")
+        lesson.record("done")
+    assert notebooks.find_newest(NAME, "regen.json").parent.name == "003"
+    assert notebooks.find_newest(NAME, "regen.json", model="a").parent.name == "002"
+    assert notebooks.find_newest(NAME, "regen.json", model="c") is None
+
+
+def test_newest_is_by_number_beyond_999(runs):
+    for number in ("999", "1000"):
+        folder = runs / NAME / number
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}", encoding="utf-8")
+        (folder / "regen.json").write_text("[]", encoding="utf-8")
+    assert notebooks.find_newest(NAME, "regen.json").parent.name == "1000"

@@ -24,12 +24,28 @@ def error_of(*arguments: str, capsys) -> str:
         (["-p", "epochs"], "write name=value"),
         (["-p", "epochs=many"], "-p epochs=many: a number is needed"),
         (["-p", "max_steps=1.5"], "a whole number is needed"),
-        (["--only", "02", "-p", "epochs=1"], "no parameter of that name in 02_dataset_inspection"),
-        (["--profile", "lapdog"], "no such profile; there are epoch, gpu, laptop, quick"),
+        (["--only", "02", "-p", "epoch=1"], "in any notebook; did you mean 'epochs'?"),
+        (["--only", "02", "-p", "epochs=many"], "-p epochs=many: a number is needed"),
+        (["--profile", "lapdog"], "no such profile; there are epoch, gpu, gpus, laptop, quick"),
     ],
 )
 def test_a_wrong_command_line_names_the_fix(arguments, says, capsys):
     assert says in error_of(*arguments, capsys=capsys)
+
+
+def test_a_parameter_of_another_notebook_is_named_and_not_used(capsys):
+    plan = runner.resolve_parameters(LESSONS[:1], "laptop", ["template=chinese", "seed=3"])
+    assert plan == {FIRST: {"seed": 3}}
+    said = capsys.readouterr().out
+    assert said == "-p template: not used here, a parameter of " + ", ".join(LESSONS[2:]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [([], True), (["max_steps=0"], False), (["max_steps=3"], True)]
+)
+def test_epochs_that_max_steps_overrides_are_said(given, says, capsys):
+    runner.resolve_parameters(LESSONS[2:3], "laptop", ["epochs=1", *given])
+    assert ("decides, not epochs; -p max_steps=0" in capsys.readouterr().out) == says
 
 
 def test_a_profile_with_an_unknown_name_is_refused(tmp_path, capsys):

@@ -245,12 +245,30 @@ def test_values_that_finetune_refuses(finetune: Any, tmp_path: Path) -> None:
     ("name", "expected"),
     [
         *(("alpaca", "alpaca-lora"), ("alpaca_legacy", "alpaca"), ("alpaca_short", "short")),
+        *(("stanford", "alpaca"), ("short", "short"), ("alpaca_lora", "alpaca-lora")),
         *(("alpaca-lora", "alpaca-lora"), ("chinese", "chinese"), ("chat", "chat")),
     ],
 )
 def test_template_names(name: str, expected: str) -> None:
     """Upstream's templates/alpaca.json is not Stanford's text; alpaca_legacy.json is."""
-    assert importlib.import_module("conversions").template(name) == expected
+    conversions = importlib.import_module("conversions")
+    assert conversions.template(name) == expected
+    assert expected in conversions.explain_template(name)
+
+
+def test_the_template_that_a_name_means_is_said_and_every_one_is_listed(capsys) -> None:
+    conversions, finetune_script = map(importlib.import_module, ("conversions", "finetune"))
+    assert conversions.explain_template("alpaca").startswith(
+        "template alpaca of Alpaca-LoRA = alpaca-lora here"
+    )
+    for script, flag in (("finetune", "prompt_template_name"), ("generate", "prompt_template")):
+        about = importlib.import_module(script).SCRIPT.about
+        assert f"--{flag} (alpaca means alpaca-lora here)" in about
+        for name in ("stanford", "alpaca-lora", "short", "chinese", "chat"):
+            assert f"\n  {name} " in about
+    given = finetune_script.flags.parse(finetune_script.SCRIPT, ["--prompt_template_name=alpaca"])
+    given.print_changes()
+    assert "of Alpaca-LoRA = alpaca-lora here" in capsys.readouterr().out
 
 
 # Every flag of Stanford's and Alpaca-LoRA's scripts that the course's commands name.
