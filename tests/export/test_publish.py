@@ -10,7 +10,7 @@ import yaml
 
 from alpaca_lib.errors import DataError, ModelError
 from alpaca_lib.evaluation.alpaca_eval import load_outputs, pair_outputs, save_outputs
-from alpaca_lib.export.hub_folder import model_card, publish
+from alpaca_lib.export.hub_folder import hub_id, model_card, publish
 from alpaca_lib.inference.__main__ import main
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.prompts import render_prompt
@@ -50,6 +50,111 @@ def test_a_published_folder(trained, tokenizer, tmp_path):
     assert "alpaca.json" in card and "/home/me" not in card
     with pytest.raises(ModelError, match="is not empty"):
         publish(str(trained), folder)
+
+
+@pytest.fixture
+def adapter(tiny_folder, tokenizer, tmp_path):
+    """Makes a folder with a LoRA adapter of the tiny model, whose config names some base."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(base: str):
+        model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
+        adapted = peft.get_peft_model(model, config)
+        torch.manual_seed(0)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        adapted.peft_config["default"].base_model_name_or_path = base
+        folder = tmp_path / "adapter"
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        tokenizer.save_pretrained(folder)
+        settings = {"model": base, "template": "alpaca-lora", "method": "lora", "lora_rank": 2}
+        settings |= {"data_path": "/home/me/secret/alpaca.json", "output_dir": "/home/me/out"}
+        (folder / "run.json").write_text(json.dumps({"settings": settings, "versions": {}}))
+        return folder
+
+    return make
+
+
+CACHED = "/home/me/.cache/huggingface/hub/models--me--base-7b.v1/snapshots/0123abc"
+
+
+@pytest.mark.parametrize(
+    ("base", "hub_name"),
+    [
+        ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("me/base", "me/base"),
+        (CACHED, "me/base-7b.v1"),
+        ("CACHE/smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    ],
+)
+def test_an_adapter_alone(base, hub_name, adapter, tiny_folder, tmp_path, monkeypatch):
+    """PEFT loads it onto its base; nothing in it names this machine."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.setenv("ALPACA_CACHE", str(tmp_path / "cache"))
+    source = adapter(base.replace("CACHE", str(tmp_path / "cache")))
+    folder = tmp_path / "hub"
+    assert main(["publish", str(source), str(folder), "--adapter", "--licence", "mit"]) == 0
+    assert not any(folder.glob("model*.safetensors"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == hub_name
+    card = (folder / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["base_model"] == hub_name and header["base_model_relation"] == "adapter"
+    assert header["library_name"] == "peft" and header["license"] == "mit"
+    assert f'from_pretrained("{hub_name}")' in card and "| `lora_rank` | 2 |" in card
+    for file in folder.iterdir():
+        if file.suffix in (".md", ".json", ".jinja"):
+            text = file.read_text(encoding="utf-8")
+            assert "/home/me" not in text and str(tmp_path) not in text, file.name
+
+    ids = torch.arange(5, 45)[None]
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    plain = model(ids).logits
+    ours, theirs = (
+        peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), one)
+        for one in (source, folder)
+    )
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
+    assert not torch.allclose(plain, theirs(ids).logits)
+    message = [{"role": "user", "content": "Say {x}."}]
+    text = AutoTokenizer.from_pretrained(folder).apply_chat_template(message, tokenize=False)
+    assert text == render_prompt(Example("Say {x}."), "alpaca-lora")
+
+
+def test_an_adapter_whose_base_others_do_not_have(adapter, tiny_folder, tmp_path, capsys):
+    """It is refused with the option that names a base, before a folder is made."""
+    source, folder = adapter(str(tiny_folder)), tmp_path / "hub"
+    assert main(["publish", str(source), str(folder), "--adapter"]) == 1
+    assert "--base OWNER/NAME" in capsys.readouterr().err and not folder.exists()
+    words = ["publish", str(source), str(folder), "--adapter", "--base", "me/base"]
+    assert main(words) == 0
+    assert "base_model: me/base\n" in (folder / "README.md").read_text()
+    assert main(["publish", str(tiny_folder), str(tmp_path / "b"), "--adapter"]) == 1
+    assert "is no adapter; leave out --adapter" in capsys.readouterr().err
+
+
+def test_a_merged_adapter_names_its_base_on_the_hub_too(adapter, tiny_folder, tmp_path):
+    """Its card has no path of this machine."""
+    folder = tmp_path / "hub"
+    publish(str(adapter(str(tiny_folder))), folder)
+    card = (folder / "README.md").read_text()
+    assert "base_model" not in card and str(tmp_path) not in card
+    assert f"- **Base:** {tiny_folder.name}\n" in card and (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("runs/lora", ""), ("./base", ""), ("../base", ""), ("/a/b", ""), ("", ""), ("base", "")],
+)
+def test_a_name_that_is_no_hub_id(name, found):
+    assert hub_id(name) == found
 
 
 def test_a_card_says_what_it_does_not_know():
