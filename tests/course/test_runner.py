@@ -26,7 +26,7 @@ def error_of(*arguments: str, capsys) -> str:
         (["-p", "max_steps=1.5"], "a whole number is needed"),
         (["--only", "02", "-p", "epoch=1"], "in any notebook; did you mean 'epochs'?"),
         (["--only", "02", "-p", "epochs=many"], "-p epochs=many: a number is needed"),
-        (["--profile", "lapdog"], "no such profile; there are epoch, gpu, gpus, laptop, quick"),
+        (["--profile", "lapdog"], "no such profile; there are chinese, epoch, gpu, gpus,"),
     ],
 )
 def test_a_wrong_command_line_names_the_fix(arguments, says, capsys):
