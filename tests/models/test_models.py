@@ -18,7 +18,7 @@ import pytest
 
 from alpaca_lib import models
 from alpaca_lib.errors import ModelError
-from alpaca_lib.models import embedded
+from alpaca_lib.models import embedded, source
 from alpaca_lib.models.embedded import Embedded
 
 NAME = "paper-model"
@@ -283,6 +283,28 @@ def test_folder_beats_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ALPACA_MODELS", str(tmp_path / "models"))
     assert Path(models.ModelSource.resolve("owner/name").path) == folder.resolve()
+
+
+def test_a_folder_of_the_project_is_named_when_the_command_starts_elsewhere(tmp_path, monkeypatch):
+    """It is not called "no model yet": it is there, relative to another folder."""
+    monkeypatch.setattr(source, "PROJECT", tmp_path / "project")
+    folder = model_folder(tmp_path / "project" / "runs" / "one")
+    (tmp_path / "scripts").mkdir()
+    monkeypatch.chdir(tmp_path / "scripts")
+    with pytest.raises(ModelError, match=rf"no folder 'runs/one' in .*scripts; there is {folder}"):
+        models.ModelSource.resolve("runs/one")
+    with pytest.raises(ModelError, match=r"no model 'runs/two' yet: notebook 03 makes"):
+        models.ModelSource.resolve("runs/two")
+    monkeypatch.chdir(tmp_path / "project")
+    assert Path(models.ModelSource.resolve("runs/one").path) == folder
+
+
+def test_a_loaded_model_is_called_by_its_name_and_not_by_a_path(tiny_folder, monkeypatch):
+    """PEFT writes both names into an adapter's files."""
+    monkeypatch.chdir(tiny_folder.parent)
+    place = models.place("cpu", "float32")
+    model = models.ModelSource.resolve(tiny_folder.name).load_model(place)
+    assert model.name_or_path == model.config._name_or_path == tiny_folder.name
 
 
 def test_adapter_and_gguf_folders_are_models(tmp_path):
