@@ -37,7 +37,7 @@ def check_machine() -> Iterator[tuple[str, str, str]]:
     yield "OK", "device", f"{placement.device}, {placement.dtype}: {placement.reason}"
     memory = psutil.virtual_memory()
     text = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f}, {os.cpu_count()} cores"
-    yield _status(memory.available > 9 * GB), "memory", f"{text}; the course needs 9"
+    yield _status(memory.available > 10 * GB), "memory", f"{text}; the course needs 10"
     for name, folder in (("runs", runs_folder()), ("cache", embedded.cache_folder())):
         existing = next(p for p in [folder, *folder.parents] if p.exists())
         free = shutil.disk_usage(existing).free

@@ -29,7 +29,9 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_export(options: argparse.Namespace) -> None:
     def report(done: int, total: int) -> None:
-        print(f"{done}/{total} tensors", end="\r", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():  # a log has no use for lines that overwrite each other
+            end = "\r" if done < total else "\n"
+            print(f"{done}/{total} tensors", end=end, file=sys.stderr, flush=True)
 
     source = ModelSource.resolve(options.model)
     if options.adapter:
@@ -37,7 +39,6 @@ def _run_export(options: argparse.Namespace) -> None:
     else:
         template = options.template or inference.trained_template(source)
         export.export_gguf(source, options.file, options.kind, template, report)
-        print(file=sys.stderr)
     print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
 
 
