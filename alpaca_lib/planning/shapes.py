@@ -17,7 +17,8 @@ from alpaca_lib.optional import hide_progress_bars, require
 
 _FILE = Path(__file__).resolve().parents[2] / "data" / "model_shapes.json"
 # Configurations that can be planned without a download: LLaMA (arXiv:2302.13971, 2407.21783),
-# OPT (arXiv:2205.01068; its largest has GPT-3's shape), and one of 100 billion between these.
+# Mistral (2310.06825), Qwen (2412.15115, 2505.09388), OPT (2205.01068; its largest has GPT-3's
+# shape), and one of 100 billion between these.
 SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_bytes()) if _FILE.is_file() else {}
 
 

@@ -48,6 +48,9 @@ def test_shapes_have_the_published_numbers_of_parameters():
     assert numel("llama-7b") == 6_738_415_616
     assert numel("llama-65b") == 65_285_660_672
     assert numel("llama-3-70b") == 70_553_706_496
+    assert numel("mistral-7b") == 7_241_732_096
+    assert numel("qwen2.5-7b") == 7_615_616_512
+    assert numel("qwen3-8b") == 8_190_735_360
     assert numel("opt-6.7b") == pytest.approx(6.7e9, rel=0.01)
     assert numel("gpt-100b") == pytest.approx(100e9, rel=0.02)
     assert numel("gpt-175b") == pytest.approx(175e9, rel=0.01)
