@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 
 import pytest
 import torch
 
-from alpaca_lib.course import runner
+from alpaca_lib.course import check, runner
 from alpaca_lib.course.notebooks import LESSONS, REPO
 from alpaca_lib.models import ModelSource
 from alpaca_lib.planning import Plan, plan
@@ -150,3 +151,23 @@ def test_a_laptop_has_the_memory(profile, dtype):
 @pytest.mark.parametrize("profile", ["gpu", "gpus", "epoch", "quick"])
 def test_nothing_is_killed_in_a_run_of_a_profile(profile):
     assert parameters(FULL, profile)["kill_after"] == 0
+
+
+@pytest.mark.parametrize("profile", ["laptop", *GPU_PROFILES])
+def test_the_readme_states_the_same_memory(profile):
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{profile}`")]
+    said = claims(profile)
+    for key in said.keys() & {"memory of the GPU", "main memory"}:
+        assert said[key].split(" (")[0] in row, key
+    if profile == "laptop":
+        assert f"and {said['main memory']} of memory" in readme
+        assert f"> {said['main memory'].split()[0]} * GB" in inspect.getsource(check.check_machine)
+
+
+@pytest.mark.parametrize(("profile", "model"), CASES)
+def test_lesson_04_loads_the_unquantised_base_into_the_gpu(profile, model):
+    """To look at its weights, and to answer with the adapter: one copy at a time."""
+    weights = list_weights(build_empty(read_config(model), torch.bfloat16))
+    machine = parse_machine(claims(profile)["machine"].split("x")[-1])
+    assert machine.needed(sum(2 * weight.numel for weight in weights) + 1e9) <= machine.memory
