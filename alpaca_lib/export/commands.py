@@ -130,6 +130,7 @@ def _run_serve(options: argparse.Namespace) -> None:
         host=options.host,
         port=options.port,
         template=options.template,
+        private=False,
     ) as address:
         print(f"{address}   (OPENAI_BASE_URL; any OPENAI_API_KEY; Ctrl-C ends it)", flush=True)
         if options.host not in ("127.0.0.1", "localhost"):

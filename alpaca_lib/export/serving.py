@@ -26,10 +26,15 @@ def serve_model(
     host: str = "127.0.0.1",
     port: int = 0,
     template: str | None = None,
+    private: bool | None = None,
 ) -> Iterator[str]:
-    """Yields the address (…/v1) of a model in any form: see llama_server.serve, find_gguf."""
+    """Yields the address (…/v1) of a model in any form: see llama_server.serve, find_gguf.
+
+    ``private`` is the default without a port.
+    """
     file = find_gguf(name, kind, template)
-    with serve(file, slots, context, host, port, name=file.stem) as address:
+    private = not port if private is None else private
+    with serve(file, slots, context, host, port, name=file.stem, private=private) as address:
         yield address
 
 

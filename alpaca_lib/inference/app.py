@@ -1,7 +1,8 @@
 """The web page: an instruction and the controls of decoding, and the answer as it grows.
 
 Two models can answer side by side. Gradio serves the page on 127.0.0.1. What the reader types
-and what a model writes are shown as text, never as HTML; so is an error.
+and what a model writes are shown as text, never as HTML; so is an error. ``http_guard`` refuses
+web pages of other origins, uploads and files: the page needs none of them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
+from alpaca_lib import http_guard
 from alpaca_lib.errors import ModelError
 from alpaca_lib.inference.decoding import Decoding, TextStream
 from alpaca_lib.inference.safety import Policy
@@ -20,6 +23,13 @@ from alpaca_lib.records import Example
 START = Decoding(temperature=0.1, top_p=0.75, top_k=40, max_new_tokens=128)  # Alpaca-LoRA's
 BUSY = "(another answer is being written; this one is next)"
 NOBODY = "(none)"
+CHARACTERS_PER_TOKEN = 16  # at most, on average, in a text that can fit; English has 4 to 5
+MOST_WAITING = 128  # requests in the queue
+# Gradio's routes for files, uploads, recordings, its run history and its code editor.
+CLOSED = (
+    r"/+gradio_api/+(upload|file|proxy|stream|process_recording|component_server|custom_component"
+    r"|run-history|runs|vibe|undo-vibe|dev|deep_link).*|/+(monitoring|openapi\.json|svelte).*"
+)
 # Streams a model's answer to a task: ModelPool.stream with its name and template filled in.
 StreamFunction = Callable[[Example, Decoding], TextStream]
 
@@ -36,14 +46,18 @@ def build(
 
     ``start`` holds the initial values of the controls, ``longest`` the most tokens that an
     answer can have. ``policy`` checks each request and each answer. Raises ModelError if there
-    is no model, MissingPackageError without gradio.
+    is no model, MissingPackageError without gradio. A request of more characters than the
+    context of ``longest`` tokens can hold is refused before it is tokenized.
     """
     if not models:
         raise ModelError("no model to talk to: name at least one")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gradio = require("gradio")
     one_at_a_time = threading.Lock()
-    names = list(models)
+    shown_names = {_shorten(name): model for name, model in models.items()}
+    models = shown_names if len(shown_names) == len(models) else models
+    names, title = list(models), _shorten(title)
+    most = CHARACTERS_PER_TOKEN * longest
 
     def respond(  # gradio passes the values of the components in this order
         instruction: str,
@@ -59,6 +73,10 @@ def build(
     ) -> Iterator[tuple[Any, Any]]:
         if not instruction or not instruction.strip():
             yield "error: the instruction is empty; write one", ""
+            return
+        if (length := len(instruction) + len(context or "")) > most:
+            text = f"error: {length:,} characters do not fit into {longest:,} tokens of context"
+            yield f"{text}; write at most {most:,}", ""
             return
         while not one_at_a_time.acquire(timeout=0.2):
             yield BUSY, ""
@@ -128,7 +146,14 @@ def build(
             concurrency_limit=1,
         )
         stop.click(None, None, None, cancels=[event], api_visibility="private")
+    page.queue(max_size=MOST_WAITING)
+    page.most_bytes = (1 << 17) + 4 * 3 * most  # of a request: JSON's \\uXXXX has 12 per character
     return page
+
+
+def _shorten(name: str) -> str:
+    """Returns a model's name for the page: of an absolute path, its last part."""
+    return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
 def _add_controls(gradio: Any, start: Decoding, longest: int, stream_answers: bool) -> list[Any]:
@@ -152,12 +177,31 @@ def serve(page: Any, host: str = "127.0.0.1", port: int = 0, share: bool = False
 
     ``host`` 0.0.0.0 opens it to the network, ``share`` to everyone with the link.
     """
+    start(page, host, port, share)
+    page.block_thread()
+
+
+def start(
+    page: Any, host: str = "127.0.0.1", port: int = 0, share: bool = False, quiet: bool = False
+) -> str:
+    """Starts serving a page and returns its address; ``page.close()`` ends it. See ``serve``."""
     gradio = require("gradio")
-    page.launch(
+    hosts = http_guard.Hosts(host)
+    guard = require("starlette.middleware").Middleware(
+        http_guard.Guard, hosts=hosts, most_bytes=page.most_bytes, closed=CLOSED
+    )
+    _, address, shared = page.launch(
         server_name=host,
         server_port=port or None,
         share=share,
+        quiet=quiet,
+        prevent_thread_lock=True,
+        allowed_paths=[],
+        max_file_size=0,
+        app_kwargs={"middleware": [guard]},
         footer_links=[],
         # Local fonts: the default theme would fetch Google's.
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
+    hosts.trust(shared or "")
+    return str(address)

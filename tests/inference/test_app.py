@@ -14,6 +14,7 @@ from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.inference.safety import Policy
 
 gradio = pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
 gradio_client = pytest.importorskip("gradio_client")
 EXACT = models.Placement("cpu", "float32", "tests")
 
@@ -40,7 +41,7 @@ def opened(pool):
             streams or {name: stream_of(name) for name in pool.names}, longest=pool.context_length,
             policy=policy,
         )  # fmt: skip
-        address = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)[1]
+        address = app.start(page, quiet=True)
         pages.append(page)
         return gradio_client.Client(address, verbose=False)
 
@@ -152,6 +153,62 @@ def test_it_accepts_what_it_starts_with(pool):
     assert len(sliders) == 5
     for slider in sliders:
         assert slider.minimum <= slider.value <= slider.maximum
+
+
+def test_a_long_request_is_refused_before_anybody_waits(opened):
+    """By its characters: nothing is tokenized, and the model stays free."""
+    asked = []
+
+    def speaker(example, how):
+        asked.append(example)
+        yield "hi"
+
+    page = app.build({"one": speaker}, longest=100)
+    client = gradio_client.Client(app.start(page, quiet=True), verbose=False)
+    try:
+        says = "error: 1,601 characters do not fit into 100 tokens of context; write at most 1,600"
+        assert ask(client, "x" * 1601)[0] == says and not asked
+        assert ask(client, "é" * 1600)[0] == "hi"
+        with pytest.raises(Exception, match="413"):
+            ask(client, "x" * 50_000_000)
+    finally:
+        page.close()
+
+
+def test_the_page_answers_its_own_origin_and_gives_out_no_file(opened, repository):
+    """Other hosts and origins, uploads and files of this machine are refused."""
+    root = opened({"one": lambda e, d: iter(["hi"])}).src.rstrip("/")
+
+    def status(path, method="GET", **heads):
+        return httpx.request(method, root + path, headers=heads).status_code
+
+    assert status("/config") == status("/config", Origin=root) == 200
+    assert status("/config", Host="evil.example") == 403
+    for origin in ("http://evil.example", "null", "http://localhost:3000"):
+        assert status("/config", Origin=origin) == 403
+        assert status("/gradio_api/queue/join", "POST", Origin=origin) == 403
+    for file in (repository / "README.md", "README.md", "/etc/passwd", "..%2f..%2fREADME.md"):
+        for way in ("/gradio_api/file=", "/gradio_api/file/", "/static/", "/assets/", "/svelte/"):
+            assert status(f"{way}{file}") >= 400, way
+    assert status("/gradio_api/proxy=http://127.0.0.1:22/") == 404
+    for path in (
+        "upload",
+        "component_server",
+        "process_recording",
+        "vibe-edit",
+        "upload?upload_id=1",
+    ):
+        assert status(f"/gradio_api/{path}", "POST") == 404
+
+
+def test_the_page_shows_no_absolute_path(tmp_path):
+    """Of a model's folder it has the name alone."""
+    folder = tmp_path / "mine"
+    page = app.build({str(folder): lambda e, d: iter(())}, title=str(folder))
+    assert page.title == "mine" and "'mine'" in str(page.config)
+    assert str(tmp_path) not in str(page.config)
+    both = {str(tmp_path / name / "same"): lambda e, d: iter(()) for name in "ab"}
+    assert len([b for b in app.build(both).blocks.values() if isinstance(b, gradio.Dropdown)]) == 2
 
 
 def test_no_speaker():
