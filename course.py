@@ -21,6 +21,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         print(f"error: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, stop)
     try:
         python = find_python(here)
     except SetupError as error:
@@ -79,6 +81,11 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
+def stop(number: int, frame: object) -> None:
+    """Stops at a signal as at Ctrl-C: what was started (venv, pip) is ended, too."""
+    raise KeyboardInterrupt
+
+
 def hand_over(python: str, command: str, options: list[str]) -> int:
     """Runs a command with the Python of the environment and returns its exit code."""
     environment = dict(os.environ, PYTHONUTF8="1")
@@ -87,9 +94,12 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
     # So that the kernel "python3", torchrun and pytest are those of this environment.
     bin_folder = str(Path(python).parent)
     environment["PATH"] = bin_folder + os.pathsep + environment.get("PATH", "")
+    for name in ("ALPACA_CACHE", "ALPACA_MODELS", "ALPACA_RUNS"):  # notebooks run elsewhere
+        if environment.get(name):
+            environment[name] = os.path.abspath(os.path.expanduser(environment[name]))
 
     def call(*words: str) -> int:
-        return subprocess.call([python, *words], cwd=str(ROOT), env=environment)
+        return wait_for(subprocess.Popen([python, *words], cwd=str(ROOT), env=environment))
 
     wants_help = any(word in ("-h", "--help") for word in options)
     if command in ("run", "lab") and not wants_help:
@@ -106,6 +116,27 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         environment.update(ALPACA_RUNS=folder, ALPACA_HEADLESS="1")
         named = any(not option.startswith("-") for option in options)
         return call("-m", "pytest", *NBVAL, *options, *([] if named else ["tests", "notebooks"]))
+
+
+def wait_for(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a process and returns its exit code; 128 + N if signal N ended it.
+
+    SIGTERM and SIGHUP are passed on, so that whoever ends this process ends all of them; so is
+    SIGINT, unless a terminal has sent it to both.
+    """
+
+    def pass_on(number: int, frame: object) -> None:
+        if process.poll() is None and not (number == signal.SIGINT and sys.stdin.isatty()):
+            process.send_signal(number)
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if os.name == "posix" else ()
+    before = {getattr(signal, n): signal.signal(getattr(signal, n), pass_on) for n in names}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
 
 
 def find_python(here: bool) -> str:
@@ -189,6 +220,13 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def make_venv(inside: Path) -> None:
     """Creates .venv, or keeps one that an interrupted call left incomplete."""
+    if not os.access(str(ROOT), os.W_OK):
+        raise SetupError(
+            f"{ROOT} cannot be written, so .venv cannot be created there. Copy the project to a "
+            "folder of yours; or create an environment elsewhere (python3 -m venv DIR), run "
+            f"DIR/bin/python -m pip install -r {ROOT / 'requirements.txt'}, and start with "
+            "DIR/bin/python course.py run --out FOLDER"
+        )
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
         raise SetupError(
@@ -203,6 +241,8 @@ def make_venv(inside: Path) -> None:
     )
     if done.returncode:
         output = (done.stdout + done.stderr).strip().splitlines()
+        if re.search("Permission denied|Read-only|No space left", "".join(output)):
+            raise SetupError(f"{VENV} could not be created: {output[-1]}")
         raise SetupError(
             "Python's venv module could not create .venv. On Debian and Ubuntu: "
             f"apt install python3-venv. Its output: {output[-1] if output else 'nothing'}"

@@ -109,6 +109,6 @@ def run(work: Callable[[], int | None], prefix: str = "", error_code: int | None
     except AlpacaError as error:
         print(f"error: {prefix}{error}", file=sys.stderr, flush=True)
         return error.exit_code if error_code is None else error_code
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as error:
+        print(f"stopped by {error if error.args else 'Ctrl-C'}", file=sys.stderr, flush=True)
         return 130

@@ -43,9 +43,17 @@ def check_machine() -> Iterator[tuple[str, str, str]]:
         free = shutil.disk_usage(existing).free
         yield _status(free > 4 * GB), "disk", f"{free / GB:.1f} GB free for {name}"
     yield from _check_versions()
-    cached = (embedded.cache_folder() / embedded.DEFAULT_MODEL / "config.json").is_file()
-    text = "is in the cache" if cached else "is fetched at first use"
-    yield _status(cached), "model", f"{embedded.DEFAULT_MODEL} {text}"
+    folder = embedded.cache_folder() / embedded.DEFAULT_MODEL
+    if not (folder / "config.json").is_file():
+        yield "note", "model", f"{embedded.DEFAULT_MODEL} is fetched at first use"
+    elif damage := embedded.find_damage(folder, thorough=True):
+        yield "note", "model", f"{damage}; it is made again at the next use"
+    else:
+        yield (
+            "OK",
+            "model",
+            f"{embedded.DEFAULT_MODEL} is in the cache, and its checksums are right",
+        )
     yield _check_hub()
     if os.environ.get("OPENAI_API_KEY"):
         text = f"set, for {os.environ.get('OPENAI_BASE_URL', 'the default address of OpenAI')}"

@@ -3,7 +3,8 @@
     runs/03_full_finetune_fsdp/002/     one run: parameters.json, its files, result.json
 
 A run without result.json is unfinished. The next start with the same parameters continues it,
-and each stage resumes from the files in the folder.
+and each stage resumes from the files in the folder. `course.py run` says in the environment
+variable ALPACA_RUN, {"id": text, "folders": {lesson: folder}}, which folders are its own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ LESSONS = (
     "04_lora_finetune",
     "05_inference_comparison",
 )
+
+
+RUN_FILE = ".run.json"  # in a run's folder: which `course.py run` it belongs to, and its key
 
 
 def runs_folder() -> Path:
@@ -111,6 +115,12 @@ def read_json(file: Path) -> Any:
         return None
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; {} if the file is missing, damaged or has no object."""
+    found = read_json(file)
+    return found if isinstance(found, dict) else {}
+
+
 def start(name: str, variables: Mapping[str, Any]) -> Lesson:
     """Opens the run folder of a notebook and shows its parameters; ``variables`` is globals().
 
@@ -128,17 +138,17 @@ def start(name: str, variables: Mapping[str, Any]) -> Lesson:
         and key not in ("In", "Out", "exit", "quit")
     }
     root = make_folder(runs_folder() / name)
-    last = max((int(p.name) for p in root.iterdir() if p.name.isdigit()), default=0)
-    folder = root / f"{last:03d}"
+    last, folder = max(numbered_folders(root), default=(0, root / "0"))
     unfinished = not (folder / "result.json").exists()
     same = read_json(folder / "parameters.json") == parameters
     lock = _try_lock(folder) if unfinished and same else None
     continued = lock is not None
     if not continued:
-        folder = root / f"{last + 1:03d}"
-        folder.mkdir()
+        folder = _make_numbered(root, last + 1)
+        lock = _try_lock(folder)  # before another kernel can take the run for an unfinished one
         write_text(folder / "parameters.json", dump_json(parameters, indent=1) + "\n")
-        lock = _try_lock(folder)
+    if run_id := _own_run().get("id"):
+        write_text(folder / RUN_FILE, dump_json({"id": run_id}) + "\n")
     show_table(["parameter", "value"], [[k, Markup(f"`{v!r}`")] for k, v in parameters.items()])
     if continued:
         say(f"Run {folder.name} is unfinished: it is **continued**.")
@@ -148,16 +158,46 @@ def start(name: str, variables: Mapping[str, Any]) -> Lesson:
 def find_newest(name: str, file: str, **parameters: Any) -> Path | None:
     """Returns a file of a lesson's newest finished run that has it, or None.
 
-    Only runs with these ``parameters`` count: a model that was trained from another base, for
-    example, is no part of a comparison.
+    In `course.py run`, the lesson's folder of that run comes first. Only runs with these
+    ``parameters`` count: a model that was trained from another base, for example, is no part of
+    a comparison.
     """
-    results = (runs_folder() / name).glob("[0-9]*/result.json")
-    for result in sorted(results, key=lambda path: int(path.parent.name), reverse=True):
-        had = read_json(result.parent / "parameters.json") or {}
+    folders = [folder for _, folder in sorted(numbered_folders(runs_folder() / name), reverse=True)]
+    own = _own_run().get("folders", {}).get(name)
+    for folder in ([Path(own)] if own else []) + folders:
+        had = read_object(folder / "parameters.json")
         same = all(had.get(key, value) == value for key, value in parameters.items())
-        if same and (result.parent / file).exists():
-            return result.parent / file
+        if same and (folder / "result.json").exists() and (folder / file).exists():
+            return folder / file
     return None
+
+
+def numbered_folders(root: Path) -> list[tuple[int, Path]]:
+    """Returns (number, folder) of the runs in a lesson's folder, in no order."""
+    found = root.iterdir() if root.is_dir() else ()
+    return [(int(p.name), p) for p in found if re.fullmatch("[0-9]{1,18}", p.name) and p.is_dir()]
+
+
+def _make_numbered(root: Path, number: int) -> Path:
+    """Creates the folder of a run, with the first number from ``number`` on that is free."""
+    while True:
+        folder = root / f"{number:03d}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # of another kernel that started at the same time, or a file
+            number += 1
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be created ({error.strerror})") from None
+
+
+def _own_run() -> dict[str, Any]:
+    """Returns what `course.py run` says of the run that this kernel belongs to; {} without it."""
+    try:
+        found = json.loads(os.environ.get("ALPACA_RUN") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def say(text: str) -> None:

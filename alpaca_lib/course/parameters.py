@@ -7,11 +7,15 @@ parameters that are options; the others, and those of NOTES, have a note of thei
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from pydantic import ValidationError
 
 from alpaca_lib import generation, inference, training
 from alpaca_lib.course.notebooks import LESSONS, REPO
+from alpaca_lib.errors import RunError
 from alpaca_lib.files import dump_json, write_text
-from alpaca_lib.options import Options
+from alpaca_lib.options import Options, explain
 
 OPTIONS: dict[str, tuple[type[Options], ...]] = {  # {lesson: the models whose options it sets}
     "01_self_instruct": (generation.Settings, generation.Limits),
@@ -35,6 +39,21 @@ NOTES = {  # of parameters whose meaning differs from the option's, or that need
     ("05_inference_comparison", "repetition_penalty"): "above 1: repeated tokens less likely",
     ("05_inference_comparison", "seed"): "seed of all random draws",
 }
+
+
+def check_value(lesson: str, name: str, value: Any, where: str) -> None:
+    """Checks a parameter that is an option: its range and its choices.
+
+    Raises RunError, which begins with ``where``.
+    """
+    for model in OPTIONS.get(lesson, ()):
+        if name in model.model_fields:
+            try:
+                alone = model.model_construct()
+                model.__pydantic_validator__.validate_assignment(alone, name, value)
+            except ValidationError as error:
+                if error.errors()[0]["loc"]:  # not of a check across several options
+                    raise RunError(f"{where}: {explain(model, error)}") from None
 
 
 def update_notes(lesson: str, source: str) -> str:

@@ -4,7 +4,8 @@
     python course.py run --only 03 -p max_steps=4   one notebook, a parameter changed
     python course.py run --profile quick            the shortest run of every stage
     python course.py run --out my_runs              outputs into another folder than runs/
-    python course.py run --resume                   after a stop: skip finished notebooks
+    python course.py run --resume                   after a stop: skip finished notebooks whose
+                                                    parameters, data and code are unchanged
 
 -p sets the parameter in every notebook that has it. A relative path is the project's folder's.
 The profiles, data/profiles/*.toml, hold sets of parameters; a -p takes precedence over a profile.
@@ -14,7 +15,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import logging
+import math
 import os
+import secrets
+import signal
 import sys
 import threading
 import time
@@ -29,15 +35,29 @@ import psutil
 from papermill.exceptions import PapermillExecutionError
 
 from alpaca_lib import command_line
-from alpaca_lib.course.notebooks import LESSONS, REPO, make_folder, read_json, runs_folder
-from alpaca_lib.errors import RunError
-from alpaca_lib.files import dump_json, sha256_file, sha256_text, write_text
+from alpaca_lib.course.notebooks import (
+    LESSONS,
+    REPO,
+    RUN_FILE,
+    make_folder,
+    numbered_folders,
+    read_object,
+    runs_folder,
+)
+from alpaca_lib.course.parameters import check_value
+from alpaca_lib.course.resume import Fingerprint, find_finished, take_fingerprint
+from alpaca_lib.errors import FileError, RunError
+from alpaca_lib.files import dump_json, sha256_text, write_text
 from alpaca_lib.options import nearest
 
 PROFILES = REPO / "data" / "profiles"
 NOTEBOOKS = REPO / "notebooks"
 
+GRACE_SECONDS = 10.0  # for the processes of a stopped run, to save and to end
+KINDS = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "a text"}
+
 Parameters = dict[str, dict[str, Any]]  # {notebook: {parameter: value}}
+_children: set[psutil.Process] = set()  # every process below this one, since the notebook began
 
 
 @dataclass
@@ -45,12 +65,12 @@ class Entry:
     """One notebook's row in the table and in run.json."""
 
     notebook: str
-    status: str = "not run"  # or "done", "failed"
+    status: str = "not run"  # or "running", "done", "failed", "stopped"
     minutes: float = 0.0
     peak_gb: float = 0.0  # memory of all processes, in 1e9 bytes
     result: str = ""  # the headline, or the error
     output: str = ""  # the run's folder
-    key: str = ""  # checksum of the notebook and its parameters: what --resume compares
+    key: str = ""  # checksum of what the result came from: see course.resume
 
 
 def main(arguments: list[str]) -> int:
@@ -73,7 +93,19 @@ def main(arguments: list[str]) -> int:
             os.environ["ALPACA_RUNS"] = str(Path(options.out).resolve())
         return run_notebooks(parameters, resume=options.resume)
 
-    return command_line.run(work)
+    numbers = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    handlers = {number: signal.signal(number, _stop) for number in numbers}
+    try:
+        return command_line.run(work)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: object) -> None:
+    """Ends a run at a signal as Ctrl-C does: the running notebook is stopped in _run_one."""
+    _children.update(psutil.Process().children(recursive=True))  # papermill kills the kernel first
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def choose_notebooks(only: list[str]) -> list[str]:
@@ -116,6 +148,7 @@ def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Para
             print(f"-p {key}: not used here, a parameter of {', '.join(elsewhere)}", flush=True)
         for name in places:
             chosen[name][key] = _convert(key, value, types[name][key])
+            check_value(name, key, chosen[name][key], f"-p {text}")
     for name in names:
         decides = chosen[name].get("max_steps", int(steps[name]))
         if decides and "epochs" in chosen[name]:
@@ -126,25 +159,42 @@ def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Para
 def run_notebooks(parameters: Parameters, resume: bool = False) -> int:
     """Runs the notebooks in order until one fails, and prints the table; returns 0 or 1.
 
-    ``resume`` skips those that an earlier run finished with the same parameters. Raises
+    ``resume`` skips those that an earlier run finished and that would give the same again. Raises
     RunError if the folder of the outputs cannot be written.
     """
     os.environ["ALPACA_HEADLESS"] = "1"
+    run_id, folders = secrets.token_hex(8), dict[str, str]()
     state = make_folder(runs_folder()) / "run.json"
-    earlier = [Entry(**row) for row in read_json(state) or []] if resume else []
-    finished = {e.key: e for e in earlier if e.status == "done" and Path(e.output).exists()}
-    entries = []
-    for name, values in parameters.items():
-        key = sha256_text(name + sha256_file(NOTEBOOKS / f"{name}.ipynb") + dump_json(values))
-        entries.append(finished.get(key) or Entry(name, key=key))
+    entries = [Entry(name) for name in parameters]
+
+    def save() -> None:
+        try:
+            write_text(state, dump_json([asdict(e) for e in entries], indent=1) + "\n")
+        except FileError as error:
+            raise RunError(f"{error}; --out names another folder") from None
+
+    save()
     for entry in entries:
-        if entry.status == "done":
-            print(f"{entry.notebook}: finished before, skipped", flush=True)
-            continue
-        _run_one(entry, parameters[entry.notebook])
-        write_text(state, dump_json([asdict(e) for e in entries], indent=1) + "\n")
+        name = entry.notebook
+        os.environ["ALPACA_RUN"] = json.dumps({"id": run_id, "folders": folders})
+        fingerprint = take_fingerprint(NOTEBOOKS / f"{name}.ipynb", parameters[name])
+        entry.key = sha256_text(dump_json(fingerprint))
+        finished, reason = find_finished(name, fingerprint) if resume else (None, "")
+        if finished:
+            _fill_in(entry, finished)
+            print(f"{name}: finished before, skipped", flush=True)
+        else:
+            print(f"{name}: running ..." + (f" ({reason})" if reason else ""), flush=True)
+            entry.status = "running"
+            save()
+            try:
+                _run_one(entry, parameters[name], run_id, fingerprint)
+            finally:
+                save()
         if entry.status != "done":
             break
+        folders[name] = entry.output
+    save()
     print("\n" + format_table(entries), flush=True)
     return 0 if all(entry.status == "done" for entry in entries) else 1
 
@@ -163,18 +213,19 @@ def format_table(entries: list[Entry]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _run_one(entry: Entry, values: dict[str, Any]) -> None:
+def _run_one(entry: Entry, values: dict[str, Any], run_id: str, fingerprint: Fingerprint) -> None:
     """Executes one notebook into the runs folder and fills in its entry."""
-    folder = make_folder(runs_folder() / entry.notebook)
-    target = folder / f"{entry.notebook}.ipynb"
-    print(f"{entry.notebook}: running ...", flush=True)
+    lesson = make_folder(runs_folder() / entry.notebook)
+    target = lesson / f"{entry.notebook}.ipynb"
+    work = lesson / f".{entry.notebook}-{run_id}.ipynb"  # another run may execute it, too
     start, ended = time.monotonic(), threading.Event()
+    _children.clear()
     with ThreadPoolExecutor(1) as pool:
         peak = pool.submit(sample_peak_memory, ended)
         try:
             papermill.execute_notebook(
                 str(NOTEBOOKS / f"{entry.notebook}.ipynb"),
-                str(target),
+                str(work),
                 parameters=values,
                 kernel_name="python3",
                 cwd=str(NOTEBOOKS),
@@ -183,23 +234,73 @@ def _run_one(entry: Entry, values: dict[str, Any]) -> None:
             )
             entry.status = "done"
         except Exception as error:  # of a cell; or the kernel died, the disk is full, ...
-            entry.status = "failed"
             where, text = entry.notebook, f"{type(error).__name__}: {error}"
             if isinstance(error, PapermillExecutionError):
                 where += f", cell {error.exec_count}"
                 text = f"{error.ename}: {error.evalue}"
-            entry.result = text[:200]
-            print(f"error: {where}: {text}", file=sys.stderr)
+            _fail(entry, where, text)
+            end_children()
             print(f"  the executed notebook, with the full traceback: {target}", file=sys.stderr)
+        except BaseException:
+            entry.status, entry.result = "stopped", "--resume continues it"
+            logging.getLogger("asyncio").setLevel(
+                logging.CRITICAL
+            )  # of papermill's unfinished task
+            end_children()
+            raise
         finally:
             ended.set()
+            with contextlib.suppress(OSError):
+                os.replace(work, target)
     entry.minutes = (time.monotonic() - start) / 60
     entry.peak_gb = peak.result() / 1e9
     if entry.status == "done":
-        newest = max(p for p in folder.iterdir() if p.name.isdigit())
-        entry.result = read_json(newest / "result.json")["headline"]
-        entry.output = str(newest)
+        own = [
+            folder
+            for number, folder in sorted(numbered_folders(lesson))
+            if read_object(folder / RUN_FILE).get("id") == run_id
+            and read_object(folder / "result.json")
+        ]
+        if not own:
+            _fail(entry, entry.notebook, "it ran, and recorded no result (lesson.record)")
+            return
+        written = {"id": run_id, "minutes": entry.minutes, "peak_gb": entry.peak_gb}
+        write_text(own[-1] / RUN_FILE, dump_json({**written, "fingerprint": fingerprint}) + "\n")
+        _fill_in(entry, own[-1])
         print(f"{entry.notebook}: {entry.minutes:.1f} min, {entry.result}", flush=True)
+
+
+def _fail(entry: Entry, where: str, text: str) -> None:
+    """Marks a notebook as failed and prints why."""
+    entry.status, entry.result = "failed", text[:200]
+    print(f"error: {where}: {text}", file=sys.stderr)
+
+
+def _fill_in(entry: Entry, folder: Path) -> None:
+    """Fills in the entry of a notebook from the folder of its finished run."""
+    said = read_object(folder / RUN_FILE)
+    entry.status, entry.output = "done", str(folder)
+    entry.minutes, entry.peak_gb = said["minutes"], said["peak_gb"]
+    entry.result = str(read_object(folder / "result.json").get("headline", ""))
+
+
+def end_children() -> None:
+    """Ends the processes below this one: the kernel, and what it started (torchrun, ranks).
+
+    SIGTERM first, at which training saves a checkpoint; after GRACE_SECONDS, or a second
+    signal, the rest is killed. Processes whose parent has ended already are among them.
+    """
+    running = [child for child in _children if child.is_running()]
+    try:
+        for child in running:
+            with contextlib.suppress(psutil.Error):
+                child.terminate()
+        psutil.wait_procs(running, timeout=GRACE_SECONDS)
+    finally:
+        for child in running:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        psutil.wait_procs(running, timeout=GRACE_SECONDS)
 
 
 def sample_peak_memory(ended: threading.Event) -> int:
@@ -210,7 +311,9 @@ def sample_peak_memory(ended: threading.Event) -> int:
     me, peak = psutil.Process(), 0
     while not ended.wait(0.5):
         total = 0
-        for process in [me, *me.children(recursive=True)]:
+        children = me.children(recursive=True)
+        _children.update(children)
+        for process in [me, *children]:
             with contextlib.suppress(psutil.Error):  # it has ended
                 total += process.memory_info().rss
         peak = max(peak, total)
@@ -218,22 +321,28 @@ def sample_peak_memory(ended: threading.Event) -> int:
 
 
 def _load_profile(name: str, types: dict[str, dict[str, str]]) -> Parameters:
-    """Reads the parameters that a profile sets in each of these notebooks."""
+    """Reads the parameters that a profile sets in each of these notebooks, and checks them."""
     path = Path(name) if name.endswith(".toml") else PROFILES / f"{name}.toml"
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.toml")))
         raise RunError(f"--profile {name}: no such profile; there are {known}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RunError(f"{path}: is not TOML ({error})") from None
     for section, values in content.items():
         if section not in LESSONS or not isinstance(values, dict):
             raise RunError(f"{path}: [{section}] is no notebook; there are {', '.join(LESSONS)}")
-        for key in values:
-            if section in types and key not in types[section]:
+        for key, value in values.items() if section in types else ():
+            if key not in types[section]:
                 hint = nearest(key, types[section])
                 raise RunError(f"{path}: {section} has no parameter {key}{hint}")
+            kind, where = types[section][key], f"{path}: {section}: {key} = {value!r}"
+            if kind == "float" and type(value) is int:
+                values[key] = value = float(value)
+            if type(value).__name__ != kind or value in (math.inf, -math.inf) or value != value:
+                raise RunError(f"{where}: {KINDS[kind]} is needed")
+            check_value(section, key, value, where)
     return {notebook: dict(content.get(notebook, {})) for notebook in types}
 
 
@@ -242,10 +351,12 @@ def _convert(key: str, text: str, kind: str) -> Any:
     try:
         if kind == "bool":
             return {"true": True, "false": False}[text.lower()]
-        return {"int": int, "float": float}.get(kind, str)(text)
+        value = {"int": int, "float": float}.get(kind, str)(text)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError
+        return value
     except (ValueError, KeyError):
-        wanted = {"bool": "True or False", "int": "a whole number", "float": "a number"}
-        raise RunError(f"-p {key}={text}: {wanted[kind]} is needed") from None
+        raise RunError(f"-p {key}={text}: {KINDS[kind]} is needed") from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from statistics import mean
 
 from alpaca_lib import evaluation, inference
 from alpaca_lib.command_line import Command
-from alpaca_lib.errors import ModelError
+from alpaca_lib.errors import ModelError, SettingsError
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.inference.commands import EVAL_TASKS
 from alpaca_lib.inference.decoding import Decoding
@@ -57,10 +58,22 @@ def _resolve_models(words: Iterable[str]) -> dict[str, ModelSource]:
     for word in words:
         name, _, model = word.rpartition("=")
         name = name or Path(model).name
-        if name in sources:
+        check_name(name)
+        if name.casefold() in map(str.casefold, sources):
             raise ModelError(f"two models are called {name}: name them, as in NAME={model}")
         sources[name] = ModelSource.resolve(model)
     return sources
+
+
+def check_name(name: str) -> None:
+    """Raises SettingsError for a model's name that cannot be a file's: NAME.json is written."""
+    plain = re.fullmatch(r"[^/\\:*?\"<>|\x00-\x1f]{1,80}", name) and name.strip(" .") == name
+    if not plain or name.casefold() == "scores":
+        taken = " is the file of the scores" if name.casefold() == "scores" else ""
+        raise SettingsError(
+            f"model name {name!r}{taken or ' cannot be a file name'}: it becomes NAME.json; use "
+            "letters, digits, - and _, as in base=smollm2-135m"
+        )
 
 
 def print_scores(scores: list[evaluation.Scores]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from alpaca_lib import http_guard
 from alpaca_lib.errors import ModelError
+from alpaca_lib.models.gguf_header import check_gguf
 from alpaca_lib.models.relay import Relay
 from alpaca_lib.optional import require
 
@@ -45,6 +46,7 @@ def serve(
     for file in (gguf, *adapters):
         if not file.is_file():
             raise ModelError(f"{file}: no such file; a .gguf model is needed")
+        check_gguf(file)
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(gguf)
     parameters.hostnames = ["127.0.0.1"]

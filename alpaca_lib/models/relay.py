@@ -21,6 +21,7 @@ OPEN = {
     "/v1/completions": "POST",
     "/completion": "POST",  # llama.cpp's own: prompts as token ids, probabilities of tokens
     "/tokenize": "POST",
+    "/apply-template": "POST",  # the text of a chat's prompt
 }
 
 

@@ -1,8 +1,11 @@
 """course.py: its errors when something is missing."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,8 +83,6 @@ def test_no_network_at_first_start_is_one_error_and_the_next_try_can_work(tmp_pa
     bare = Path(sys.base_prefix) / ("python.exe" if sys.platform == "win32" else "bin/python3")
     empty = tmp_path / "empty"
     empty.mkdir()
-    import os
-
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON"))}
     environment |= {
         "PIP_NO_INDEX": "1",
@@ -96,3 +97,43 @@ def test_no_network_at_first_start_is_one_error_and_the_next_try_can_work(tmp_pa
     assert done.stderr.startswith("error: the packages cannot be reached"), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / ".venv" / "course-stamp").exists()
+
+
+def start_child(code, tmp_path):
+    """A front door whose command is a Python program, in a process of its own."""
+    starter = (
+        f"import subprocess, sys; sys.path.insert(0, {str(ROOT)!r}); import course\n"
+        f"sys.exit(course.wait_for(subprocess.Popen([sys.executable, '-c', {code!r}])))"
+    )
+    return subprocess.Popen([sys.executable, "-c", starter], stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_signal_reaches_the_command(number, deaf, tmp_path):
+    """Its exit code is the command's own, or 128 + N; no process stays behind."""
+    marker = tmp_path / "pid"
+    handler = "lambda *_: sys.exit(7)" if deaf else "signal.SIG_DFL"
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        f"signal.signal({int(number)}, {handler})\n"
+        f"p = pathlib.Path({str(marker)!r})\n"
+        "p.with_suffix('.tmp').write_text(str(os.getpid())); p.with_suffix('.tmp').rename(p)\n"
+        "time.sleep(100)"
+    )
+    process = start_child(code, tmp_path)
+    deadline = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(60) == (7 if deaf else 128 + number)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
+
+
+def test_a_project_that_cannot_be_written_is_said_as_that(monkeypatch):
+    """Not as a missing package of Debian's."""
+    monkeypatch.setattr(course.os, "access", lambda path, mode: False)
+    with pytest.raises(course.SetupError, match=r"cannot be written.*Copy the project") as caught:
+        course.make_venv(Path("no-such-python"))
+    assert "apt" not in str(caught.value)

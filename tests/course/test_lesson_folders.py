@@ -1,6 +1,8 @@
 """The folders of runs: numbered, continued if unfinished, found by later lessons."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -138,3 +140,58 @@ def test_newest_is_by_number_beyond_999(runs):
         (folder / "result.json").write_text("{}", encoding="utf-8")
         (folder / "regen.json").write_text("[]", encoding="utf-8")
     assert notebooks.find_newest(NAME, "regen.json").parent.name == "1000"
+def test_folders_are_counted_by_number_and_by_digits_alone(runs):
+    """999 is followed by 1000; a file, a superscript digit and a name are no runs."""
+    for name in ("999", "1000", "\u00b2", "1e3", "002-old"):
+        (runs / NAME / name).mkdir(parents=True)
+    (runs / NAME / "2000").write_text("")
+    for name in ("999", "1000"):
+        (runs / NAME / name / "result.json").write_text("{}")
+        (runs / NAME / name / "regen.json").write_text("[]")
+    assert notebooks.find_newest(NAME, "regen.json").parent.name == "1000"
+    assert begin(steps=2).folder.name == "1001"
+
+
+def test_kernels_that_start_together_have_folders_of_their_own(runs):
+    """Eight processes, with equal parameters: eight folders, each locked by one."""
+    code = (
+        "import sys\nfrom alpaca_lib.course import notebooks\n"
+        f"lesson = notebooks.start({NAME!r}, {{'steps': 2}})\n"
+        "print('FOLDER', lesson.folder.name, flush=True)\nsys.stdin.read()\n"
+    )
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    names = []
+    for process in running:
+        names += [next(x.split()[1] for x in process.stdout if x.startswith("FOLDER"))]
+    for process in running:
+        process.stdin.close()
+        process.wait(30)
+    assert len(set(names)) == 8, names
+
+
+def test_a_lesson_reads_what_its_own_run_made(monkeypatch):
+    """With two runs at once, the newest folder may be the other one's."""
+    mine = begin(steps=1)
+    other = begin(steps=2)
+    for lesson in (mine, other):
+        (lesson.folder / "regen.json").write_text("[]", encoding="utf-8")
+        lesson.record("done")
+    assert notebooks.find_newest(NAME, "regen.json").parent == other.folder
+    monkeypatch.setenv("ALPACA_RUN", json.dumps({"id": "a", "folders": {NAME: str(mine.folder)}}))
+    assert notebooks.find_newest(NAME, "regen.json").parent == mine.folder
+    assert notebooks.find_newest(NAME, "none.json") is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "7"])
+def test_a_damaged_variable_is_no_run(text, monkeypatch):
+    monkeypatch.setenv("ALPACA_RUN", text)
+    assert begin(steps=2).folder.name == "001"

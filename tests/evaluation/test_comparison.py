@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from alpaca_lib.errors import DataError
+from alpaca_lib import command_line
+from alpaca_lib.errors import DataError, SettingsError
+from alpaca_lib.evaluation import commands
 from alpaca_lib.evaluation.comparison import reference_losses, score
 from alpaca_lib.evaluation.constraint_checks import CHECKS, meets
 from alpaca_lib.inference.decoding import Answer
@@ -139,3 +141,34 @@ def test_score_needs_one_answer_an_example():
         score("m", examples, answers[:1], [(1.0, 2), (1.0, 2)])
     with pytest.raises(ValueError):
         score("m", examples, answers, [(1.0, 2)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../x", "a/b", "/tmp/x", "a\\b", "..", ".", "", " ", "a\0b", "a\nb", "c:x", "x" * 300),
+        *("scores", "SCORES", "trailing.", ".hidden ", "a|b"),
+    ],
+)
+def test_a_models_name_is_a_plain_file_name(name, tmp_path):
+    """It becomes NAME.json in --out: nothing outside that folder, and not scores.json."""
+    with pytest.raises(SettingsError, match="model name"):
+        commands.check_name(name)
+
+
+def test_compare_refuses_a_name_before_it_loads_a_model(tmp_path, capsys):
+    for word, says in (
+        ("../../x=smollm2-135m", "cannot be a file name"),
+        ("scores=smollm2-135m", "is the file of the scores"),
+    ):
+        words = ["compare", word, "--out", str(tmp_path / "out")]
+        assert command_line.main("alpaca", "", commands.COMMANDS, words) == 1
+        assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["base", "my model", "smollm2-135m", "模型", "a.b_c-1", "lora (2)"]
+)
+def test_ordinary_names_are_fine(name):
+    commands.check_name(name)

