@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,14 +28,17 @@ _FIELD_OF = {
     for field, names in table.items()
     for name in names
 }
-_START = r"^[ \t]*(?P<prefix>#{1,4}[ \t]+|>[ \t]*|[-*+][ \t]+)?(?P<a>\*\*\*|\*\*|__|\*|_)?"
+_GAP = r"[ \t\u00a0\u3000]"
+_START = rf"^{_GAP}*(?P<prefix>#{{1,4}}{_GAP}+|>{_GAP}*)?(?P<a>\*\*\*|\*\*|__|\*|_)?"
+# A heading without a number may be an item of a list.
+_BARE_START = _START.replace("(?P<prefix>", rf"(?P<prefix>[-*+]{_GAP}+|")
 _MARK = r"(?:(?P=a)|(?P=b))?"  # the bold mark that a heading opens with
 # Without a colon, a heading is in bold or has a # before it, and a line of its own.
-_END = rf"{_MARK}[ \t]*(?:(?P<colon>[:：]){_MARK}|(?P<bare>$))"
+_END = rf"{_MARK}{_GAP}*(?:(?P<colon>[:：]){_MARK}|(?P<bare>$))"
 _ALL = "|".join(name for table in (NAMES, OTHER_NAMES) for one in table.values() for name in one)
 _NUMBERED = re.compile(
-    rf"{_START}(?:\(?(?P<number>\d{{1,6}})[ \t]?[.)．、）:：-](?P=a)?[ \t]*(?P<b>\*\*|__)?"
-    rf"(?P<name>{_ALL})|(?P<name2>{_ALL})[ \t]*[#№]?(?P<number2>\d{{1,6}})){_END}",
+    rf"{_START}(?:\(?(?P<number>\d{{1,6}}){_GAP}?(?P<stop>[.)．、）:：-])(?P=a)?{_GAP}*"
+    rf"(?P<b>\*\*|__)?(?P<name>{_ALL})|(?P<name2>{_ALL}){_GAP}*[#№]?(?P<number2>\d{{1,6}})){_END}",
     re.MULTILINE | re.IGNORECASE,
 )
 _OTHERS = frozenset(name.lower() for one in OTHER_NAMES.values() for name in one)
@@ -51,7 +55,7 @@ class Heading:
     mark: str
     is_alone: bool  # nothing else on its line
     is_other: bool  # one of OTHER_NAMES
-    is_number_last: bool = False
+    form: str  # what stands after the number, or "" if the name comes first
 
 
 def find_headings(text: str) -> list[Heading]:
@@ -85,9 +89,9 @@ def _bare(field: str, others: bool) -> re.Pattern[str]:
     # Not "input: 5": a line of code or of a list.
     names = "|".join(NAMES[field] + (OTHER_NAMES[field] if others else ()))
     names = f"{names}|{names.upper()}"
+    absent = "".join(f"(?P<{group}>(?!))?" for group in ("b", "number", "stop", "number2", "name2"))
     return re.compile(
-        rf"{_START}(?P<b>(?!))?(?P<number>(?!))?(?P<number2>(?!))?(?P<name2>(?!))?"
-        rf"(?P<name>{names}){_END}",
+        rf"{_BARE_START}{absent}(?P<name>{names}){_END}",
         re.MULTILINE,
     )
 
@@ -109,7 +113,7 @@ def _read(match: re.Match[str], text: str) -> Heading | None:
         "" if match[0].count(mark or "-") > 1 else mark,
         not after.strip(),
         name in _OTHERS,
-        match["number2"] is not None,
+        unicodedata.normalize("NFKC", match["stop"] or ""),
     )
 
 

@@ -73,11 +73,10 @@ def _add_tasks(layout: Layout, reply: Reply, cut: str | None, first_number: int)
         elif task is None:
             reply.reject(part.reason or NOT_A_TASK, text)
         else:
-            if place == len(parts):
-                output, remark = split_closing(task.instruction, task.output)
-                if remark:
-                    task = replace(task, output=output)
-                    reply.reject(REMARK, remark)
+            output, remark = split_closing(task, is_last=place == len(parts))
+            if remark:
+                task = replace(task, output=output)
+                reply.reject(REMARK, remark)
             reply.add(task, rule_broken(task), text)
 
 

@@ -243,6 +243,8 @@ def _find_blocks(text: str, tags: list[_Tag], in_code: bool) -> tuple[list[tuple
                     unpaired += not tag.is_quoted
             elif tag.kind == "close" and unpaired and not tag.is_special:
                 unpaired -= not tag.is_quoted
+            elif tag.kind == "close" and blocks and not text[tag.end :].strip():
+                blocks.append((tag.start, tag.end))
             elif tag.kind == "close" and _closes_alone(tag):
                 blocks = [(0, tag.end)]  # the template opened it
         elif tag.kind == "open":

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from alpaca_lib.records import Example
+
 _TASKS = (
     r"(?:tasks?|instructions?|examples?|entries|items|prompts?|list"
     r"|任务|任務|指令|示例|例子|列表|条目|题目)"
@@ -54,7 +56,7 @@ LONGEST = 300  # characters of a remark
 def is_preface(text: str) -> bool:
     """Returns whether a line announces tasks: "Sure! Here are the tasks:"."""
     text = text.strip()
-    if len(text) > LONGEST or not _PREFACE.match(text):
+    if not text or len(text) > LONGEST or not _PREFACE.match(text):
         return False
     return bool(re.search(_TASKS, text, re.IGNORECASE)) and text.rstrip("*_ ")[-1] in ":：.!。！"
 
@@ -76,14 +78,16 @@ def split_preface(text: str) -> tuple[str, str]:
     return "", text
 
 
-def split_closing(instruction: str, output: str) -> tuple[str, str]:
-    """Returns the last output of a reply without closing remarks, and these.
+def split_closing(task: Example, is_last: bool) -> tuple[str, str]:
+    """Returns the output of a task without closing remarks, and these.
 
-    A remark is a short last paragraph that begins as they do. After a line such as --- it is one
-    for certain; after a blank line alone, not in a letter or another text to somebody.
+    Before another task, only a paragraph that announces it is a remark. After the last one, a
+    short last paragraph that begins as remarks do is: after a line such as --- for certain, after
+    a blank line alone not in a letter or another text to somebody.
     """
+    output = task.output
     end = len(output)
-    may_be_letter = bool(_LETTER.match(output) or _ASKS_FOR_LETTER.search(instruction))
+    may_be_letter = bool(_LETTER.match(output) or _ASKS_FOR_LETTER.search(task.instruction))
     for _ in range(3):
         tail = output[max(end - 2 * LONGEST, 0) : end].rstrip()
         blank = max(tail.rfind("\n\n"), tail.rfind("\n \n"))
@@ -95,7 +99,8 @@ def split_closing(instruction: str, output: str) -> tuple[str, str]:
         is_ruled = bool(_RULE.fullmatch(rule) or _RULE.fullmatch(above))
         words = after if _RULE.fullmatch(rule) else paragraph
         is_short = len(words) <= LONGEST and words.count("\n") <= 2
-        if not words or not is_short or not _CLOSING.match(words):
+        is_one = _CLOSING.match(words) if is_last else is_preface(words)
+        if not words or not is_short or not is_one:
             break
         if may_be_letter and not is_ruled and not re.search(_TASKS, words, re.IGNORECASE):
             break

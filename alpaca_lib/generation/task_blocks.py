@@ -31,9 +31,9 @@ from alpaca_lib.generation.task_rules import make_task
 from alpaca_lib.prompts import unescape_task_text
 from alpaca_lib.records import Example
 
-_HASHES = re.compile(r"^[ \t]*###[ \t]*$", re.MULTILINE)
+_HASHES = re.compile(r"^[ \t]*[#＃]{3}[ \t]*$", re.MULTILINE)
 _RULE = re.compile(
-    r"[ \t]*(?P<rule>#+|-{3,}|\*{3,}|_{3,}|={3,}|(?:\*[ \t]){2,}\*|(?:-[ \t]){2,}-|[—─]{2,})"
+    r"[ \t]*(?P<rule>[#＃]+|-{3,}|\*{3,}|_{3,}|={3,}|(?:\*[ \t]){2,}\*|(?:-[ \t]){2,}-|[—─]{2,})"
     r"[ \t]*"
 )
 _WORD = re.compile(r"\w")
@@ -126,7 +126,8 @@ class Layout:
         if rule is None:
             gap = self.text.count("\n", end, head.start)
             return start, "blank" if gap > 1 else "text"
-        return start, rule["rule"] if rule["rule"] == "###" else rule["rule"][0]
+        kind = rule["rule"].replace("＃", "#")
+        return start, kind if kind == "###" else kind[0]
 
     def _divide(self, head: Heading, end: int) -> list[Part]:
         """Returns the task that begins at a heading, and what follows it before ``end``."""
@@ -153,7 +154,11 @@ class Layout:
         end = len(self.text)
         start, stop = _line_above(self.text, end)
         rule = _RULE.fullmatch(self.text, start, stop)
-        if rule and start > head.end and (rule["rule"] == "###" or rule["rule"][0] in rules):
+        if (
+            rule
+            and start > head.end
+            and (_HASHES.fullmatch(self.text, start, stop) or rule["rule"][0] in rules)
+        ):
             return self._divide(head, start)
         if not is_cut:
             return self._divide(head, end)
@@ -200,7 +205,7 @@ class Layout:
         """
         found = [h for h in self._between(head.end, end) if h.number == head.number]
         found = [h for h in found if h.field != "instruction"]
-        alike = [h for h in found if h.is_number_last == head.is_number_last]
+        alike = [h for h in found if h.form == head.form]
         found = alike or found
         usual = {h.field for h in found if not h.is_other}
         found = [h for h in found if not (h.is_other and h.field in usual)]

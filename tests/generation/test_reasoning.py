@@ -85,6 +85,13 @@ def test_empty_block(block):
     assert [one.output for one in reply.tasks] == OUTPUTS and reply.rejected == []
 
 
+def test_closing_tag_at_the_end():
+    """A last tag after the tasks is a mark, not the end of reasoning that holds them."""
+    for before in ("<think>Two.</think>\n", "Two.\n</think>\n"):
+        reply = parse_reply(before + TASKS + "</think>\n", "stop", 4)
+        assert [one.output for one in reply.tasks] == OUTPUTS
+
+
 @pytest.mark.parametrize("finish_reason", ["length", "stop", "abort"])
 @pytest.mark.parametrize(
     "opening", ["<think>\n", "[THINK]", "<|channel|>analysis<|message|>", "<|START_THINKING|>"]

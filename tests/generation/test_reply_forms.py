@@ -218,6 +218,26 @@ def test_task_that_an_answer_shows(demo):
     assert [one.reason for one in reply.rejected] == [NOT_A_TASK]
 
 
+@pytest.mark.parametrize(
+    "between, remarks",
+    [
+        ("＃＃＃\n", 0),
+        ("###\nHere are more tasks for you!\n###\n", 1),
+        ("\nHere are more tasks:\n\n", 1),
+        ("\n下面是更多任务：\n\n", 1),
+        ("###\n###\n", 0),
+        ("\n---\n\n", 0),
+    ],
+)
+def test_between_two_tasks(between, remarks):
+    """A wide separator, a double one, an announcement: in no output."""
+    wide = block(5).replace(". ", ".\u00a0")
+    for second in (block(5), wide):
+        reply = parse_reply(block(4) + between + second, "stop", 4)
+        assert [task.output for task in reply.tasks] == ["Nets and mats."] * 2
+        assert [one.reason for one in reply.rejected] == [REMARK] * remarks
+
+
 WRAPPERS = [("```\n", "```\n"), ("```markdown\n", "```")]
 
 
