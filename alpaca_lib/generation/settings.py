@@ -47,7 +47,7 @@ class Settings(_Shared):
     threshold: float = option(0.7, "drop a task whose ROUGE-L with a known one is above this")
     rouge_mode: Literal["auto", "rouge", "unicode"] = option(
         "auto",
-        "words compared; rouge: of a-z; unicode: of any script; auto: by the text",
+        "auto: as the text; rouge: a-z; unicode: any script",
     )
     seed: int = option(0, "draws the seeds of each prompt, and the local teacher's sampling")
     window: int = option(
