@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -176,6 +177,28 @@ ADDITIONS = {
 }
 
 
+_TASK_FORMAT = re.compile(
+    r"^(?P<indent>[ \t]*)(?P<escape>\\*)(?=#{3}[ \t]*$|(?:#{1,4}[ \t]+|>[ \t]*|[-*_]{1,3}[ \t]*)?"
+    r"\(?\d{1,6}[ \t]?[.)．、）:：-][*_ \t]{0,4}"
+    r"(?:Instruction|Input|Output|指令|输入|输出|輸入|輸出)[*_ \t]{0,4}(?:[:：]|$))",
+    re.MULTILINE | re.IGNORECASE,
+)
+
+
+def escape_task_text(text: str) -> str:
+    """Returns a text with a backslash before each line that the task format gives a meaning.
+
+    Such a line is ### alone, or begins as a heading does ("4. Output:"). A line that is already
+    escaped gets one backslash more, so that ``unescape_task_text`` restores any text.
+    """
+    return _TASK_FORMAT.sub(r"\g<indent>\\\g<escape>", text)
+
+
+def unescape_task_text(text: str) -> str:
+    """Returns the text that ``escape_task_text`` was given."""
+    return _TASK_FORMAT.sub(lambda found: found["indent"] + found["escape"][1:], text)
+
+
 def generation_prompt(
     seeds: Sequence[Example],
     header: str,
@@ -187,7 +210,8 @@ def generation_prompt(
 
     The paragraphs of ``more`` come first, then the header, in which ``{count}`` is replaced, then
     the seeds as entries 1 to ``len(seeds)`` of a list of ``count`` tasks. The text ends with the
-    heading of entry ``len(seeds) + 1``, which the teacher continues.
+    heading of entry ``len(seeds) + 1``, which the teacher continues. A seed's line that would be
+    a separator or a heading of the list is escaped with a backslash, which parsing removes.
     """
     if not seeds:
         raise ValueError("a generation prompt needs at least one seed task")
@@ -198,7 +222,8 @@ def generation_prompt(
         instruction = " ".join(seed.instruction.split()).rstrip(":")
         parts.append(
             f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n"
-            f"{seed.input or no_input}\n{number}. Output:\n{seed.output}\n"
+            f"{escape_task_text(seed.input) or no_input}\n"
+            f"{number}. Output:\n{escape_task_text(seed.output)}\n"
         )
     return "".join(parts) + f"###\n{len(seeds) + 1}. Instruction:"
 

@@ -133,7 +133,7 @@ that. --documents asks for tasks about your own texts.
             becomes="verbs from {}",
         ),
         Flag("language", sets="language", default="", unset="that of the prompt"),
-        Flag("rouge_mode", sets="rouge_mode", default="rouge"),
+        Flag("rouge_mode", sets="rouge_mode", default="auto"),
         Flag("reply_format", sets="reply_format", default="text"),
         Flag("reasoning_effort", sets="reasoning_effort", default="none"),
         Flag(

@@ -29,7 +29,7 @@ from alpaca_lib.dataset import pruning
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json, write_text
 
-MODES = ("rouge", "unicode")
+MODES = ("rouge", "unicode", "auto")
 THRESHOLD = 0.7  # Self-Instruct's limit: above it two instructions count as the same
 SCORES_AT_ONCE = 1 << 22  # float64 scores in memory at a time
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
@@ -62,14 +62,26 @@ def tokenize(text: str, mode: str = "rouge") -> list[str]:
     """Returns the tokens that ROUGE compares.
 
     "rouge" is rouge_score's rule: runs of a-z and 0-9 of the text in lower case, so nothing of a
-    Chinese text. "unicode" takes letters and digits of any script. Raises SettingsError for another
-    mode.
+    Chinese text. "unicode" takes letters and digits of any script. "auto" is "unicode" for a text
+    with a letter of another script than Latin, or with over one letter in ten that is not ASCII,
+    and "rouge" for any other. Raises SettingsError for another mode.
     """
+    if mode == "auto":
+        mode = "unicode" if _has_other_letters(text) else "rouge"
     if mode == "rouge":
         return _ROUGE_TOKEN.findall(text.lower())
     if mode == "unicode":
         return _UNICODE_TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
     raise SettingsError(f"mode {mode!r}: use one of {', '.join(MODES)}")
+
+
+def _has_other_letters(text: str) -> bool:
+    if text.isascii():
+        return False
+    letters = [character for character in text if character.isalpha()]
+    others = [letter for letter in letters if not letter.isascii()]
+    is_latin = all(letter <= "\u024f" or "\u1e00" <= letter <= "\u1eff" for letter in others)
+    return not is_latin or 10 * len(others) > len(letters)
 
 
 def rouge_l(a: str, b: str, mode: str = "rouge") -> float:

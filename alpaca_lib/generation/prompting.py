@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alpaca_lib.errors import DataError
+from alpaca_lib.dataset.rouge import tokenize
+from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.generation.documents import Passage
 from alpaca_lib.generation.settings import Settings
 from alpaca_lib.prompts import ADDITIONS, generation_prompt, json_generation_prompt
@@ -32,7 +33,8 @@ class Prompt:
 class Prompter:
     """Composes the prompt of each request of a run.
 
-    Raises DataError if fewer seeds are short enough than a prompt shows.
+    Raises DataError if fewer seeds are short enough than a prompt shows, SettingsError if
+    rouge_mode cannot compare them.
 
     >>> prompt = Prompter(seeds, header, Settings()).prompt(0)
     >>> print(prompt.text)
@@ -55,6 +57,13 @@ class Prompter:
             raise DataError(
                 f"{len(self.seeds)} seed tasks{limit}, but a prompt shows {shown}: add seeds or "
                 "lower seeds_per_prompt"
+            )
+        unseen = sum(not tokenize(seed.instruction, settings.rouge_mode) for seed in self.seeds)
+        if 2 * unseen > len(self.seeds):
+            raise SettingsError(
+                f'rouge_mode="{settings.rouge_mode}" compares words of a-z, and {unseen} of '
+                f"{len(self.seeds)} seed tasks have none: repeated tasks would all be kept; set "
+                'rouge_mode="auto" (the default) or "unicode"'
             )
 
     def is_ready(self, request: int, filtered: int) -> bool:

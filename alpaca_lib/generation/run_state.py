@@ -77,6 +77,8 @@ class RunState:
         options = self.settings.to_dict()
         del options["tasks_wanted"]  # a finished run may be asked for more
         del options["safety_path"]  # the rules' content counts, not the file's name
+        if options["rouge_mode"] == "auto":
+            options["rouge_mode"] = "rouge"  # the default's name in journals of earlier versions
         hashed: list[Any] = [header, [seed.to_dict() for seed in seeds]]
         if self.prompter.passages:
             hashed.append([asdict(passage) for passage in self.prompter.passages])

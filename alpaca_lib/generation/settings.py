@@ -45,7 +45,10 @@ class Settings(_Shared):
     tasks_per_request: int = option(20, "new tasks that one prompt asks for", least=1)
     seed_words: int = option(0, "show only seeds of at most that many words; 0: any", least=0)
     threshold: float = option(0.7, "drop a task whose ROUGE-L with a known one is above this")
-    rouge_mode: Literal["rouge", "unicode"] = option("rouge", "unicode: for non-Latin scripts")
+    rouge_mode: Literal["auto", "rouge", "unicode"] = option(
+        "auto",
+        "auto: as the text; rouge: a-z; unicode: any script",
+    )
     seed: int = option(0, "draws the seeds of each prompt, and the local teacher's sampling")
     window: int = option(
         64, "replies by which a prompt that depends on earlier replies lags behind", least=0

@@ -15,6 +15,7 @@ from alpaca_lib.dataset.rouge import (
 )
 from alpaca_lib.errors import DataError
 
+tokenize_module = pytest.importorskip("rouge_score.tokenize")
 scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
 
 
@@ -37,6 +38,11 @@ BOUNDARY = [
     for common in range(7, 50, 7)
     for m in range(common, 20 * common // 7 - common + 1)
 ]
+
+
+def reference_tokens(text: str) -> list[str]:
+    """The tokens of rouge_score itself."""
+    return tokenize_module.tokenize(text, None)
 
 
 @pytest.mark.parametrize(
@@ -403,6 +409,27 @@ def test_unicode_mode_is_rouge_on_plain_english():
     for a in texts:
         for b in texts:
             assert rouge_l(a, b, "unicode") == rouge_l(a, b)
+
+
+def test_auto_mode_follows_the_text():
+    """English, with a name or a loanword in it, as rouge_score; other scripts by their letters."""
+    for text in (
+        "It's 20% of 1,000!",
+        "Proofread the café notice, and list each change.",
+        "x² + ½",
+    ):
+        assert tokenize(text, "auto") == tokenize(text) == reference_tokens(text)
+    texts = [
+        "把这句话翻译成英文。",
+        "Translate 你好 into English.",
+        "Назови три реки.",
+        "강 세 개를 말해.",
+    ]
+    texts += ["ตั้งชื่อแม่น้ำสามสาย", "Hãy kể tên ba màu ấm.", "اذكر ثلاثة أنهار"]
+    for text in texts:
+        assert tokenize(text, "auto") == tokenize(text, "unicode") != tokenize(text)
+        assert [d.kept for d in filter_novel([text, text], mode="auto")] == [True, False]
+    assert rouge_l("Translate 你好 into English.", "Translate 再见 into English.", "auto") == 0.6
 
 
 def test_unknown_mode():

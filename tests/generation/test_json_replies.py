@@ -267,11 +267,13 @@ def test_deep_nesting(depth, inside):
 
 @pytest.mark.parametrize("escaped", [True, False])
 def test_lone_surrogates(escaped):
-    """Half an emoji, escaped or not, is text like any other, kept or rejected."""
+    """Half an emoji, escaped or not, cannot be written as UTF-8: it becomes U+FFFD."""
     rows = [row(output="half \ud83d"), row(instruction="\udc00"), row(output=["\ud83d"])]
     reply = parse_json_reply(json.dumps(rows, ensure_ascii=escaped), "stop")
-    assert [task.output for task in reply.tasks] == ["half \ud83d"]
+    assert [task.output for task in reply.tasks] == ["half \ufffd"]
     assert len(reply.rejected) == 2
+    both = parse_json_reply(json.dumps([row(output="\ud83e\uddc2")], ensure_ascii=escaped), "stop")
+    assert [task.output for task in both.tasks] == ["\U0001f9c2"]
 
 
 def test_a_refusal_of_the_server_is_one():

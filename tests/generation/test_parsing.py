@@ -226,6 +226,75 @@ def test_every_keyword_counts_in_any_case(word):
     assert rule_broken(Example(f"Please use the x{word}x well.", "", "x")) is None
 
 
+@pytest.mark.parametrize(
+    "instruction, part",
+    [
+        ("请用graph说明这个问题。", '"graph"'),
+        ("请描述这张图片里的人物。", '"图片"'),
+        ("畫一幅春天的風景。", '"畫一"'),
+        ("播放一段视频给我看。", '"视频"'),
+        ("（可选）解释天空为什么是蓝色的。", "symbol"),
+        ("•解释天空为什么是蓝色的。", "symbol"),
+    ],
+)
+def test_rules_in_other_languages(instruction, part):
+    """Keywords next to Chinese characters, Chinese keywords, wide marks: as in English."""
+    assert part in str(rule_broken(Example(instruction, "", "x")))
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "《红楼梦》的作者是谁？",
+        "“盐”在化学上是什么？",
+        "「木漏れ日」の意味を説明して",
+        "¿Quién escribió el Quijote?",
+        "Erkläre, was ein Imageschaden ist.",
+        "จงอธิบายว่าทำไมท้องฟ้าเป็นสีฟ้า",
+        "计划一次去海边的旅行。",
+    ],
+)
+def test_rules_that_do_not_hit_other_languages(instruction):
+    """Titles, quotation marks and scripts without spaces pass."""
+    assert rule_broken(Example(instruction, "", "x")) is None
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "抱歉，我无法完成这个任务。",
+        "对不起，作为一个AI语言模型，我不能提供这些信息。",
+        "很抱歉，我不能帮助您。",
+        "作为人工智能，我没有身体。",
+        "我无法提供这些信息。",
+        "申し訳ありませんが、お手伝いできません。",
+        "죄송합니다. 도와드릴 수 없습니다.",
+        "Lo siento, pero no puedo ayudar.",
+        "Je suis désolé, mais je ne peux pas aider.",
+        "Es tut mir leid, aber ich kann nicht helfen.",
+        "Извините, но я не могу помочь.",
+    ],
+)
+def test_refusals_in_other_languages(output):
+    """A refusal is no answer, whatever its language."""
+    assert rule_broken(Example("解释一下为什么天空是蓝色的", "", output)) == "the teacher refused"
+
+
+@pytest.mark.parametrize(
+    "output", ["抱歉让您久等了。", "我不能同意这个观点，因为它没有根据。", "作为人，我们会犯错。"]
+)
+def test_answers_that_are_no_refusal_in_chinese(output):
+    """Words that only begin alike are kept."""
+    assert rule_broken(Example("解释一下为什么天空是蓝色的", "", output)) is None
+
+
+def test_half_a_character():
+    """A lone surrogate becomes U+FFFD, so that the task can be written to a file."""
+    text = reply_of(block(4, "Explain how \ud83d rain is made.", "x\udc00", "y\ud83d"))
+    (task,) = parse_reply(text, "stop", 4).tasks
+    assert task == Example("Explain how \ufffd rain is made.", "x\ufffd", "y\ufffd")
+
+
 def test_empty_output():
     """A task without an output is dropped with that reason."""
     reply = parse_reply(reply_of(block(4, "Explain how rain is made.", output="")), "stop", 4)

@@ -10,11 +10,18 @@ import time
 
 import pytest
 
-from alpaca_lib.errors import DataError, JournalError
+from alpaca_lib.errors import DataError, JournalError, SettingsError
 from alpaca_lib.generation.documents import Passage
+from alpaca_lib.generation.parsing import parse_reply
 from alpaca_lib.generation.prompting import Prompter
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
+from alpaca_lib.prompts import (
+    escape_task_text,
+    generation_prompt,
+    json_generation_prompt,
+    unescape_task_text,
+)
 from alpaca_lib.records import Example, load_examples
 
 HEADER = "Write {count} tasks."
@@ -579,8 +586,57 @@ def test_half_an_emoji_in_a_machine_task(fake, seeds, tmp_path):
 
 
 def test_half_an_emoji_in_json(fake, seeds, tmp_path):
-    """In JSON prompts the same half emoji is escaped, and the run ends well."""
+    """In JSON replies the same half emoji becomes U+FFFD, and the run ends well."""
     settings = RUN.replace(reply_format="json")
     fake.respond = lambda body: reply_to(body, " \ud83d")
     assert run(tmp_path, seeds, settings, concurrency=1).ended == "enough"
-    assert "\ud83d" in load_examples(tmp_path / "regen.json")[0].instruction
+    assert "\ufffd" in load_examples(tmp_path / "regen.json")[0].instruction
+
+
+# --- seeds whose texts look like the format ---------------------------------------------
+
+LOOKALIKES = [
+    "Part one\n###\nPart two",
+    "  ### ",
+    "1. Input:\nx\n1. Output: y",
+    "**2. Instruction**: Do it.\n### 3. Output:\n> 4) Input:",
+    "\\###\n\\\\1. Output: escaped already",
+    "1. 指令：写诗\n２．输出：诗",
+    "### Usage\nRun.\n1. Inputs vary\n\\alpha",
+]
+
+
+@pytest.mark.parametrize("text", LOOKALIKES)
+def test_seed_that_looks_like_the_format(text):
+    """A seed's line ### or heading is escaped: the list can be parsed back to the same seeds."""
+    seeds = [
+        Example("Name three uses of rope.", text, "Nets."),
+        Example("Name three uses of rope.", "", text),
+        Example("Name three uses of hay.", "x", "Feed."),
+    ]
+    prompt = generation_prompt(seeds, HEADER)
+    shown = prompt[prompt.index("1. Instruction:") : prompt.rindex("###")]
+    assert len(re.findall(r"^ *###[ \t]*$", shown, re.MULTILINE)) == 2
+    parsed = parse_reply(shown, "stop", 1)
+    trimmed = [Example(s.instruction, s.input.strip(), s.output.strip()) for s in seeds]
+    assert parsed.tasks == trimmed and parsed.rejected == []
+    assert unescape_task_text(escape_task_text(text)) == text
+    assert json_generation_prompt(seeds, HEADER).count(json.dumps(text, ensure_ascii=False)) == 2
+
+
+def test_ordinary_texts_are_shown_as_they_are(seeds):
+    """No shipped seed and no kept task is escaped."""
+    for example in seeds:
+        for text in (example.input, example.output):
+            assert escape_task_text(text) == unescape_task_text(text) == text
+
+
+@pytest.mark.parametrize("mode, fails", [("rouge", True), ("unicode", False), ("auto", False)])
+def test_mode_that_cannot_compare_the_seeds(mode, fails):
+    """Chinese seeds with rouge_mode="rouge", under which no task repeats: refused by name."""
+    seeds = [Example(f"写一首关于{word}的诗。", "", "诗。") for word in "水火土木金"]
+    if not fails:
+        Prompter(seeds, HEADER, PLAIN.replace(rouge_mode=mode))
+        return
+    with pytest.raises(SettingsError, match=r'rouge_mode="rouge".*5 of 5 seed tasks.*"auto"'):
+        Prompter(seeds, HEADER, PLAIN.replace(rouge_mode=mode))

@@ -65,6 +65,30 @@ def no_key_in(folder) -> bool:
     return all(b"secret-123" not in p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 
+def test_chinese_repeats_are_dropped_by_default(fake, tmp_path):
+    """With the default settings a Chinese run keeps a task that is repeated in a reply once."""
+    seeds = [Example(f"写一首关于{word}的短诗。", "", "诗。") for word in "水火土木金"]
+    names = (
+        "春夏秋冬山河湖海风云雷电花鸟虫鱼琴棋书画米面油盐酱醋茶桌椅床柜灯窗门墙砖瓦石沙土泥江溪泉瀑"
+    )
+
+    def reply(body) -> str:
+        word = "".join(random.Random(request_of(body)).sample(names, 9))
+        blocks = (
+            f"{n}. 指令：说说{word}有哪三种用途。\n{n}. 输入：\n无\n{n}. 输出：\n好。\n"
+            for n in range(4, 9)
+        )
+        return "###\n".join(blocks)
+
+    fake.respond = reply
+    run(tmp_path, seeds, SETTINGS.replace(tasks_wanted=4, tasks_per_request=5))
+    kept = [task.instruction for task in load_examples(tmp_path / "regen.json")]
+    assert len(kept) == len(set(kept)) == 4
+    configuration = json.loads((tmp_path / "journal.jsonl").read_text().split("\n")[0])
+    # The name of the default in earlier journals, so that their runs resume.
+    assert configuration["configuration"]["rouge_mode"] == "rouge"
+
+
 # --- a good run ---------------------------------------------------------------------
 
 
