@@ -152,6 +152,21 @@ class JsonLines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def lock(self, busy: str) -> None:
+        """Locks the open file itself, where the system can: a lock file can be deleted.
+
+        Raises FileError with the text ``busy`` if another process holds it.
+        """
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(self._stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileError(busy) from None
+            except OSError:  # some network file systems cannot
+                return
+
     def append(self, row: dict[str, Any], sync: bool = True) -> int:
         """Appends one row and returns its offset in bytes; ``sync`` waits for the disk.
 

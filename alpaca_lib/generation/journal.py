@@ -8,6 +8,7 @@ its reasons. A run that was killed reads it and sends only the requests that are
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -56,6 +57,10 @@ class Journal:
                 raise JournalError(str(error)) from None
             opened.callback(lock.release)
             self._lines = opened.enter_context(JsonLines(self.path))
+            try:
+                self._lines.lock(busy)
+            except FileError as error:
+                raise JournalError(str(error)) from None
             first = True
             for line in read_json_lines(self.path):
                 if first:
@@ -199,10 +204,12 @@ class Journal:
         try:
             yield
         except OSError as error:
+            fix = "free some space or make the folder writable"
+            if isinstance(error, IsADirectoryError) or error.errno == errno.EISDIR:
+                fix = "remove the folder that is in its place"
             raise JournalError(
                 f"{self.path}: cannot be written ({error.strerror or error}). Every reply up to "
-                "here is kept; free some space or make the folder writable, and start the same "
-                "run again"
+                f"here is kept; {fix}, and start the same run again"
             ) from None
 
 
