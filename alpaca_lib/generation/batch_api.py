@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 
 from alpaca_lib.errors import ReplyError, SettingsError, TeacherError
 from alpaca_lib.generation.backoff import compute_wait
+from alpaca_lib.generation.client import refuse_error
 from alpaca_lib.generation.failures import DROPPABLE, REFUSED_PARAMETER, classify_failure
 from alpaca_lib.generation.messages import (
     MALFORMED,
@@ -121,8 +122,11 @@ class Batches:
 
     async def _find(self, file: str) -> Any:
         """Returns the account's batch of an input file, or None."""
-        page = await self.client.batches.list(limit=100)
-        if not isinstance(page.data, list):  # no list is not an empty one
+        try:
+            page = await self.client.batches.list(limit=100)
+        except (AttributeError, TypeError):  # the client's own, for JSON that is no object
+            raise ReplyError("no list of batches") from None
+        if not isinstance(getattr(page, "data", None), list):  # no list is not an empty one
             raise ReplyError("no list of batches")
         async for batch in page:
             if getattr(batch, "input_file_id", None) == file:
@@ -159,7 +163,7 @@ class Batches:
         finished = False
         for file, state in self.run.journal.open_batches().items():
             if "id" not in state:  # killed after the upload: the batch may exist
-                if batch := await self._retry(partial(self._find, file)):
+                if batch := await self._retry(partial(self._find, file), may_be_none=True):
                     self.run.journal.note_batch(file, id=batch.id, state="made")
                 else:
                     await self._create(file)
@@ -186,7 +190,7 @@ class Batches:
         for name in files:
             if name and isinstance(name, str):
                 with tempfile.TemporaryFile() as stream:
-                    await self._retry(partial(self._download, name, stream, most))
+                    await self._retry(partial(self._download, name, stream, most), may_be_none=True)
                     self._read(stream, frozenset(numbers), answered)
         for number in numbers:
             if number not in run.journal and number not in answered:
@@ -210,6 +214,12 @@ class Batches:
                         )
         except require("httpx2").TransportError as error:
             raise self.openai.APIConnectionError(request=None) from error
+        end = stream.tell()
+        stream.seek(0)
+        if end and not any(b'"custom_id"' in line for line in stream):
+            stream.seek(0)
+            refuse_error(stream.read(100_000), self.run.teacher.redact)
+            raise ReplyError(f"the file {name} has no answer in it")
 
     def _read(self, stream: IO[bytes], numbers: frozenset[int], answered: set[int]) -> None:
         """Puts the answers of an output or error file into the journal.
@@ -278,7 +288,7 @@ class Batches:
             self.reported[batch.id] = text
             self.run.teacher.say(text)
 
-    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, call: Callable[[], Awaitable[T]], may_be_none: bool = False) -> T:
         """Returns what a call returns; a failure that may pass is tried again after a wait."""
         teacher = self.run.teacher
         attempt = 0
@@ -287,7 +297,8 @@ class Batches:
                 found = await call()
                 if isinstance(found, str):  # the client returns a web page as its text
                     raise ReplyError("a page, not an answer")
-                if found is not None and not isinstance(getattr(found, "id", None), str):
+                is_complete = found is None and may_be_none
+                if not is_complete and not isinstance(getattr(found, "id", None), str):
                     raise ReplyError("an answer without an id")  # the client checks no field
                 return found
             except self.openai.NotFoundError:

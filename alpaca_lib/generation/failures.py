@@ -73,8 +73,8 @@ def classify_failure(
     if isinstance(error, ReplyError) or type(error).__module__.startswith("aiohttp"):
         return Failure(
             "garbled",
-            f"{address}: what answers there is no OpenAI-compatible server ({error}); the address "
-            "usually ends in /v1 (OPENAI_BASE_URL)",
+            f"{address}: {error}; perhaps what answers there is no OpenAI-compatible server: the "
+            "address usually ends in /v1 (OPENAI_BASE_URL)",
             maybe_paid=True,
         )
     if isinstance(error, openai.APIStatusError):
