@@ -262,7 +262,7 @@ def _describe(
 ) -> str:
     """Returns what came in place of a completion."""
     if not isinstance(content, bytes):
-        return type(error).__name__
+        return f"but other JSON ({type(error).__name__})"
     start = content.lstrip()[:1000]
     if not start:
         return "but an empty body"
@@ -273,4 +273,6 @@ def _describe(
         return f"but a web page: {shorten(page, 200)!r}"
     if isinstance(error, json.JSONDecodeError):
         return f"but invalid or cut JSON ({error.msg} at character {error.pos})"
-    return type(error).__name__
+    if isinstance(error, RecursionError):
+        return "but JSON that is nested too deeply"
+    return f"but other JSON ({type(error).__name__})"

@@ -19,7 +19,6 @@ from typing import Any
 from alpaca_lib import models
 from alpaca_lib.errors import TeacherError
 from alpaca_lib.generation import replay_teacher
-from alpaca_lib.generation.address import DEFAULT, Redactor, parse_address
 from alpaca_lib.generation.async_runner import run_async
 from alpaca_lib.generation.backoff import compute_wait
 from alpaca_lib.generation.client import open_client
@@ -33,6 +32,7 @@ from alpaca_lib.generation.settings import TEACHER_DEFAULTS, Limits, Sampling
 from alpaca_lib.models.embedded import DEFAULT_MODEL
 from alpaca_lib.models.llama_server import serve
 from alpaca_lib.optional import require
+from alpaca_lib.server_address import Redactor, server_address
 
 IDLE_TIMEOUT = 90.0  # seconds without a byte; the time of a reply of 3000 tokens, or more
 REPLIES = Path(__file__).resolve().parents[2] / "data" / "teacher_replies.jsonl"
@@ -195,6 +195,7 @@ class Connection:
         self.timeout = max(teacher.timeout, self.idle_timeout)
         self.mean_reply = self.slowest = 0.0
         self.open: dict[int, Attempt] = {}
+        self._has_excess = False
         self.stopping = False
 
     async def ask(
@@ -216,6 +217,7 @@ class Connection:
             while True:
                 reply = await self._attempt(request, attempt.late)
                 if isinstance(reply, RawReply):
+                    self._report_excess(request, reply)
                     usd = self.ledger.cost(number, reply, least_prompt)
                     reply = replace(reply, usd=usd)
                     if keep:
@@ -247,6 +249,18 @@ class Connection:
         finally:
             self.ledger.close(number)
             del self.open[number]
+
+    def _report_excess(self, request: Request, reply: RawReply) -> None:
+        """Prints a line, once, if a reply counts more tokens than its request allows."""
+        counted, allowed = (reply.prompt_tokens, reply.completion_tokens), request.most_tokens
+        is_excess = counted[0] > allowed[0] or counted[1] > allowed[1] > 0
+        if is_excess and not self._has_excess and self.ledger.max_usd is not None:
+            self._has_excess = True
+            self.teacher.say(
+                f"{self.teacher.address} counts {counted[0]} prompt and {counted[1]} reply tokens "
+                f"for a request of at most {allowed[0]} and {allowed[1]}: it costs what it counts, "
+                "and max_usd can be exceeded by that"
+            )
 
     async def _attempt(self, request: Request, late: int) -> RawReply | Failure:
         httpx, teacher = require("httpx2"), self.teacher
@@ -311,7 +325,7 @@ def open_teacher(
             )
         if not model:
             raise TeacherError('teacher "openai" needs the name of a model (parameter `model`)')
-        where = parse_address(os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT)
+        where = server_address()
         yield Teacher(
             kind,
             model,

@@ -11,14 +11,14 @@ import traceback
 
 import pytest
 
-from alpaca_lib.errors import ReplyError, TeacherError
-from alpaca_lib.generation.address import Redactor, parse_address
+from alpaca_lib.errors import ReplyError, SettingsError, TeacherError
 from alpaca_lib.generation.budget import Price
 from alpaca_lib.generation.filtering import ONLY_REASONING, parse_raw_reply
 from alpaca_lib.generation.ledger import Ledger
 from alpaca_lib.generation.messages import ErrorReply, RawReply, least_tokens, parse_completion
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
+from alpaca_lib.server_address import Redactor, parse_address
 
 SETTINGS = Settings(tasks_wanted=3, seeds_per_prompt=3, tasks_per_request=3, seed=5)
 HEADER = "Write {count} tasks."
@@ -455,7 +455,7 @@ def test_no_address(monkeypatch, text):
     monkeypatch.setenv("OPENAI_BASE_URL", text)
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     with (
-        pytest.raises(TeacherError, match="OPENAI_BASE_URL") as caught,
+        pytest.raises(SettingsError, match="OPENAI_BASE_URL") as caught,
         open_teacher("openai", "m"),
     ):
         pass
@@ -487,3 +487,15 @@ def test_files_are_as_private_as_the_umask_wants(fake, seeds, tmp_path):
     (tmp_path / "run" / "regen.json").chmod(0o640)
     run(tmp_path / "run", seeds, SETTINGS.replace(tasks_wanted=4), max_requests=2)
     assert stat.S_IMODE((tmp_path / "run" / "regen.json").stat().st_mode) == 0o640
+
+
+def test_a_count_above_what_was_allowed_is_reported(fake, seeds, tmp_path, capsys):
+    """A server that counts more than max_tokens is believed, and a line says so, once."""
+    usage = {"prompt_tokens": 90_000, "completion_tokens": 100}
+    fake.respond = lambda _: (200, {}, completion(TASKS, usage))
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("dated: 2026-01-01\nmodels: {fake-model: {input: 1.0, output: 2.0}}\n")
+    limits = {"prices_path": prices, "max_usd": 0.1, "concurrency": 1}
+    outcome = run(tmp_path / "run", seeds, SETTINGS.replace(tasks_wanted=9), **limits)
+    assert outcome.ended == "budget" and outcome.usd == pytest.approx(2 * 0.0902)
+    assert capsys.readouterr().out.count("counts 90000 prompt") == 1

@@ -1,16 +1,17 @@
-"""The address of a teacher's server, and the secrets that no file and no output may show."""
+"""The address in OPENAI_BASE_URL, and the secrets that no file and no output may show."""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit, urlunsplit
 
-from alpaca_lib.errors import TeacherError
+from alpaca_lib.errors import SettingsError
 
 DEFAULT = "https://api.openai.com/v1"
 SECRET_NAMES = re.compile(r"key|token|secret|sig|pass|auth|code|cred", re.IGNORECASE)
@@ -33,7 +34,7 @@ class Address:
 def parse_address(text: str) -> Address:
     """Returns the Address in OPENAI_BASE_URL; a user:password@ in it is sent as basic auth.
 
-    Raises TeacherError, which does not repeat the text, if it is no address.
+    Raises SettingsError, which does not repeat the text, if it is no address.
     """
     try:
         parts = urlsplit(text)
@@ -42,7 +43,7 @@ def parse_address(text: str) -> Address:
         host = ""
     printable = text.isascii() and text.isprintable() and " " not in text
     if not host or not printable or parts.scheme not in ("http", "https"):
-        raise TeacherError(
+        raise SettingsError(
             "OPENAI_BASE_URL is no address of a server: it begins with http:// or https:// and "
             f"usually ends in /v1, as {DEFAULT} does"
         )
@@ -57,6 +58,11 @@ def parse_address(text: str) -> Address:
         headers = {"Authorization": f"Basic {encoded}"}
         secrets += [pair, unquote(parts.password or ""), parts.password or "", encoded]
     return Address(url, headers, query, tuple(secrets))
+
+
+def server_address() -> Address:
+    """Returns the Address in OPENAI_BASE_URL, or OpenAI's own if it is not set."""
+    return parse_address(os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT)
 
 
 class Redactor:
