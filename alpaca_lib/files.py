@@ -153,7 +153,7 @@ class JsonLines:
         self.close()
 
     def lock(self, busy: str) -> None:
-        """Locks the open file itself, where the system can: a lock file can be deleted.
+        """Holds a lock on the open file itself, where the system can: a lock file can be deleted.
 
         Raises FileError with the text ``busy`` if another process holds it.
         """
