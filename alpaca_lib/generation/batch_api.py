@@ -24,7 +24,6 @@ from alpaca_lib.generation.failures import DROPPABLE, REFUSED_PARAMETER, classif
 from alpaca_lib.generation.messages import (
     MALFORMED,
     RawReply,
-    least_tokens,
     parse_completion,
     shorten,
 )
@@ -245,8 +244,7 @@ class Batches:
                 self._hold(number)
                 try:
                     reply = parse_completion(body, run.teacher.redact.redact_data)
-                    least_prompt = least_tokens(run.prompt(number).text)
-                    usd = run.ledger.cost(number, reply, least_prompt)
+                    usd = run.ledger.cost(number, reply, run.request(number))
                     reply = replace(reply, usd=usd)
                     run.journal.append(number, reply)
                     run.ledger.charge(number, reply.usd)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from alpaca_lib.errors import BudgetSpent, DataError, SettingsError
 from alpaca_lib.generation.budget import FREE, Price
 from alpaca_lib.generation.journal import Journal
-from alpaca_lib.generation.messages import RawReply, least_tokens
+from alpaca_lib.generation.messages import RawReply, Request, least_tokens
 
 
 class Ledger:
@@ -92,21 +92,24 @@ class Ledger:
             self._open[number] = self.most(prompt, reply)
             self.reserved += self._open[number]
 
-    def cost(self, number: int, reply: RawReply, least_prompt: int = 0) -> float:
-        """Returns the dollars of a reply; least_prompt: fewest tokens that its prompt can have.
+    def cost(self, number: int, reply: RawReply, request: Request | None = None) -> float:
+        """Returns the dollars of a reply to a request.
 
-        Counts below what the texts must take cannot be true: then all that is reserved counts,
-        as for a reply without counts.
+        A count below what its text must take cannot be true: then each byte counts as a token,
+        which is never too few. A reply without counts costs all that is reserved for it.
         """
         if self.price is None:
             return 0.0
         prompt, completion = reply.prompt_tokens, reply.completion_tokens
-        least_reply = least_tokens(reply.text)
-        if prompt >= max(least_prompt, 1) and completion >= least_reply:
-            cached = min(max(reply.cached_tokens, 0), prompt)
-            return self.price.cost(prompt, completion, cached)
-        least = self.most(max(prompt, least_prompt), max(completion, least_reply))
-        return max(self._open.get(number, 0.0), least)
+        most_prompt, most_reply = request.most_tokens if request else (0, 0)
+        if completion < (least := least_tokens(reply.text)):
+            size = len(reply.text.encode("utf-8", "replace"))
+            completion = max(least, min(size, most_reply or size))
+        if reply.prompt_tokens <= 0 or reply.completion_tokens < 0:
+            return self._open.get(number, self.most(most_prompt, completion))
+        if request and prompt < least_tokens(request.prompt):
+            prompt = most_prompt
+        return self.price.cost(prompt, completion, min(max(reply.cached_tokens, 0), prompt))
 
     def charge(self, number: int, usd: float) -> None:
         """Replaces what is reserved for a request by what its reply cost."""

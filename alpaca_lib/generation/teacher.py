@@ -25,7 +25,7 @@ from alpaca_lib.generation.client import open_client
 from alpaca_lib.generation.failures import Failure, classify_failure
 from alpaca_lib.generation.ledger import Ledger
 from alpaca_lib.generation.local_teacher import task_grammar
-from alpaca_lib.generation.messages import RawReply, Request, least_tokens, parse_completion
+from alpaca_lib.generation.messages import RawReply, Request, parse_completion
 from alpaca_lib.generation.parsing import reply_schema
 from alpaca_lib.generation.rate_limit import RateLimit
 from alpaca_lib.generation.settings import TEACHER_DEFAULTS, Limits, Sampling
@@ -211,14 +211,13 @@ class Connection:
         failed, BudgetSpent if the next attempt could exceed the budget.
         """
         self.ledger.reserve(number, *request.most_tokens)
-        least_prompt = least_tokens(request.prompt)
         attempt = self.open[number] = Attempt()
         try:
             while True:
                 reply = await self._attempt(request, attempt.late)
                 if isinstance(reply, RawReply):
                     self._report_excess(request, reply)
-                    usd = self.ledger.cost(number, reply, least_prompt)
+                    usd = self.ledger.cost(number, reply, request)
                     reply = replace(reply, usd=usd)
                     if keep:
                         await keep(reply)
@@ -244,7 +243,7 @@ class Connection:
                 wait = compute_wait(attempt.number, failure.wait)
                 attempt.number += 1
                 attempt.late += failure.kind == "late"
-                attempt.failure = failure.text
+                attempt.failure = failure.text.replace(", after several tries", "")
                 await asyncio.sleep(wait)
         finally:
             self.ledger.close(number)

@@ -12,6 +12,7 @@ import traceback
 import pytest
 
 from alpaca_lib.errors import ReplyError, SettingsError, TeacherError
+from alpaca_lib.generation import messages
 from alpaca_lib.generation.budget import Price
 from alpaca_lib.generation.filtering import ONLY_REASONING, parse_raw_reply
 from alpaca_lib.generation.ledger import Ledger
@@ -248,10 +249,19 @@ LONG = "The kettle boils because its element heats the water. " * 20
 
 
 @pytest.mark.parametrize(
-    "prompt, completion_tokens, cached",
-    [(0, 0, 0), (1000, 0, 0), (1000, 5, 0), (3, 500, 0), (1000, 500, 10**9), (1000, 500, -5)],
+    "prompt, completion_tokens, cached, costs",
+    [
+        (1000, 500, 0, 1000 + 2 * 500),
+        (1000, 500, 10**9, 1000 + 2 * 500),  # more cached than sent: none
+        (1000, 500, -5, 1000 + 2 * 500),
+        (1000, 0, 0, 1000 + 2 * len(LONG)),  # a byte is a token at most
+        (1000, 5, 0, 1000 + 2 * len(LONG)),
+        (3, 500, 0, 1664 + 2 * 500),
+        (0, 0, 0, 1664 + 2 * 3000),  # all that is reserved
+        (0, 500, 0, 1664 + 2 * 3000),
+    ],
 )
-def test_no_usage_makes_a_reply_free(prompt, completion_tokens, cached):
+def test_no_usage_makes_a_reply_free(prompt, completion_tokens, cached, costs):
     """Counts that the texts contradict are not believed; more cached than sent neither."""
     usage = {
         "prompt_tokens": prompt,
@@ -260,12 +270,11 @@ def test_no_usage_makes_a_reply_free(prompt, completion_tokens, cached):
     }
     reply = parse_completion(completion(LONG, usage))
     ledger = Ledger(PRICE, 10.0)
-    ledger.reserve(0, 2000, 3000)
-    usd = ledger.cost(0, reply, least_prompt=200)
-    assert usd >= (200 * 0.1 + least_tokens(LONG) * 2.0) / 1e6
-    is_true = completion_tokens == 500 and prompt == 1000
-    most = ledger.most(2000, 3000)
-    assert usd == pytest.approx((1000 + 2 * 500) / 1e6 if is_true else most)
+    request = messages.Request("/", {"max_tokens": 3000}, "Write one task! " * 100)
+    ledger.reserve(0, *request.most_tokens)
+    assert ledger.cost(0, reply, request) == pytest.approx(costs / 1e6)
+    least = least_tokens(request.prompt) * PRICE.cached + least_tokens(LONG) * PRICE.output
+    assert costs > least
 
 
 def test_a_bound_of_tokens_holds_for_real_replies():
