@@ -135,7 +135,18 @@ def test_kills_at_random_moments(fake, seeds, tmp_path, whole):
         folder = tmp_path / f"run {runs}"
         fake.requests.clear()
         mine = 0
-        while kill_at_random(folder, seeds, draw.uniform(0.02, 0.35)):
+
+        def killed(folder=folder):
+            """Kills it at any moment, or some time after a request: however slowly it starts."""
+            count, early = len(fake.requests), draw.random() < 0.5
+            return kill_at_random(
+                folder,
+                seeds,
+                draw.uniform(0.02, 0.35),
+                started=lambda: early or len(fake.requests) > count,
+            )
+
+        while killed():
             mine += 1
             assert mine < 60
         assert (folder / "regen.json").read_bytes() == whole
