@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,19 +47,24 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path in the same folder, which replaces ``path`` if the block succeeds.
 
-    The file is synced to the disk before the rename, and removed if the block fails. Raises
-    FileError, naming ``path``, for errors of the file system.
+    The file is synced to the disk before the rename, and removed if the block fails. A new file
+    has the permissions that the umask leaves, one that exists keeps its own. Raises FileError,
+    naming ``path``, for errors of the file system.
     """
     path = Path(path)
     work: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        work = Path(name)
+        mode = path.stat().st_mode & 0o777 if path.exists() else None
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        os.close(
+            os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600)
+        )
+        work = new
         yield work
         sync(work)
-        os.chmod(work, 0o644)
+        if mode is not None:
+            os.chmod(work, mode)
         os.replace(work, path)
     except OSError as error:
         if isinstance(error, FileError):
@@ -147,6 +152,21 @@ class JsonLines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def lock(self, busy: str) -> None:
+        """Holds a lock on the open file itself, where the system can: a lock file can be deleted.
+
+        Raises FileError with the text ``busy`` if another process holds it.
+        """
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(self._stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FileError(busy) from None
+            except OSError:  # some network file systems cannot
+                return
+
     def append(self, row: dict[str, Any], sync: bool = True) -> int:
         """Appends one row and returns its offset in bytes; ``sync`` waits for the disk.
 
@@ -196,7 +216,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> Iterator[JsonLine]:
                 return
             try:
                 row = json.loads(data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield JsonLine(number, offset, row if isinstance(row, dict) else None)
             offset += len(data)

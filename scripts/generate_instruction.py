@@ -32,7 +32,8 @@ human-written seed tasks, asks it for more of the kind, drops tasks that break a
 similar to a known instruction (ROUGE-L above 0.7), and repeats that until enough are kept.
 
 Each reply is added to OUTPUT_DIR/journal.jsonl when it arrives; the tasks that are kept are in
-OUTPUT_DIR/regen.json. The same command again resumes the run and pays for no reply twice.
+OUTPUT_DIR/regen.json. The same command again resumes the run and pays for no reply that has
+arrived twice; requests in flight when it was killed, --request_batch_size at most, are sent again.
 
 --max_usd limits what the run spends; --way flex or batch costs half where the provider offers
 that. --documents asks for tasks about your own texts.

@@ -16,7 +16,9 @@ from packaging.requirements import Requirement
 
 from alpaca_lib import models
 from alpaca_lib.course.notebooks import REPO, runs_folder
+from alpaca_lib.errors import SettingsError
 from alpaca_lib.models import embedded
+from alpaca_lib.server_address import server_address
 
 GB = 1e9
 
@@ -56,7 +58,10 @@ def check_machine() -> Iterator[tuple[str, str, str]]:
         )
     yield _check_hub()
     if os.environ.get("OPENAI_API_KEY"):
-        text = f"set, for {os.environ.get('OPENAI_BASE_URL', 'the default address of OpenAI')}"
+        try:
+            text = f"set, for {server_address().url}"
+        except SettingsError as error:
+            text = f"set, but {error}"
     else:
         text = 'no OPENAI_API_KEY: teacher "local" needs none'
     yield "note", "key", text

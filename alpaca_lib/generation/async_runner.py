@@ -63,6 +63,8 @@ def run_async(
                 say("waiting for the open requests; interrupt again to cancel them")
                 stop.set()
             else:
+                if interrupted is not None:
+                    say("cancelling the open requests; what has arrived is kept")
                 cancel()
             interrupted = interrupted or error
     if interrupted is not None:

@@ -2,7 +2,7 @@
 
 Requests go up in files, answers come back in files, in any order. Each file is in the
 journal before its batch is created, so that a run which is killed finds its batches again
-and pays for none twice.
+and submits none twice.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from typing import IO, Any, TypeVar
 
 from alpaca_lib.errors import ReplyError, SettingsError, TeacherError
 from alpaca_lib.generation.backoff import compute_wait
+from alpaca_lib.generation.client import refuse_error
 from alpaca_lib.generation.failures import DROPPABLE, REFUSED_PARAMETER, classify_failure
-from alpaca_lib.generation.messages import MALFORMED, RawReply, parse_completion
+from alpaca_lib.generation.messages import (
+    MALFORMED,
+    RawReply,
+    parse_completion,
+    shorten,
+)
 from alpaca_lib.generation.run_state import RunState
 from alpaca_lib.optional import require
 
@@ -44,12 +50,10 @@ async def send_all(run: RunState, stop: threading.Event) -> None:
     teacher = run.teacher
     if teacher.kind != "openai":
         raise SettingsError(f'way "batch": not with teacher {teacher.kind!r}, only with "openai"')
-    async with require("openai").AsyncOpenAI(
-        base_url=teacher.address, api_key=teacher.key, max_retries=0, timeout=teacher.timeout
-    ) as client:
+    async with teacher.open_client(run.limits) as client:
         batches = Batches(run, client, stop)
         try:
-            while not run.filter_arrived({}):
+            while not run.filter_arrived():
                 batches.check_stop()
                 if not run.journal.open_batches():
                     await batches.submit()
@@ -117,8 +121,14 @@ class Batches:
 
     async def _find(self, file: str) -> Any:
         """Returns the account's batch of an input file, or None."""
-        async for batch in self.client.batches.list(limit=100):
-            if batch.input_file_id == file:
+        try:
+            page = await self.client.batches.list(limit=100)
+        except (AttributeError, TypeError):  # the client's own, for JSON that is no object
+            raise ReplyError("no list of batches") from None
+        if not isinstance(getattr(page, "data", None), list):  # no list is not an empty one
+            raise ReplyError("no list of batches")
+        async for batch in page:
+            if getattr(batch, "input_file_id", None) == file:
                 return batch
         return None
 
@@ -152,14 +162,14 @@ class Batches:
         finished = False
         for file, state in self.run.journal.open_batches().items():
             if "id" not in state:  # killed after the upload: the batch may exist
-                if batch := await self._retry(partial(self._find, file)):
+                if batch := await self._retry(partial(self._find, file), may_be_none=True):
                     self.run.journal.note_batch(file, id=batch.id, state="made")
                 else:
                     await self._create(file)
                 continue
             batch = await self._retry(partial(self.client.batches.retrieve, state["id"]))
             self._report(batch)
-            if batch.status in ("completed", "expired", "cancelled", "failed"):
+            if getattr(batch, "status", "") in ("completed", "expired", "cancelled", "failed"):
                 await self._collect_one(file, batch)
                 finished = True
         return finished
@@ -168,16 +178,19 @@ class Batches:
         run, numbers = self.run, self.run.journal.batches[file]["requests"]
         if batch.status == "failed":
             run.journal.note_batch(file, state="done", status=batch.status)
-            errors = (batch.errors.data if batch.errors else None) or []
-            reasons = "; ".join(str(error.message or error.code or "") for error in errors[:3])
-            why = run.teacher.redact(reasons) or "no reason given"
+            errors = getattr(getattr(batch, "errors", None), "data", None) or []
+            found = [getattr(e, "message", "") or getattr(e, "code", "") for e in errors[:3]]
+            reasons = "; ".join(str(reason or "") for reason in found)
+            why = shorten(run.teacher.redact(reasons), 500) or "no reason given"
             raise TeacherError(f"{run.teacher.address}: batch {batch.id} was refused: {why}")
         answered: set[int] = set()
-        for name in (batch.output_file_id, batch.error_file_id):
-            if name:
+        most = len(numbers) * run.limits.max_reply_bytes
+        files = [getattr(batch, f"{kind}_file_id", None) for kind in ("output", "error")]
+        for name in files:
+            if name and isinstance(name, str):
                 with tempfile.TemporaryFile() as stream:
-                    await self._retry(partial(self._download, name, stream))
-                    self._read(stream, answered)
+                    await self._retry(partial(self._download, name, stream, most), may_be_none=True)
+                    self._read(stream, frozenset(numbers), answered)
         for number in numbers:
             if number not in run.journal and number not in answered:
                 if batch.status == "completed":  # perhaps paid for, without an answer
@@ -186,18 +199,32 @@ class Batches:
                 self._fail(number, {"message": "no line in its batch"})
         run.journal.note_batch(file, state="done", status=batch.status)
 
-    async def _download(self, name: str, stream: IO[bytes]) -> None:
+    async def _download(self, name: str, stream: IO[bytes], most: int) -> None:
         stream.seek(0)
         stream.truncate()
         try:
             async with self.client.files.with_streaming_response.content(name) as response:
                 async for data in response.iter_bytes():
                     stream.write(data)
+                    if stream.tell() > most:
+                        raise ReplyError(
+                            f"the file {name} is larger than {most} bytes; a larger "
+                            "max_reply_bytes allows it"
+                        )
         except require("httpx2").TransportError as error:
             raise self.openai.APIConnectionError(request=None) from error
+        end = stream.tell()
+        stream.seek(0)
+        if end and not any(b'"custom_id"' in line for line in stream):
+            stream.seek(0)
+            refuse_error(stream.read(100_000), self.run.teacher.redact)
+            raise ReplyError(f"the file {name} has no answer in it")
 
-    def _read(self, stream: IO[bytes], answered: set[int]) -> None:
-        """Puts the answers of an output or error file into the journal."""
+    def _read(self, stream: IO[bytes], numbers: frozenset[int], answered: set[int]) -> None:
+        """Puts the answers of an output or error file into the journal.
+
+        numbers: the requests of the batch; an answer to another one was not requested.
+        """
         run = self.run
         stream.seek(0)
         for text in stream:
@@ -210,14 +237,15 @@ class Batches:
                 status = response.get("status_code")
             except MALFORMED:
                 continue  # not an answer to anything; its request is sent again
-            if number in run.journal:
+            if number not in numbers or number in run.journal:
                 continue
             answered.add(number)
             if error is None and status == 200:
                 self._hold(number)
                 try:
-                    reply = parse_completion(body)
-                    reply = replace(reply, usd=run.ledger.cost(number, reply))
+                    reply = parse_completion(body, run.teacher.redact.redact_data)
+                    usd = run.ledger.cost(number, reply, run.request(number))
+                    reply = replace(reply, usd=usd)
                     run.journal.append(number, reply)
                     run.ledger.charge(number, reply.usd)
                     continue
@@ -233,7 +261,8 @@ class Batches:
     def _fail(self, number: int, error: dict[str, Any]) -> None:
         """Counts a request that failed, to be sent again; one that was filtered is a reply."""
         run, code = self.run, str(error.get("code") or "")
-        message = run.teacher.redact(str(error.get("message") or "no reason given"))[:300]
+        words = run.teacher.redact(str(error.get("message") or "no reason given"))
+        message = shorten(words, 300)
         run.ledger.release(number)
         if code in ("content_filter", "content_policy_violation"):
             run.journal.append(number, RawReply("", "content_filter", 0, 0, refusal=message))
@@ -247,14 +276,17 @@ class Batches:
             )
 
     def _report(self, batch: Any) -> None:
-        text, counts = f"batch {batch.id}: {batch.status}", batch.request_counts
-        if counts:
-            text += f", {counts.completed} of {counts.total} requests done, {counts.failed} failed"
+        text = f"batch {batch.id}: {getattr(batch, 'status', 'no status')}"
+        if counts := getattr(batch, "request_counts", None):
+            done, total, failed = (
+                getattr(counts, name, "?") for name in ("completed", "total", "failed")
+            )
+            text += f", {done} of {total} requests done, {failed} failed"
         if self.reported.get(batch.id) != text:
             self.reported[batch.id] = text
             self.run.teacher.say(text)
 
-    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, call: Callable[[], Awaitable[T]], may_be_none: bool = False) -> T:
         """Returns what a call returns; a failure that may pass is tried again after a wait."""
         teacher = self.run.teacher
         attempt = 0
@@ -263,6 +295,9 @@ class Batches:
                 found = await call()
                 if isinstance(found, str):  # the client returns a web page as its text
                     raise ReplyError("a page, not an answer")
+                is_complete = found is None and may_be_none
+                if not is_complete and not isinstance(getattr(found, "id", None), str):
+                    raise ReplyError("an answer without an id")  # the client checks no field
                 return found
             except self.openai.NotFoundError:
                 raise TeacherError(
@@ -270,9 +305,9 @@ class Batches:
                     'way="online" works without it'
                 ) from None
             except (self.openai.OpenAIError, TimeoutError, ReplyError) as error:
-                failure = classify_failure(error, teacher.address, teacher.model)
+                failure = classify_failure(error, teacher.address, teacher.model, teacher.redact)
                 attempt += 1
-                passing = failure.kind in ("rate", "busy", "lost", "garbled")
+                passing = failure.kind in ("rate", "busy", "late", "lost", "garbled")
                 if not passing or attempt >= teacher.tries:
                     raise TeacherError(teacher.redact(failure.text)[:500]) from None
                 wait = compute_wait(attempt, failure.wait)

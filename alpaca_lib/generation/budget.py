@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from alpaca_lib.errors import DataError, SettingsError
+from alpaca_lib.records import read_text
 
 PRICES = Path(__file__).resolve().parents[2] / "data" / "prices.yaml"
 WAYS = ("online", "flex", "batch")
@@ -55,9 +56,9 @@ def load_prices(path: Path | None = None, way: str = "online") -> dict[str, Pric
     if way not in WAYS:
         raise SettingsError(f"way {way!r}: one of {', '.join(WAYS)}")
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = yaml.safe_load(read_text(path))
         dated, models = str(table["dated"]), dict(table["models"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise DataError(
             f"{path}: no prices file: it needs `dated` and `models` ({error})"
         ) from None

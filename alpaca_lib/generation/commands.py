@@ -61,7 +61,7 @@ GENERATE = Command(
     Shows a teacher model a few human-written seed tasks, asks it for more of the kind, drops
     tasks that break a rule or are too similar to a known one, and repeats until enough are kept
     (Self-Instruct in Stanford Alpaca's form). The same command again resumes a run that was
-    interrupted, and pays for nothing twice.
+    interrupted; requests in flight when it was killed, --concurrency at most, are sent again.
 
     Defaults of --teacher local: {LOCAL}.
     """,

@@ -43,9 +43,9 @@ def load_passages(folder: Path, size: int = WORDS) -> list[Passage]:
     if folder.is_file():
         files, folder = [folder], folder.parent
     else:
-        files = sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file()
-        )
+        found = sorted(folder.rglob("*"))
+        _refuse_links(folder, found)
+        files = [path for path in found if path.suffix.lower() in KINDS and path.is_file()]
     passages: list[Passage] = []
     for path in files:
         try:
@@ -59,6 +59,20 @@ def load_passages(folder: Path, size: int = WORDS) -> list[Passage]:
     if not passages:
         raise DataError(f"{given}: no text in it; put {', '.join(KINDS)} files there")
     return passages
+
+
+def _refuse_links(folder: Path, paths: list[Path]) -> None:
+    """Raises DataError for a link that leads out of the folder: its text would be sent away."""
+    for path in paths:
+        if not path.is_symlink():
+            continue
+        target = path.resolve()
+        is_read = target.is_dir() or path.suffix.lower() in KINDS
+        if is_read and not target.is_relative_to(folder.resolve()):
+            raise DataError(
+                f"{path}: is a link to {target}, outside of {folder}; delete it, or put a copy in "
+                "its place"
+            )
 
 
 def _spans(text: str, size: int) -> list[tuple[int, int]]:

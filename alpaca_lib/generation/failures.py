@@ -6,11 +6,20 @@ and every response that is no completion, is of one kind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alpaca_lib.errors import ReplyError
 from alpaca_lib.generation.backoff import retry_after
+from alpaca_lib.generation.messages import (
+    MALFORMED,
+    ErrorReply,
+    ServerError,
+    read_error,
+    shorten,
+)
 from alpaca_lib.optional import require
 
 # Parameters that a request can do without.
@@ -31,8 +40,8 @@ REFUSAL_TEXTS = ("unsupported", "not supported", "unrecognized", "extra inputs")
 class Failure:
     """One failed attempt.
 
-    kind: "fatal", "rate", "busy", "lost" (no answer came back), "garbled",
-    "parameter" or "filtered".
+    kind: "fatal", "rate", "busy", "late" (no answer in time), "lost" (no answer came back),
+    "garbled", "parameter" or "filtered".
     """
 
     kind: str
@@ -42,27 +51,39 @@ class Failure:
     maybe_paid: bool = False  # the server may have done the work
 
 
-def classify_failure(error: Exception, address: str, model: str) -> Failure:
-    """Returns the Failure behind an exception of one attempt; re-raises any other exception."""
+def classify_failure(
+    error: Exception, address: str, model: str, redact: Callable[[str], str] = str
+) -> Failure:
+    """Returns the Failure behind an exception of one attempt; re-raises any other exception.
+
+    redact: removes secrets from the server's words, before they are shortened.
+    """
     openai = require("openai")
-    if isinstance(error, TimeoutError) or (
-        isinstance(error, openai.APIConnectionError) and "Timeout" in _causes(error)
-    ):
+    cause = ""
+    if isinstance(error, openai.APIConnectionError):
+        cause = _causes(error)
+    if isinstance(error, TimeoutError) or cause == "Timeout":
         text = f"{address}: no answer in time, after several tries; resume later"
-        return Failure("lost", text, maybe_paid=True)
+        return Failure("late", f"{text}, or raise idle_timeout", maybe_paid=True)
+    if isinstance(error, ErrorReply):
+        # Within status 200 only a refusal is certain not to have been paid for.
+        failure = _classify_error(error.error, None, address, model)
+        return replace(failure, maybe_paid=failure.kind == "busy")
     # The openai client does not wrap aiohttp's errors about a response that is not HTTP.
     if isinstance(error, ReplyError) or type(error).__module__.startswith("aiohttp"):
         return Failure(
             "garbled",
-            f"{address}: what answers there is no OpenAI-compatible server ({error}); the address "
-            "usually ends in /v1 (OPENAI_BASE_URL)",
+            f"{address}: {error}; perhaps what answers there is no OpenAI-compatible server: the "
+            "address usually ends in /v1 (OPENAI_BASE_URL)",
             maybe_paid=True,
         )
     if isinstance(error, openai.APIStatusError):
-        return _classify_status(error, address, model)
+        response = error.response
+        found = _read_response(response, redact)
+        return _classify_error(found, retry_after(response.headers), address, model)
     if isinstance(error, openai.APIConnectionError):
         text = f"{address}: cannot be reached; check the address (OPENAI_BASE_URL)"
-        return Failure("lost", text, maybe_paid="Connector" not in _causes(error))
+        return Failure("lost", text, maybe_paid=cause != "Connector")
     if isinstance(error, openai.OpenAIError):
         return Failure("fatal", f"{address}: {type(error).__name__}: {error}")
     raise error
@@ -79,55 +100,63 @@ def _causes(error: BaseException) -> str:
     while at is not None and len(chain) < 10:
         chain.append(type(at).__name__)
         at = at.__cause__ or at.__context__
-    first = next((n for n in reversed(chain) if n.startswith(("Client", "Server", "Socket"))), "")
-    if first in ("ServerTimeoutError", "SocketTimeoutError", "ConnectionTimeoutError"):
+    aiohttp = ("Client", "Server", "Socket", "ConnectionTimeoutError")
+    first = next((n for n in reversed(chain) if n.startswith(aiohttp)), "")
+    if first in ("ServerTimeoutError", "SocketTimeoutError"):
         return "Timeout"
     if first:
-        return "Connector" if "Connector" in first else "Dropped"
-    if any(name in ("ReadTimeout", "WriteTimeout", "TimeoutError") for name in chain):
-        return "Timeout"
+        return "Connector" if first.startswith("Connection") or "Connector" in first else "Dropped"
     unsent = ("ConnectError", "ConnectTimeout", "ConnectionRefusedError")
-    return "Connector" if any(name in unsent for name in chain) else "Dropped"
+    if any(name in unsent for name in chain):
+        return "Connector"
+    waited = ("ReadTimeout", "WriteTimeout", "TimeoutError")
+    return "Timeout" if any(name in waited for name in chain) else "Dropped"
 
 
-def _classify_status(error: Any, address: str, model: str) -> Failure:
-    code, status = error.code or "", error.status_code
-    message = _message(error)
-    if code == "insufficient_quota":
+def _read_response(response: Any, redact: Callable[[str], str]) -> ServerError:
+    """Returns the error in a response whose status says that it is one."""
+    try:
+        found = read_error(json.loads(response.content), response.status_code, redact)
+    except MALFORMED:
+        found = None
+    if found is None:
+        found = ServerError(response.status_code, "", shorten(redact(response.text)))
+    return found
+
+
+def _classify_error(error: ServerError, wait: float | None, address: str, model: str) -> Failure:
+    code, status = error.code, error.status
+    words = f" (it says: {error.message})" if error.message else ""
+    if code == "insufficient_quota" or status == 402:
         text = f"{address}: no credit left on this key; add some, then resume"
-        return Failure("fatal", text)
+        return Failure("fatal", text + words)
     if status in (401, 403):
-        return Failure("fatal", f"{address}: the key in OPENAI_API_KEY is refused; set a valid one")
+        text = f"{address}: the key in OPENAI_API_KEY is refused; set a valid one"
+        return Failure("fatal", text + words)
     if status == 404:
-        return Failure("fatal", f"{address}: no model {model!r} there; set another model name")
+        text = f"{address}: no model {model!r} there; set another model name"
+        return Failure("fatal", text + words)
     if code in ("content_filter", "content_policy_violation"):
-        return Failure("filtered", message)
+        return Failure("filtered", error.message)
     if status in (400, 422) and (name := _refused_parameter(error)):
-        return Failure("parameter", f"{address}: {message}", parameter=name)
+        return Failure("parameter", f"{address}: {error.message}", parameter=name)
     if code == "context_length_exceeded":
         text = f"{address}: the prompt is too long for {model!r}; show fewer or shorter seeds"
-        return Failure("fatal", f"{text} ({message})")
+        return Failure("fatal", text + words)
     if status == 429:
         text = f"{address}: too many requests, after several tries; lower concurrency"
-        return Failure("rate", text, wait=retry_after(error.response.headers))
+        return Failure("rate", text + words, wait=wait)
     if status in (408, 409) or status >= 500:
-        text = f"{address}: {type(error).__name__}, after several tries: {message}"
-        return Failure("busy", text, wait=retry_after(error.response.headers))
-    return Failure("fatal", f"{address}: {type(error).__name__}: {message}")
+        text = f"{address}: error {status}, after several tries: {error.message}"
+        return Failure("busy", text, wait=wait)
+    return Failure("fatal", f"{address}: error {status}: {error.message}")
 
 
-def _message(error: Any) -> str:
-    """Returns the server's message; not every server puts it into error.message."""
-    body = error.body
-    plain = isinstance(body, dict) and isinstance(body.get("message"), str)
-    return str(error) if plain else f"{error} {error.response.text}"
-
-
-def _refused_parameter(error: Any) -> str:
+def _refused_parameter(error: ServerError) -> str:
     """Returns the parameter that a 400 is about, if the request can do without it."""
-    named = [name for name in DROPPABLE if name == error.param]
+    named = [name for name in DROPPABLE if name == error.parameter]
     if error.code not in REFUSED_PARAMETER:  # other servers say it in the message alone
-        message = _message(error).lower()
+        message = error.message.lower()
         if not any(text in message for text in REFUSAL_TEXTS):
             return ""
         named += [name for name in DROPPABLE if name in message]

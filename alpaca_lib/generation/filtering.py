@@ -18,6 +18,10 @@ from alpaca_lib.generation.settings import Settings
 from alpaca_lib.records import Example, save_examples
 from alpaca_lib.safety_rules import SafetyRule, find_broken_rule
 
+ONLY_REASONING = (
+    "only the model's reasoning came back, no answer: raise max_tokens, or lower reasoning_effort"
+)
+
 
 @dataclass
 class Outcome:
@@ -39,6 +43,7 @@ class Outcome:
     samples: list[Sampled] = field(default_factory=list)  # one per reply, for an estimate
     usd: float | None = 0.0  # dollars of the replies; None: no price is known
     lost_usd: float = 0.0  # dollars of attempts without a reply that may have been paid for
+    in_flight_at_stop: int = 0  # requests without a reply when an earlier process ended
     ended: str = ""  # enough, max_requests, budget or interrupted
 
     @classmethod
@@ -86,6 +91,8 @@ def parse_raw_reply(reply: RawReply, first_number: int, reply_format: str) -> Re
     """Returns the tasks in a raw reply of the given format."""
     if reply.refusal:
         return Reply([], [Rejected("the teacher refused", reply.refusal)])
+    if reply.only_reasoning:
+        return Reply([], [Rejected(ONLY_REASONING, "")])
     if reply_format == "json":
         return parse_json_reply(reply.text, reply.finish_reason)
     return parse_reply(reply.text, reply.finish_reason, first_number)
@@ -148,8 +155,8 @@ def _with_source(task: Example, prompt: Prompt) -> Example:
     return replace(task, extra=extra)
 
 
-def write_outcome(outcome: Outcome, folder: Path) -> Path:
-    """Writes folder/regen.json and returns its path.
+def write_outcome(outcome: Outcome, path: Path) -> Path:
+    """Writes the kept tasks to a .json file and returns its path.
 
     Each kept task has its ten nearest among the seeds and the tasks kept before it, as
     Stanford's script writes them.
@@ -162,4 +169,4 @@ def write_outcome(outcome: Outcome, folder: Path) -> Path:
         similar = {"most_similar_instructions": near.nearest, "avg_similarity_score": near.mean}
         task = kept[number]
         kept[number] = replace(task, extra={**task.extra, **similar})
-    return save_examples(kept, folder / "regen.json")
+    return save_examples(kept, path)

@@ -8,6 +8,7 @@ its reasons. A run that was killed reads it and sends only the requests that are
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from typing import Any
 
 from alpaca_lib.errors import FileError, JournalError
 from alpaca_lib.files import JsonLine, JsonLines, acquire_lock, dump_json, read_json_lines
-from alpaca_lib.generation.messages import RawReply
+from alpaca_lib.generation.messages import MALFORMED, RawReply, read_usd
 
 
 class Journal:
@@ -27,6 +28,7 @@ class Journal:
     lost_usd: dollars of attempts without a reply that may have been paid for.
     pending: dollars of the requests that were sent and not answered since, by number.
     batches: the state of each batch, by the id of its input file.
+    written: the number of tasks of each regen.json that was written, by its checksum.
 
     Texts stay on disk; memory holds an offset per reply.
 
@@ -42,6 +44,7 @@ class Journal:
         self.lost_usd = 0.0
         self.pending: dict[int, float] = {}
         self.batches: dict[str, dict[str, Any]] = {}
+        self.written: dict[str, int] = {}
         self._offsets: dict[int, int] = {}
         busy = (
             f"{folder}: another run is writing there; wait for it, stop it, or use another folder"
@@ -54,6 +57,10 @@ class Journal:
                 raise JournalError(str(error)) from None
             opened.callback(lock.release)
             self._lines = opened.enter_context(JsonLines(self.path))
+            try:
+                self._lines.lock(busy)
+            except FileError as error:
+                raise JournalError(str(error)) from None
             first = True
             for line in read_json_lines(self.path):
                 if first:
@@ -63,6 +70,8 @@ class Journal:
                 first = False
             if first:
                 self._write({"configuration": configuration})
+            for number in self._offsets:
+                self.pending.pop(number, None)
             self._resources = opened.pop_all()
 
     def __contains__(self, request: int) -> bool:
@@ -74,7 +83,7 @@ class Journal:
     def reply(self, request: int) -> RawReply:
         """Returns the reply to a request that is in the journal."""
         with self.explained():
-            return RawReply(**self._lines.read_at(self._offsets[request])["reply"])
+            return RawReply.from_row(self._lines.read_at(self._offsets[request])["reply"])
 
     def append(self, request: int, reply: RawReply) -> None:
         """Writes one reply and waits until it is on disk."""
@@ -103,6 +112,12 @@ class Journal:
             self.filtered.add(request)
             self._write({"judged": request, "tasks": tasks}, sync=False)
 
+    def note_written(self, checksum: str, tasks: int) -> None:
+        """Notes the checksum of a regen.json before it is written."""
+        if self.written.get(checksum) != tasks:
+            self.written[checksum] = tasks
+            self._write({"written": checksum, "tasks": tasks}, sync=False)
+
     def note_batch(self, name: str, **state: Any) -> None:
         """Notes a change in the state of a batch."""
         self.batches[name] = {**self.batches.get(name, {}), **state}
@@ -122,28 +137,48 @@ class Journal:
 
     def _restore(self, line: JsonLine) -> None:
         row = line.row or {}
+        place = f"{self.path}, line {line.number}"
+        if "configuration" in row:
+            raise JournalError(
+                f"{place}: another journal begins here; two files were joined. Keep the lines "
+                "above, or the lines from here on, in a file of their own"
+            )
         try:
             if "reply" in row:
-                self.spent_usd += RawReply(**row["reply"]).usd
-                self._offsets[int(row["request"])] = line.offset
-                self.pending.pop(int(row["request"]), None)
+                number, reply = read_number(row["request"]), RawReply.from_row(row["reply"])
+                if number not in self._offsets:
+                    self.spent_usd += reply.usd
+                    self._offsets[number] = line.offset
+                elif reply != self.reply(number):
+                    raise JournalError(
+                        f"{place}: is a second reply to request {number}, another one than above; "
+                        "delete the one that is not of this run"
+                    )
             elif "lost" in row:
-                self.lost_usd += float(row["usd"])
-                self.pending.pop(int(row["request"]), None)
+                self.lost_usd += read_usd(row["usd"])
+                self.pending.pop(read_number(row["request"]), None)
             elif "sent" in row:
-                self.pending[int(row["sent"])] = float(row["usd"])
+                self.pending[read_number(row["sent"])] = read_usd(row["usd"])
             elif "unsent" in row:
-                self.pending.pop(int(row["unsent"]), None)
+                self.pending.pop(read_number(row["unsent"]), None)
             elif "judged" in row:
-                self.filtered.add(int(row["judged"]))
+                self.filtered.add(read_number(row["judged"]))
+            elif "written" in row:
+                self.written[str(row["written"])] = read_number(row["tasks"])
             elif "batch" in row:
-                self.batches.setdefault(str(row.pop("batch")), {}).update(row)
+                for name in ("state", "id", "status"):
+                    if not isinstance(row.get(name, ""), str):
+                        raise TypeError(f"{name} is no text")
+                batch = self.batches.setdefault(str(row.pop("batch")), {})
+                batch |= {**row, "requests": row.get("requests", batch.get("requests"))}
+                batch["requests"] = [read_number(number) for number in batch["requests"]]
             else:
                 raise KeyError("reply")
-        except (KeyError, TypeError, ValueError):
+        except JournalError:
+            raise
+        except MALFORMED:
             raise JournalError(
-                f"{self.path}, line {line.number}: is damaged; delete it, and its request is "
-                "sent again"
+                f"{place}: is damaged; delete it, and its request is sent again"
             ) from None
 
     def _check(self, line: JsonLine, wanted: dict[str, Any]) -> None:
@@ -153,7 +188,7 @@ class Journal:
         found = found if isinstance(found, dict) else {}
         wanted = json.loads(dump_json(wanted))
         differ = [
-            f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
+            f"{key}: {found.get(key)!r:.200} there, {wanted.get(key)!r:.200} now"
             for key in {**found, **wanted}
             if found.get(key) != wanted.get(key)
         ]
@@ -169,8 +204,22 @@ class Journal:
         try:
             yield
         except OSError as error:
+            fix = "free some space or make the folder writable"
+            if isinstance(error, IsADirectoryError) or error.errno == errno.EISDIR:
+                fix = "remove the folder that is in its place"
             raise JournalError(
                 f"{self.path}: cannot be written ({error.strerror or error}). Every reply up to "
-                "here is kept; free some space or make the folder writable, and start the same "
-                "run again"
+                f"here is kept; {fix}, and start the same run again"
             ) from None
+
+
+def has_journal(folder: Path) -> bool:
+    """Returns whether a run has begun a journal in a folder."""
+    return next(read_json_lines(folder / "journal.jsonl"), None) is not None
+
+
+def read_number(value: Any) -> int:
+    """Returns a request's number of a journal's line. Raises TypeError if it is none."""
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is no number of a request")
+    return value

@@ -12,7 +12,7 @@ from __future__ import annotations
 from alpaca_lib.errors import BudgetSpent, DataError, SettingsError
 from alpaca_lib.generation.budget import FREE, Price
 from alpaca_lib.generation.journal import Journal
-from alpaca_lib.generation.messages import RawReply
+from alpaca_lib.generation.messages import RawReply, Request, least_tokens
 
 
 class Ledger:
@@ -23,6 +23,7 @@ class Ledger:
     spent: dollars of replies.
     reserved: dollars that concurrent requests can cost at most.
     forfeited: dollars of attempts without a reply that may have been paid for.
+    in_flight_at_stop: requests that were sent and not answered when an earlier process ended.
 
     >>> ledger.reserve(7, *request.most_tokens)     # or BudgetSpent
     >>> ledger.charge(7, ledger.cost(7, reply))     # or release(7), or forfeit(7, "no answer")
@@ -38,6 +39,7 @@ class Ledger:
             )
         self.price, self.max_usd = price, max_usd
         self.spent = self.reserved = self.forfeited = 0.0
+        self.in_flight_at_stop = 0
         self._open: dict[int, float] = {}  # dollars reserved, by request
         self._journal: Journal | None = None
 
@@ -46,6 +48,7 @@ class Ledger:
 
         Requests that were sent and not answered may have been paid for: they are forfeited.
         """
+        self.in_flight_at_stop = len(journal.pending)
         for number, usd in list(journal.pending.items()):
             journal.note_lost(number, "the run ended before its reply", usd)
         self.spent, self.forfeited = journal.spent_usd, journal.lost_usd
@@ -67,8 +70,8 @@ class Ledger:
     def reserve(self, number: int, prompt: float, reply: float) -> None:
         """Reserves the most that a request can cost, before it is sent; once until it is closed.
 
-        With a limit the journal notes it too: if the process ends before the reply, it counts
-        as forfeited. Raises BudgetSpent if it does not fit.
+        The journal notes it too, unless the model is free: if the process ends before the reply,
+        it counts as forfeited. Raises BudgetSpent if it does not fit.
         """
         if number in self._open:
             return
@@ -80,7 +83,7 @@ class Ledger:
                 "continues it"
             )
         self.hold(number, prompt, reply)
-        if self._journal is not None and self.max_usd is not None:
+        if self._journal is not None and self.price is not FREE:
             self._journal.note_sent(number, self._open[number])
 
     def hold(self, number: int, prompt: float, reply: float) -> None:
@@ -89,13 +92,24 @@ class Ledger:
             self._open[number] = self.most(prompt, reply)
             self.reserved += self._open[number]
 
-    def cost(self, number: int, reply: RawReply) -> float:
-        """Returns the dollars of a reply: all that is reserved if it has no token counts."""
-        if reply.prompt_tokens <= 0 or reply.completion_tokens < 0:
-            return self._open.get(number, 0.0)
+    def cost(self, number: int, reply: RawReply, request: Request | None = None) -> float:
+        """Returns the dollars of a reply to a request.
+
+        A count below what its text must take cannot be true: then each byte counts as a token,
+        which is never too few. A reply without counts costs all that is reserved for it.
+        """
         if self.price is None:
             return 0.0
-        return self.price.cost(reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens)
+        prompt, completion = reply.prompt_tokens, reply.completion_tokens
+        most_prompt, most_reply = request.most_tokens if request else (0, 0)
+        if completion < (least := least_tokens(reply.text)):
+            size = len(reply.text.encode("utf-8", "replace"))
+            completion = max(least, min(size, most_reply or size))
+        if reply.prompt_tokens <= 0 or reply.completion_tokens < 0:
+            return self._open.get(number, self.most(most_prompt, completion))
+        if request and prompt < least_tokens(request.prompt):
+            prompt = most_prompt
+        return self.price.cost(prompt, completion, min(max(reply.cached_tokens, 0), prompt))
 
     def charge(self, number: int, usd: float) -> None:
         """Replaces what is reserved for a request by what its reply cost."""

@@ -126,6 +126,8 @@ def print_summary(outcome: Outcome, wanted: int, model: str, is_paid: bool) -> N
         print(f"cost unknown: {model} is not in the prices file")
     elif is_paid:
         lost = f"at most ${outcome.lost_usd:.4f} on attempts without an answer"
+        if outcome.in_flight_at_stop:
+            lost += f" ({outcome.in_flight_at_stop} requests in flight at the stop among them)"
         print(f"${outcome.usd:.4f} spent, and {lost}")
     if len(outcome.kept) < wanted:
         flag = {"budget": "max_usd"}.get(outcome.ended, outcome.ended)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError
+from alpaca_lib.records import read_text
 
 
 def load_replies(path: Path) -> list[dict[str, Any]]:
@@ -24,8 +25,8 @@ def load_replies(path: Path) -> list[dict[str, Any]]:
     Raises DataError, naming the line, if there are none or one is not a chat completion.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except DataError as error:
         raise DataError(f"{path}: no readable file of recorded replies ({error})") from None
     replies = []
     for number, line in enumerate(lines, start=1):
@@ -36,7 +37,7 @@ def load_replies(path: Path) -> list[dict[str, Any]]:
             choice = reply["choices"][0]
             if not isinstance(choice["message"]["content"], str) or "usage" not in reply:
                 raise KeyError("content or usage")
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path}, line {number}: is not a chat completion ({error!r})"
             ) from None
@@ -61,7 +62,7 @@ def serve(replies: Sequence[dict[str, Any]]) -> Iterator[str]:
             size = int(self.headers.get("Content-Length") or 0)
             try:
                 status, body = answer(json.loads(self.rfile.read(size)), replies)
-            except (ValueError, TypeError, AttributeError) as error:
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 status, body = 400, _error(f"not a request ({error})", "invalid_request")
             if self.path != "/v1/chat/completions":
                 status, body = 404, _error(f"nothing at {self.path}", "not_found")

@@ -19,11 +19,12 @@ from typing import Any
 from alpaca_lib.files import dump_json, sha256_text
 from alpaca_lib.generation.budget import FREE, load_prices
 from alpaca_lib.generation.documents import Passage
-from alpaca_lib.generation.filtering import Outcome, Progress, filter_reply, write_outcome
+from alpaca_lib.generation.filtering import Outcome, Progress, filter_reply
 from alpaca_lib.generation.journal import Journal
 from alpaca_lib.generation.ledger import Ledger
 from alpaca_lib.generation.messages import RawReply, Request
 from alpaca_lib.generation.prompting import Prompt, Prompter
+from alpaca_lib.generation.regen_file import RegenFile, check_folder
 from alpaca_lib.generation.settings import Limits, Settings
 from alpaca_lib.generation.teacher import Teacher
 from alpaca_lib.records import Example
@@ -59,8 +60,16 @@ class RunState:
         price = load_prices(limits.prices_path, limits.way).get(teacher.model)
         self.ledger = Ledger(price if teacher.kind == "openai" else FREE, limits.max_usd)
         self.outcome = Outcome.start(seeds, settings.threshold, settings.rouge_mode)
+        check_folder(folder)
         self.journal = Journal(folder, self._configuration(seeds, header))
+        self.regen_file = RegenFile(folder, self.journal, teacher.say)
         self.ledger.resume(self.journal)
+        if unanswered := self.ledger.in_flight_at_stop:
+            teacher.say(
+                f"requests in flight at the stop, possibly paid: {unanswered}; they are sent "
+                f"again (${self.ledger.forfeited:.4f} at most for all attempts without an answer)"
+            )
+        self.outcome.in_flight_at_stop = self.ledger.in_flight_at_stop
         self.outcome.resumed_requests = len(self.journal)
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.writer = ThreadPoolExecutor(1)
@@ -103,11 +112,11 @@ class RunState:
         """Dollars of the replies so far; None if the model's price is unknown."""
         return None if self.ledger.price is None else self.ledger.spent
 
-    def write_outcome(self) -> None:
+    def write_outcome(self, is_final: bool = False) -> None:
         """Writes regen.json with the tasks kept so far."""
         self.outcome.usd, self.outcome.lost_usd = self.spent_usd, self.ledger.forfeited
         with self.journal.explained():
-            write_outcome(self.outcome, self.folder)
+            self.regen_file.write(self.outcome, is_final)
         self._written = time.monotonic()
 
     def prompt(self, request: int) -> Prompt:
@@ -126,17 +135,21 @@ class RunState:
             sampling=self.settings.sampling(self.limits.way),
         )
 
-    def filter_arrived(self, arrived: dict[int, RawReply]) -> bool:
-        """Filters the replies whose turn it is; returns whether the run is at its end."""
-        outcome = self.outcome
-        while not self.has_enough and outcome.requests < self.most_requests:
+    def filter_arrived(self) -> bool:
+        """Filters the replies whose turn it is; returns whether the run is at its end.
+
+        Replies that an earlier call filtered are filtered again even if fewer tasks are wanted
+        now, so that regen.json does not lose tasks.
+        """
+        outcome, journal = self.outcome, self.journal
+        while True:
             number = outcome.requests
-            reply = arrived.pop(number, None)
-            if reply is None and number in self.journal:
-                reply = self.journal.reply(number)
-            if reply is None:
+            is_wanted = not self.has_enough and number < self.most_requests
+            if not (is_wanted or (number in journal.filtered and number in journal)):
+                break
+            if number not in journal:
                 return False
-            self._filter(number, reply)
+            self._filter(number, journal.reply(number))
         outcome.ended = "enough" if self.has_enough else "max_requests"
         return True
 

@@ -40,6 +40,7 @@ def generate(
 
     Writes folder/journal.jsonl as replies arrive, and folder/regen.json every now and then and
     at the end; called again on the same folder it resumes. ``progress`` is called per reply.
+    Requests in flight when the process is killed, at most ``concurrency`` many, are sent again.
     Raises DataError for too few seeds, SettingsError for settings that conflict, TeacherError
     when the teacher fails for good, JournalError when the folder cannot be used; every reply
     that was paid for is kept.
@@ -69,11 +70,11 @@ async def send_requests(run: RunState, stop: threading.Event) -> Outcome:
             rate_limit = RateLimit(
                 limits.concurrency, limits.requests_per_minute, limits.tokens_per_minute
             )
-            async with run.teacher.connect(rate_limit, run.ledger) as connection:
+            async with run.teacher.connect(rate_limit, run.ledger, limits) as connection:
                 await LiveRequests(run, connection, stop).send_all()
     except BaseException:
         with contextlib.suppress(JournalError):  # the first error is the one to report
             run.write_outcome()
         raise
-    run.write_outcome()
+    run.write_outcome(is_final=True)
     return run.outcome

@@ -82,6 +82,14 @@ class Limits(Options):
     max_usd: float | None = option(None, "spend at most that many dollars", least=0)
     requests_per_minute: float | None = option(None, "default: as the server says", least=1)
     tokens_per_minute: float | None = option(None, "default: as the server says", least=1)
+    connect_timeout: float = option(20.0, "seconds to wait for a connection", above=0)
+    idle_timeout: float | None = option(
+        None,
+        "seconds without a byte after which an attempt is repeated, with twice the time; default: "
+        "90, and 600 for flex",
+        above=0,
+    )
+    max_reply_bytes: int = option(10_000_000, "largest response, decompressed", least=1000)
     way: Literal["online", "flex", "batch"] = option(
         "online", "online; flex: slower; batch: within a day; both half the price"
     )

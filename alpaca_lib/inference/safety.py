@@ -20,6 +20,7 @@ from alpaca_lib.inference.decoding import TextStream
 from alpaca_lib.optional import require
 from alpaca_lib.records import Example
 from alpaca_lib.safety_rules import RULES, SafetyRule, find_broken_rule, load_rules
+from alpaca_lib.server_address import Redactor, server_address
 
 POLICY_RULES = RULES.with_name("policy_rules.yaml")
 REFUSAL = "I cannot help with that."
@@ -195,12 +196,22 @@ def open_moderation(model: str = "omni-moderation-latest") -> Iterator[Callable[
 def open_client(what: str, max_retries: int) -> Iterator[tuple[Any, Any]]:
     """Yields (a client of OPENAI_BASE_URL, the base class of its errors).
 
-    Raises ModelError, beginning with ``what``, if OPENAI_API_KEY is not set.
+    Raises ModelError, beginning with ``what``, if OPENAI_API_KEY is not set, and SettingsError
+    for an address that is none. No secret of the two is in a ModelError of the block.
     """
-    openai = require("openai")
+    openai, where = require("openai"), server_address()
     try:
-        client = openai.OpenAI(max_retries=max_retries)
+        client = openai.OpenAI(
+            base_url=where.url,
+            default_headers=where.headers,
+            default_query=where.query,
+            max_retries=max_retries,
+        )
     except openai.OpenAIError as error:
         raise ModelError(f"{what} needs OPENAI_API_KEY in the environment ({error})") from None
+    redact = Redactor((client.api_key, *where.secrets))
     with client:
-        yield client, openai.OpenAIError
+        try:
+            yield client, openai.OpenAIError
+        except ModelError as error:
+            raise ModelError(redact(str(error))) from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +20,8 @@ KEY = "secret-123"
 class FakeOpenAI:
     """Answers /v1/chat/completions with what ``respond`` says; remembers every request.
 
-    ``respond(body)`` returns a text (a good reply), or (status, headers, content).
+    ``respond(body)`` returns a text (a good reply), (status, headers, content), or None: the
+    connection is reset.
     """
 
     def __init__(self) -> None:
@@ -40,6 +43,12 @@ class FakeOpenAI:
                 answer = fake.respond(body)
                 if isinstance(answer, str):
                     answer = (200, {}, chat(answer))
+                if answer is None:
+                    linger = struct.pack("ii", 1, 0)  # RST, not FIN
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self.close_connection = True
+                    self.connection.close()
+                    return
                 status, headers, content = answer
                 data = content if isinstance(content, bytes) else json.dumps(content).encode()
                 try:

@@ -751,6 +751,59 @@ def test_half_a_download(server, seeds, tmp_path, expected, nth):
     assert left_in(tmp_path) == []
 
 
+NO_ANSWERS = {
+    "error 429": {"error": {"message": "the server's words", "code": 429}},
+    "error of text": {"error": "overloaded"},
+    "no field": {},
+    "other types": {"id": 5, "status": ["completed"], "data": "none"},
+    "null": b"null",
+    "a list": b"[]",
+    "a web page": b"<!doctype html><html>Welcome</html>",
+    "deep": b"[" * 100_000,
+    "events": b'data: {"id": "x"}\n\ndata: [DONE]\n\n',
+}
+
+
+@pytest.mark.parametrize("content", NO_ANSWERS.values(), ids=NO_ANSWERS)
+@pytest.mark.parametrize("kind", ["upload", "create", "list", "look", "download"])
+def test_answers_that_are_none(server, seeds, tmp_path, expected, kind, content):
+    """Status 200 and no answer in it, twice: tried again; no batch is made or paid for twice."""
+    if kind == "list":  # it is looked for if the answer to its creation was lost
+        server.faults["create"] = ["lost"]
+    server.faults[kind] = [(200, content)] * 2
+    run(tmp_path, seeds)
+    assert server.faults[kind] == []
+    assert server.twice() == [] and result(tmp_path) == expected
+
+
+def test_lasting_words_are_shown(server, seeds, tmp_path):
+    """An error object within status 200 that stays: the server's message is in the error."""
+    server.always["look"] = (200, {"error": {"message": f"no {KEY}, see the docs", "code": 429}})
+    with pytest.raises(TeacherError, match=r"no \(the key\), see the docs"):
+        run(tmp_path, seeds, tries=2)
+    server.always["look"] = (200, {"error": {"message": "account closed", "code": 401}})
+    count = len(server.calls)
+    with pytest.raises(TeacherError, match="account closed"):
+        run(tmp_path, seeds)
+    assert len(server.calls) == count + 1
+
+
+def test_answers_to_other_requests_are_not_taken(server, seeds, tmp_path, expected):
+    """Lines for requests that are not in the batch, and the same line twice: once each."""
+
+    def edit(found):
+        other = json.loads(found[0])
+        others = [json.dumps({**other, "custom_id": f"request-{n}"}) for n in (77, -1)]
+        return [*others, *found, *found, *others]
+
+    server.edit = edit
+    run(tmp_path, seeds)
+    assert server.twice() == [] and result(tmp_path) == expected
+    lines = (tmp_path / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    numbers = [json.loads(line).get("request") for line in lines]
+    assert 77 not in numbers and -1 not in numbers
+
+
 @pytest.mark.parametrize("how", ["429", "reset"])
 @pytest.mark.parametrize("kind", ["upload", "create", "look", "download"])
 def test_lasting_faults(server, seeds, tmp_path, expected, kind, how):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import random
 from dataclasses import replace
 from fractions import Fraction
@@ -49,7 +48,8 @@ def write(tmp_path):
 
 def reply(prompt_tokens, completion_tokens, cached_tokens=0) -> RawReply:
     """A reply with these counts."""
-    return RawReply("x", "stop", prompt_tokens, completion_tokens, cached_tokens)
+    text = "x" if completion_tokens > 0 else ""
+    return RawReply(text, "stop", prompt_tokens, completion_tokens, cached_tokens)
 
 
 def settle(ledger, number, reply) -> None:
@@ -408,19 +408,24 @@ def test_every_change_is_in_the_journal(tmp_path):
     again.close()
 
 
-def test_without_a_limit_nothing_is_noted_as_sent(tmp_path):
-    """Only a limit needs to know what was sent; lost attempts are noted all the same."""
+@pytest.mark.parametrize("price", [Price("m", 1.0, 1.0, 1.0, ""), None, FREE])
+def test_without_a_limit_what_is_sent_is_noted_too(tmp_path, price):
+    """A kill with requests on their way is counted, unless the model is free."""
     journal = Journal(tmp_path, {})
-    ledger = Ledger(Price("m", 1.0, 1.0, 1.0, ""))
+    ledger = Ledger(price)
     ledger.resume(journal)
-    ledger.reserve(0, 10**6, 0)
-    assert journal.pending == {}
+    for number in range(3):
+        ledger.reserve(number, 10**6, 0)
     ledger.forfeit(0, "no answer")
+    usd = 0.0 if price is None else 1.0
+    assert journal.pending == ({} if price is FREE else {1: usd, 2: usd})
     journal.close()
-    assert [*map(sorted, map(json.loads, journal.path.read_text().splitlines()))] == [
-        ["configuration"],
-        ["lost", "request", "usd"],
-    ]
+    again = Journal(tmp_path, {})
+    ledger = Ledger(price)
+    ledger.resume(again)
+    again.close()
+    assert ledger.in_flight_at_stop == (0 if price is FREE else 2)
+    assert ledger.forfeited == (0 if price is FREE else 3 * usd)
 
 
 def test_a_request_is_reserved_once():

@@ -575,11 +575,10 @@ NO_REPLIES = {
     "a choice of null": b'{"choices": [null]}',
     "no message": b'{"choices": [{"index": 0}]}',
     "no content": b'{"choices": [{"message": {"role": "assistant"}}]}',
-    "content of parts": b'{"choices": [{"message": {"content": [{"text": "x"}]}}]}',
-    "an error with 200": b'{"error": {"message": "overloaded for secret-123"}}',
-    "usage of text": b'{"choices": [{"text": "x"}], "usage": "little"}',
+    "content of numbers": b'{"choices": [{"message": {"content": [1, 2]}}]}',
+    "a part without text": b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}',
     "deep": b"[" * 200_000,
-    "endless usage": b'{"choices": [{"text": "x"}], "usage": {"prompt_tokens": 1e999}}',
+    "a stream of events": b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]\n',
 }
 
 

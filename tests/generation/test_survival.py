@@ -98,8 +98,11 @@ def test_a_fifth_of_all_requests_fails(fake, seeds, tmp_path, make_chat, seed):
     assert sum(faulty.kinds.values()) >= 5
 
 
-def kill_at_random(folder, seeds, seconds, settings=SETTINGS, **limits):
-    """Whether a run in a process of its own was killed before it ended."""
+def kill_at_random(folder, seeds, seconds, settings=SETTINGS, started=lambda: True, **limits):
+    """Whether a run in a process of its own was killed before it ended.
+
+    seconds: how long it runs, from when ``started`` says that it has begun.
+    """
     child = os.fork()
     if child == 0:
         code = 1
@@ -108,8 +111,10 @@ def kill_at_random(folder, seeds, seconds, settings=SETTINGS, **limits):
             code = 0
         finally:
             os._exit(code)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
+        if deadline is None and started():
+            deadline = time.monotonic() + seconds
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             assert status == 0
@@ -130,7 +135,18 @@ def test_kills_at_random_moments(fake, seeds, tmp_path, whole):
         folder = tmp_path / f"run {runs}"
         fake.requests.clear()
         mine = 0
-        while kill_at_random(folder, seeds, draw.uniform(0.02, 0.35)):
+
+        def killed(folder=folder):
+            """Kills it at any moment, or some time after a request: however slowly it starts."""
+            count, early = len(fake.requests), draw.random() < 0.5
+            return kill_at_random(
+                folder,
+                seeds,
+                draw.uniform(0.02, 0.35),
+                started=lambda: early or len(fake.requests) > count,
+            )
+
+        while killed():
             mine += 1
             assert mine < 60
         assert (folder / "regen.json").read_bytes() == whole
@@ -245,7 +261,20 @@ def test_the_budget_holds_across_kills(fake, seeds, tmp_path, prices):
     settings = SETTINGS.replace(max_tokens=50, tasks_wanted=600)
     limits = {"max_usd": 0.03, "prices_path": prices, "concurrency": 8}
     draw, kills = random.Random(2), 0
-    while kill_at_random(tmp_path, seeds, draw.uniform(0.05, 0.3), settings, **limits):
+
+    def killed():
+        """Kills a run some time after its first request, however slowly it starts."""
+        count = len(fake.requests)
+        return kill_at_random(
+            tmp_path,
+            seeds,
+            draw.uniform(0.05, 0.3),
+            settings,
+            started=lambda: len(fake.requests) > count,
+            **limits,
+        )
+
+    while killed():
         kills += 1
         assert kills < 100 and len(fake.requests) * price <= 0.03
     assert kills >= 2 and 0.005 < len(fake.requests) * price <= 0.03
