@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.command_line import Command
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, UsageError
 from alpaca_lib.files import write_text
-from alpaca_lib.records import Example, load_examples, read_text
+from alpaca_lib.records import Example, load_examples, read_text, save_rows
 
 _EXIT_CODES = "\nExit code 0: all are met, 1: some are not, 2: a file cannot be used."
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -118,6 +118,66 @@ def _write_card(options: argparse.Namespace) -> None:
     print(write_text(options.out or options.file.with_suffix(".card.md"), card))
 
 
+def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help=".json, .jsonl, .csv, .tsv or .parquet")
+    parser.add_argument("--out", type=Path, required=True, help="the .json or .jsonl to write")
+    parser.add_argument(
+        "--map",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="the column of instruction, input or output (default: by the columns' names)",
+    )
+    parser.add_argument("--drop", default="", metavar="COLUMNS", help="columns to leave out: a,b")
+    parser.add_argument(
+        "--drop-unanswered", action="store_true", help="leave out rows whose answer is missing"
+    )
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from alpaca_lib.formats import convert_rows, detect_columns, name_layout, read_table
+
+    if options.out.resolve() == options.file.resolve():
+        raise UsageError(f"--out {options.out}: is the file that is read; choose another name")
+    if options.out.suffix not in (".json", ".jsonl"):
+        raise UsageError(f"--out {options.out}: name it .json or .jsonl")
+    given: dict[str, str] = {}
+    for text in options.map:
+        field, equals, column = text.partition("=")
+        if not equals or field in given:
+            raise UsageError(f"--map {text}: use each field once, as in --map output=response")
+        given[field] = column
+    table = read_table(options.file)
+    columns = detect_columns(table, given)
+    drop = list(dict.fromkeys(filter(None, options.drop.split(","))))
+    made = convert_rows(table, columns, drop, options.drop_unanswered)
+    save_rows(made.rows, options.out)
+    left_out = " (left out)" if options.drop_unanswered else ""
+    print(
+        f"{options.file}: {len(table.rows)} rows, read as {name_layout(table, columns)}; "
+        f"{len(made.unanswered) or 'none'} without an answer{left_out}"
+    )
+    rest = [c for c in made.rows[0] if c not in ("instruction", "input", "output")]
+    lines = {
+        "no answer": _list_rows([table.name(row) for row in made.unanswered]),
+        "kept, but not used in training": ", ".join(f"`{column}`" for column in rest),
+        "dropped": ", ".join(f"`{column}` ({n} rows)" for column, n in made.dropped.items()),
+        "half characters replaced": f"{made.replaced} rows" if made.replaced else "",
+    }
+    for label, text in lines.items():
+        if text:
+            print(f"  {label}: {text}")
+    if made.unanswered and not options.drop_unanswered:
+        print("  training needs answers: write them, or add --drop-unanswered")
+    print(f"{options.out}: {len(made.rows)} rows")
+
+
+def _list_rows(names: Sequence[str], show: int = 5) -> str:
+    rest = f" and {len(names) - show} more" if len(names) > show else ""
+    return ", ".join(names[:show]) + rest
+
+
 def _other_files(options: argparse.Namespace) -> list[Path]:
     return [path for path in options.apart if path.resolve() != options.file.resolve()]
 
@@ -213,4 +273,17 @@ INSPECT = Command(
     ),
     "Prints statistics, and one line per requirement with the failing rows." + _EXIT_CODES,
     error_code=2,
+)
+CONVERT = Command(
+    "convert",
+    "other people's files and columns -> rows in Alpaca's format",
+    _add_convert_arguments,
+    _convert,
+    (
+        "alpaca convert dolly.jsonl --out my.json",
+        "alpaca convert faq.csv --out my.json --map instruction=Question output=Reply --drop id",
+    ),
+    "Reads .json (also with the rows under one key), .jsonl, .csv, .tsv and .parquet, finds the\n"
+    "columns by their names or takes those of --map, and writes instruction, input and output;\n"
+    "other columns are kept behind them. What is unclear is refused, with the option to give.",
 )

@@ -583,4 +583,3 @@ def test_half_an_emoji_in_json(fake, seeds, tmp_path):
     settings = RUN.replace(reply_format="json")
     fake.respond = lambda body: reply_to(body, " \ud83d")
     assert run(tmp_path, seeds, settings, concurrency=1).ended == "enough"
-    assert "\ud83d" in load_examples(tmp_path / "regen.json")[0].instruction
