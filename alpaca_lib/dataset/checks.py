@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
-from alpaca_lib.dataset.detectors import ends_properly
+from alpaca_lib.dataset.endings import ends_properly
 from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import prove
 from alpaca_lib.dataset.rouge import THRESHOLD
