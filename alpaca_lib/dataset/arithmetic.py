@@ -38,7 +38,7 @@ def find_sum(text: str) -> Fraction | None:
     None if there is none, or several, or an equation with an unknown.
     """
     text = text.replace(",", "")
-    if _UNKNOWN.search(text) or "..." in text:
+    if not _OPERATOR.search(text) or _UNKNOWN.search(text) or "..." in text:
         return None
     sums = [found[0].strip() for found in _SUM.finditer(text) if _OPERATOR.search(found[0])]
     if len(sums) != 1:

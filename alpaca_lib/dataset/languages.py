@@ -52,19 +52,8 @@ def language_of(example: Example) -> str | None:
     A text of a few words, a table of numbers and code are unclear.
     """
     text = " ".join((example.instruction, example.input[:400], example.output))[:LOOKED_AT]
-    letters = {name: len(script.findall(text)) for name, script in _SCRIPTS.items()}
-    total = sum(character.isalpha() for character in text)
-    if total < 6:
-        return None
-    if letters["ja"] > 0.1 * total:
-        return "ja"
-    if letters["zh"] > 0.3 * total:
-        return "zh"
-    for name in ("ko", "th"):
-        if letters[name] > 0.3 * total:
-            return name
-    if letters["latin"] < 0.5 * total:
-        return "other"
+    if not text.isascii() and (found := _script_of(text)) != "latin":
+        return found
     tokens = tokenize(text, "unicode")
     if len(tokens) < 12:
         return None
@@ -76,6 +65,22 @@ def language_of(example: Example) -> str | None:
         accents = sum(not token.isascii() for token in tokens)
         return "other" if accents > 0.08 * len(tokens) else None
     return "other"
+
+
+def _script_of(text: str) -> str | None:
+    """Returns "latin", a language with its own script, or "other"; None without letters."""
+    letters = {name: len(script.findall(text)) for name, script in _SCRIPTS.items()}
+    total = sum(character.isalpha() for character in text)
+    if total < 6:
+        return None
+    if letters["ja"] > 0.1 * total:
+        return "ja"
+    if letters["zh"] > 0.3 * total:
+        return "zh"
+    for name in ("ko", "th"):
+        if letters[name] > 0.3 * total:
+            return name
+    return "latin" if letters["latin"] >= 0.5 * total else "other"
 
 
 def unjudged(languages: Iterable[str | None], known: Collection[str]) -> Counter[str]:
