@@ -22,7 +22,7 @@ _MARK = (
 _NO_INPUT = re.compile(rf"{_MARK}(?: {_MARK})?", re.IGNORECASE)
 # Words that are an input by themselves ("Name the opposite." "empty"), unless in brackets.
 _BRACKETED = re.compile(r"[<\[({](?:empty|null|nil|blank|空|空白)?[>\])}]", re.IGNORECASE)
-_QUOTES = str.maketrans("《》「」『』【】〈〉〔〕“”‘’`*\"'", "<><><><><><>        ")
+_QUOTES = str.maketrans("《》「」『』【】〈〉〔〕“”‘’`*\"'", "<>" * 6 + " " * 8)
 _BREAKS = re.compile(r"[\s_\-–—<>\[\](){}.,;:!。，；：！]+")
 LONGEST = 80  # characters: a longer text is text
 

@@ -63,7 +63,7 @@ class SafetyRule:
             ) from None
 
     def probe(self) -> None:
-        """Tries the patterns on repeated characters. Raises DataError for one without end."""
+        """Runs the patterns on repeated characters. Raises DataError for one without end."""
         for pattern in filter(None, (self.pattern, self.unless)):
             for character in sorted({*pattern.pattern, "a", "0", " "}):
                 last = next(c for c in pattern.pattern[::-1] + "b" if c.isalnum())

@@ -67,14 +67,16 @@ def find_break(text: str, task: str) -> tuple[int, int] | None:
         place = found.start()
     if place is None:
         return None
-    last = tail[place:] if CJK.match(tail, place) else tail.split()[-1]
-    if words(tail) < 2 or (task[-TAIL:].split() or [""])[-1].endswith(last):
-        return None
-    return start + place, end
+    asked = task[-TAIL:].rstrip()
+    if CJK.search(tail[-8:]) or tail[place] in "，、":
+        repeats = asked.endswith(tail[place:])
+    else:
+        repeats = bool(asked) and asked.split()[-1] == tail.split()[-1]
+    return None if repeats or words(tail) < 2 else (start + place, end)
 
 
 def _find_open_end(tail: str) -> int | None:
-    """Returns where the sign begins that a text goes on, or None."""
+    """Returns where the word or mark begins that leaves a text open, or None."""
     last = tail[-1:]
     if last and last in "=$(，、":
         return len(tail) - 1
