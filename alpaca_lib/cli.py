@@ -1,10 +1,9 @@
 """alpaca: from seed tasks to a model that answers, on the command line.
+`alpaca COMMAND --help` lists its options, and ends with two worked examples.
 
-    data      generate -> inspect
+    data      generate, or convert a file -> inspect
     model     plan -> train, or launch several processes, or cluster -> merge
     answers   chat, compare, judge -> export, serve, publish
-
-`alpaca COMMAND --help` lists its options, and ends with two worked examples.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from alpaca_lib import command_line
-from alpaca_lib.dataset.commands import INSPECT
+from alpaca_lib.dataset.commands import CONVERT, INSPECT
 from alpaca_lib.evaluation.commands import COMPARE, JUDGE
 from alpaca_lib.export.commands import EXPORT, PUBLISH, SERVE
 from alpaca_lib.generation.commands import GENERATE
@@ -24,6 +23,7 @@ from alpaca_lib.training.commands import MERGE
 COMMANDS = (
     GENERATE,
     INSPECT,
+    CONVERT,
     PLAN,
     TRAIN,
     LAUNCH,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,26 @@ def dump_json(value: object, indent: int | None = None) -> str:
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Parses JSON as json.loads does; also nesting that is too deep is a ValueError."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns the bytes of a regular file; raises OSError if it is missing or unreadable.
+
+    A pipe, a device or a socket, which could block or never end, is a FileError at once.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise FileError(f"{path}: is a {kind}, not a file; save what it gives to a file first")
+    return Path(path).read_bytes()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

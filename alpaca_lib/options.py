@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from alpaca_lib.errors import SettingsError
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.files import dump_json, parse_json, read_bytes, write_text
 
 _KINDS = {
     str: "text",
@@ -88,7 +87,7 @@ class Options(BaseModel):
     def load(cls, path: Path) -> Self:
         """Reads the options from a JSON file. Raises SettingsError, naming file and option."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = parse_json(read_bytes(path).decode("utf-8"))
         except (OSError, ValueError) as error:
             raise SettingsError(f"{path}: no readable settings ({error})") from None
         if not isinstance(values, dict):

@@ -2,7 +2,8 @@
 
 Two layouts are read: Alpaca's rows (``instruction``, ``input``, ``output``), and Self-Instruct's
 seed tasks, whose ``instances`` list holds input and output. Only the first instance is used, as
-in Stanford's script.
+in Stanford's script. Other layouts and other file types are refused, with the ``alpaca convert``
+command that turns them into rows (see formats).
 
 >>> examples = load_examples("data/alpaca_520.json")
 >>> save_examples(examples[:10], "runs/ten.jsonl")
@@ -10,19 +11,43 @@ in Stanford's script.
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.json_rows import convert_command, describe, read_rows, read_text, show, walk
 
 FIELDS = ("instruction", "input", "output")
+# Names that other people's files give to the three fields; the first is Alpaca's.
+COLUMN_NAMES = {
+    "instruction": ("instruction", "question", "query", "prompt", "指令", "问题", "提问"),
+    "input": ("input", "context", "输入", "上下文"),
+    "output": ("output", "response", "answer", "completion", "reply", "输出", "回答", "答案"),
+}
+# Columns that change what a row means and have no place in a prompt of Alpaca's.
+UNUSED_COLUMNS = ("system", "system_prompt", "history", "tools", "images", "videos", "audios")
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
+_FLAGS = {"instruction": "--map instruction=COLUMN", "output": "--drop-unanswered"}
+Answers = Literal["required", "optional"]
+
+
+class RowError(ValueError):
+    """Reports what is wrong with a row; ``flags`` are those of `alpaca convert` that mend it.
+
+    None: the command does not help.
+    """
+
+    def __init__(self, text: str, flags: str | None = None) -> None:
+        super().__init__(text)
+        self.flags = flags
 
 
 @dataclass(frozen=True)
@@ -44,73 +69,127 @@ class Example:
         return {**row, **{k: v for k, v in self.extra.items() if k not in row}}
 
 
+def split_words(text: str) -> list[str]:
+    """Returns the words: runs between white space, and each CJK character by itself."""
+    if not CJK.search(text):
+        return text.split()
+    pieces = CJK.sub(lambda found: f" {found[0]} ", text).split()
+    return [piece for piece in pieces if any(c.isalnum() for c in piece)]
+
+
 def words(text: str) -> int:
-    """Returns the number of words: runs between white space; each CJK character counts as one."""
-    characters = len(CJK.findall(text))
-    if not characters:
-        return len(text.split())
-    rest = CJK.sub(" ", text).split()
-    return characters + sum(any(c.isalnum() for c in piece) for piece in rest)
+    """Returns the number of words, see ``split_words``."""
+    return len(split_words(text))
 
 
-def example_from_row(row: object) -> Example:
+def example_from_row(row: object, answers: Answers = "required") -> Example:
     """Returns the Example of one decoded JSON row.
 
-    Raises ValueError with what is wrong with the row; the caller adds the file and the line.
+    answers: "optional" for rows whose instruction alone is used; their missing output becomes "".
+    Raises RowError with what is wrong with the row; the caller adds the file and the line.
     """
     if not isinstance(row, dict):
-        raise ValueError(f"is {_kind(row)}, not an object")
+        raise RowError(f"is {describe(row)}, not an object")
     extra = {str(k): v for k, v in row.items() if k not in FIELDS}
+    columns = list(row)
     if "instances" in row and "output" not in row:
         instances = row["instances"]
         if not isinstance(instances, list) or not instances:
-            raise ValueError("has `instances` that is not a list with an instance in it")
+            raise RowError("has `instances` that is not a list with an instance in it")
         if not isinstance(instances[0], dict):
-            raise ValueError(f"has a first instance that is {_kind(instances[0])}, not an object")
+            raise RowError(f"has a first instance that is {describe(instances[0])}, no object")
         del extra["instances"]
+        columns += [f"instances: {name}" for name in instances[0]]
         row = {"instruction": row.get("instruction"), **instances[0]}
         if row["instruction"] is None:
             del row["instruction"]
-    if "instruction" not in row:
-        known = ", ".join(f"`{name}`" for name in row) or "nothing"
-        raise ValueError(f"has no `instruction` (it has {known})")
+    for name in FIELDS:
+        if name in row:
+            continue
+        other = next((o for o in similar_columns(name, tuple(row)) if not is_blank(row[o])), None)
+        has = ", ".join(f"`{show(str(column))}`" for column in columns) or "nothing"
+        if other is not None:
+            is_known = _plain(other) in COLUMN_NAMES[name]
+            flags = "" if is_known else f"--map {shlex.quote(f'{name}={other}')}"
+            raise RowError(f"has no `{name}` (it has {has}; `{other}` looks like it)", flags)
+        if name == "instruction" or (name == "output" and answers == "required"):
+            raise RowError(f"has no `{name}` (it has {has})", _FLAGS[name])
     values = {name: row.get(name, "") for name in FIELDS}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise ValueError(f'has `{name}` that is {_kind(value)}, not text (write "" for none)')
+            raise RowError(f'has `{name}` that is {describe(value)}, not text (write "" for none)')
     if not values["instruction"].strip():
-        raise ValueError("has an empty `instruction`")
+        raise RowError("has an empty `instruction`")
+    if unused := find_unused({**extra, **row}):
+        named, flags = "`, `".join(unused), f"--drop {shlex.quote(','.join(unused))}"
+        raise RowError(f"has `{named}`, which would be silently unused", flags)
     return Example(**values, extra=extra)
 
 
-def load_examples(path: str | os.PathLike[str]) -> list[Example]:
+@lru_cache(maxsize=256)
+def similar_columns(name: str, columns: tuple[str, ...]) -> list[str]:
+    """Returns the columns that seem to be a field under another name, the likeliest first."""
+    known = [one for other in COLUMN_NAMES[name] for one in columns if _plain(one) == other]
+    taken = {other for names in COLUMN_NAMES.values() for other in names}
+    unknown = [one for one in map(str, columns) if _plain(one) not in taken]
+    return [*known, *difflib.get_close_matches(name, unknown, cutoff=0.75)]
+
+
+def _plain(column: str) -> str:
+    return str(column).strip().lower()
+
+
+def find_unused(row: Mapping[str, Any]) -> list[str]:
+    """Returns the columns that hold something which no prompt of ours would show."""
+    return [name for name in row if name.lower() in UNUSED_COLUMNS and not is_blank(row[name])]
+
+
+def is_blank(value: object) -> bool:
+    """Returns whether a cell holds nothing: null, blanks, or lists and objects of such."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return all(
+        one is None or isinstance(one, list | dict) or (isinstance(one, str) and not one.strip())
+        for one in walk(value)
+    )
+
+
+def load_examples(path: str | os.PathLike[str], answers: Answers = "required") -> list[Example]:
     """Returns the examples of a .json file (one array) or a .jsonl file (one object per line).
 
-    Raises DataError, naming the file, the row or line, and the fix.
+    answers: "optional" if only instruction and input are used, see ``example_from_row``. Raises
+    DataError, naming the file, the row, its line, and the fix.
     """
-    path = Path(path)
-    text = read_text(path)
-    by_line = path.suffix == ".jsonl" or (path.suffix != ".json" and text.lstrip()[0] != "[")
+    rows = read_rows(path)
     examples: list[Example] = []
-    faults: list[tuple[int, str]] = []
-    for number, row in _json_lines(text, path) if by_line else _json_array(text, path):
+    faults: list[tuple[int, RowError]] = []
+    for number, row in enumerate(rows.values, start=1):
         try:
-            examples.append(example_from_row(row))
-        except ValueError as error:
-            faults.append((number, str(error)))
+            if damage := rows.find_damage(number):
+                raise RowError(damage, "" if "surrogate" in damage else None)
+            examples.append(example_from_row(row, answers))
+        except RowError as error:
+            faults.append((number, error))
     if faults:
-        shown = [f"line {number} {fault}" for number, fault in faults[:5]]
-        if not by_line:
-            lines = _row_lines(text)
-            shown = [f"row {n} (line {lines[n - 1]}) {fault}" for n, fault in faults[:5]]
+        shown = "\n  also ".join(f"{rows.name(number)} {fault}" for number, fault in faults[:5])
         rest = f"\n  and {len(faults) - 5} more rows" if len(faults) > 5 else ""
         raise DataError(
-            f"{path}: " + "\n  also ".join(shown) + rest + "\n"
+            f"{path}: {shown}{rest}\n"
             '  a row is {"instruction": text, "input": text or "", "output": text}'
+            + _suggest_command(Path(path), [fault for _, fault in faults], bool(examples))
         )
     if not examples:
         raise DataError(f"{path}: contains no examples; put at least one row into it")
     return examples
+
+
+def _suggest_command(path: Path, faults: Sequence[RowError], some_are_good: bool) -> str:
+    """Returns a line with the command that mends the rows, or "" if none does."""
+    flags = dict.fromkeys(fault.flags for fault in faults)
+    if not some_are_good:
+        flags.pop(_FLAGS["output"], None)  # it would leave no row
+    words = [word for word in flags if word is not None]
+    return f"\n  the fix: {convert_command(path, *words)}" if words else ""
 
 
 def load_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -127,102 +206,14 @@ def save_examples(examples: Iterable[Example], path: str | os.PathLike[str]) -> 
 
     Raises DataError for another suffix, and FileError if the file cannot be written.
     """
+    return save_rows([example.to_dict() for example in examples], path)
+
+
+def save_rows(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
+    """Writes rows as ``save_examples`` does."""
     path = Path(path)
-    rows = [example.to_dict() for example in examples]
     if path.suffix == ".jsonl":
         return write_text(path, "".join(dump_json(row) + "\n" for row in rows))
     if path.suffix == ".json":
         return write_text(path, dump_json(rows, indent=4) + "\n")
     raise DataError(f"{path}: name the file .json or .jsonl, so that its format is known")
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Returns the text of a UTF-8 file without byte order mark, with \\n as line break.
-
-    Raises DataError if the file is missing, unreadable, empty or not UTF-8.
-    """
-    path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path}: no such file{_nearby(path)}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder; name the .json or .jsonl file in it") from None
-    except PermissionError:
-        raise DataError(f"{path}: may not be read; check its permissions") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
-            "save the file as UTF-8"
-        ) from None
-    if not text.strip():
-        raise DataError(f"{path}: is empty; put at least one line into it")
-    return text.replace("\r\n", "\n")
-
-
-def _nearby(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f" (nor a folder {folder})"
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".json", ".jsonl"))
-    return f"; {folder} has {', '.join(files[:8])}" if files else f"; {folder} has no data file"
-
-
-def _json_lines(text: str, path: Path) -> Iterator[tuple[int, object]]:
-    # Not splitlines(): a JSON string may contain an unescaped U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            hint = ""
-            if number == 1 and line.lstrip().startswith("["):
-                hint = "; a file that is one JSON array is named .json"
-            row = _decode(line, path, number, hint)
-            if isinstance(row, list) and hint:
-                raise DataError(f"{path}, line {number}: is a list, not an object{hint}")
-            yield number, row
-
-
-def _json_array(text: str, path: Path) -> Iterator[tuple[int, object]]:
-    rows = _decode(text, path, 1, "")
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path}: is {_kind(rows)}, not an array of rows; put [ ] around the rows, "
-            "or one row per line into a .jsonl file"
-        )
-    yield from enumerate(rows, start=1)
-
-
-def _decode(text: str, path: Path, line: int, hint: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and path.suffix == ".json":
-            hint = "; a file with one object per line is named .jsonl"
-        raise DataError(
-            f"{path}, line {line + error.lineno - 1}: is not JSON "
-            f"({error.msg}, column {error.colno}){hint}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {line}: cannot be read as JSON ({error})") from None
-
-
-def _row_lines(text: str) -> list[int]:
-    """Returns the line on which each element of a valid JSON array begins, counted from 1."""
-    lines: list[int] = []
-    decoder, at = json.JSONDecoder(), text.index("[") + 1
-    line, seen = text.count("\n", 0, at) + 1, at
-    while True:
-        while text[at] in " \t\r\n,":
-            at += 1
-        if text[at] == "]":
-            return lines
-        line, seen = line + text.count("\n", seen, at), at
-        lines.append(line)
-        _, at = decoder.raw_decode(text, at)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
-    return names.get(type(value), f"the number {value}")

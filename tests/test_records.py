@@ -22,8 +22,6 @@ TEXTS = [
     "line\nbreak and \r\n and \r alone",
     "line separator \u2028 paragraph separator \u2029 next line \u0085 form feed \x0c",
     "a zero \x00 and \x1f",
-    "lone surrogate \ud800 in the middle",
-    "\udfff",
     "{braces} [brackets] ### 1. Instruction:",
     "  spaces around  ",
     "\ufeff a byte order mark inside",
@@ -98,9 +96,12 @@ def test_extra_keys_never_replace_a_field():
     }  # fmt: skip
 
 
-def test_missing_input_and_output_are_empty(tmp_path):
-    """Rows without input or output are allowed; both are then empty."""
+def test_missing_input_is_empty_and_a_missing_output_is_named(tmp_path):
+    """A row needs no input; without output it loads only where answers are not needed."""
     path = put(tmp_path / "d.jsonl", '{"instruction": "Only this."}\n\n   \n')
+    assert load_examples(path, answers="optional") == [Example("Only this.", "", "")]
+    assert "row 1 (line 1) has no `output` (it has `instruction`)" in message(path)
+    path = put(tmp_path / "e.jsonl", '{"instruction": "Only this.", "output": ""}')
     assert load_examples(path) == [Example("Only this.", "", "")]
 
 
@@ -204,7 +205,9 @@ def test_json_that_python_cannot_read(tmp_path, value):
 def test_object_instead_of_an_array(tmp_path):
     """An object that holds the rows is not an array of rows."""
     text = message(put(tmp_path / "d.json", json.dumps({"data": [ROW]}, indent=1)))
-    assert "d.json" in text and "an object" in text and "[ ]" in text
+    assert "d.json: is an object (it has `data`), not an array of rows" in text
+    assert "alpaca convert" in text and "d.json --out" in text
+    assert "[ ]" in message(put(tmp_path / "d.json", json.dumps(ROW)))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -265,7 +268,7 @@ def test_several_bad_rows_are_listed_and_the_rest_counted(tmp_path):
     """Five faults are shown, further ones counted; no good row is blamed."""
     lines = [json.dumps(ROW if n % 2 else {"n": n}) for n in range(20)]  # ten are bad
     text = message(put(tmp_path / "d.jsonl", "\n".join(lines)))
-    assert [n for n in range(1, 21) if f"line {n} " in text] == [1, 3, 5, 7, 9]
+    assert [n for n in range(1, 21) if f"row {n} (line {n}) " in text] == [1, 3, 5, 7, 9]
     assert "5 more" in text
 
 

@@ -409,3 +409,65 @@ def test_shipped_file_is_the_one_that_is_loaded(repository):
     assert [row["name"] for row in rows] == [rule.name for rule in load_rules()]
     assert len({row["name"] for row in rows}) == len(rows)
     assert all(set(row) <= {"name", "pattern", "unless", "fields"} for row in rows)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+b",
+        "(a|aa)+$",
+        "(x+x+)+y",
+        r"(\w+\s?)+$",
+        r"^(\d|\d\d)+z",
+        "((ab?)*)*c",
+        "(水|水水)+火",
+    ],
+)
+@pytest.mark.parametrize("where", ["pattern", "unless"])
+def test_a_pattern_without_end_is_refused(tmp_path, pattern, where):
+    """While the file is read, or with the first text on which it takes too long; never a hang."""
+    row = {"name": "mine", "pattern": "danger", where: pattern}
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"rules": [row]}, allow_unicode=True), encoding="utf-8")
+    start = time.process_time()
+    try:
+        rules = load_rules(path)
+        for flood in ("a" * 200 + "c b", "x" * 200 + "z y", "1" * 200 + " z", "水" * 200 + "木火"):
+            find_broken_rule(Example("danger " + flood), rules)
+    except DataError as error:
+        assert "'mine'" in str(error) and "as one: a+" in str(error)
+    assert time.process_time() - start < 20
+
+
+def test_a_pattern_without_end_is_named_with_its_file(tmp_path):
+    """The classic one is found before any work."""
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"rules": [{"name": "mine", "pattern": "(a+)+b"}]}))
+    with pytest.raises(DataError, match=r"rules.yaml: the safety rule 'mine': its pattern"):
+        load_rules(path)
+
+
+def test_shipped_patterns_are_fast():
+    """Each takes a moment on floods of its own characters."""
+    for rule in load_rules() + load_rules(RULES.with_name("policy_rules.yaml")):
+        start = time.process_time()
+        rule.probe()
+        assert time.process_time() - start < 6, rule.name
+
+
+@pytest.mark.parametrize("content", ["rules: " + "[" * 10_000, "{a: " * 10_000])
+def test_deeply_nested_yaml(tmp_path, content):
+    """A named error, not a traceback."""
+    path = tmp_path / "rules.yaml"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"rules.yaml: no safety rules"):
+        load_rules(path)
+
+
+def test_rules_in_a_pipe(tmp_path):
+    """Refused at once: reading it would block."""
+    import os
+
+    os.mkfifo(tmp_path / "rules.yaml")
+    with pytest.raises(DataError, match="is a pipe"):
+        load_rules(tmp_path / "rules.yaml")

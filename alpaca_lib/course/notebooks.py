@@ -86,6 +86,11 @@ def find_model(name: str) -> str:
     return str(path) if path.exists() else name
 
 
+# Where HTML could begin, and where a link that is neither of the web nor of this folder does.
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_OTHER_LINK = re.compile(r"\](?=\((?!https?://|#|[\w./-]+\))|\s*:)")
+
+
 @dataclass
 class Lesson:
     """One run of one notebook, as ``start`` opens it.
@@ -201,7 +206,18 @@ def _own_run() -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Shows Markdown: prose whose numbers come from the run."""
+    """Shows Markdown: prose whose numbers come from the run.
+
+    HTML and script links in it are shown as text: they came from the data.
+    """
+    _show_markdown(_disarm(text))
+
+
+def _disarm(text: str) -> str:
+    return _OTHER_LINK.sub("\\\\]", _TAG.sub("&lt;", text))
+
+
+def _show_markdown(text: str) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown(text))
@@ -219,7 +235,7 @@ def truncate(text: str, most: int) -> str:
 def show_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Shows a table. Cells are escaped, except those of type Markup."""
     lines = [head, ["---"] * len(head), *rows]
-    say("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
+    _show_markdown("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
 
 
 def progress_bar(total: int, label: str) -> Any:
@@ -236,7 +252,9 @@ def is_headless() -> bool:
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    if not isinstance(value, Markup):
+    if isinstance(value, Markup):
+        text = _disarm(text)
+    else:
         text = re.sub(r"([\\`*_\[\]~$#])", r"\\\1", html.escape(text, quote=False))
     return text.replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 

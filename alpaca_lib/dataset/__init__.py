@@ -14,7 +14,8 @@ from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
     from alpaca_lib.dataset.card import data_card
-    from alpaca_lib.dataset.checks import CheckResult, check, format_results
+    from alpaca_lib.dataset.check_results import CheckResult, format_results
+    from alpaca_lib.dataset.checks import check
     from alpaca_lib.dataset.detectors import DETECTORS
     from alpaca_lib.dataset.faults import Fault, count_faults, find_faults
     from alpaca_lib.dataset.html_report import render_report

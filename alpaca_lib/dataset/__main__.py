@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from alpaca_lib import command_line
-from alpaca_lib.dataset.commands import CARD, CHECK, DESCRIBE, REPORT
+from alpaca_lib.dataset.commands import CARD, CHECK, CONVERT, DESCRIBE, REPORT
 
 
 def main(arguments: list[str]) -> int:
     """Runs a command line of ``python -m alpaca_lib.dataset`` and returns its exit code."""
-    commands = [CHECK, DESCRIBE, REPORT, CARD]
+    commands = [CHECK, DESCRIBE, REPORT, CARD, CONVERT]
     return command_line.main("python -m alpaca_lib.dataset", str(__doc__), commands, arguments)
 
 

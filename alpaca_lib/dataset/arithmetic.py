@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+LONGEST_NUMBER = 200  # characters: a longer one is no answer to a sum
 _OPERATORS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "–": "-"})
 _ARITHMETIC: dict[type[ast.operator], Callable] = {
     ast.Add: operator.add,
@@ -22,7 +23,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable] = {
     ast.Pow: operator.pow,
 }
 _SUM = re.compile(
-    r"(?<![\w.$€£:/=^-])[(\d](?:[\d\s.()+*/×÷−^-]|(?<=\s)x(?=\s))*[\d)](?![\w%/:=^-])"
+    r"(?<![\w.$€£:/=^-])[(\d](?:[\d\s.()+*/×÷−^-]|(?<=\s)x(?=\s)){0,100}[\d)](?![\w%/:=^-])"
 )
 # 7/3/21 is a date, 3x3 a size, 1/4 an amount and 10-12 a range: none is a calculation.
 _OPERATOR = re.compile(r"\d\)?\s*[+*×÷−^]\s*\(?\d|\d\)?\s+[-/x]\s+\(?\d|\)\s*/|/\s*\(")
@@ -37,7 +38,7 @@ def find_sum(text: str) -> Fraction | None:
     None if there is none, or several, or an equation with an unknown.
     """
     text = text.replace(",", "")
-    if _UNKNOWN.search(text) or "..." in text:
+    if not _OPERATOR.search(text) or _UNKNOWN.search(text) or "..." in text:
         return None
     sums = [found[0].strip() for found in _SUM.finditer(text) if _OPERATOR.search(found[0])]
     if len(sums) != 1:
@@ -48,7 +49,7 @@ def find_sum(text: str) -> Fraction | None:
 
 def contains_value(answer: str, value: Fraction) -> bool:
     """Returns whether a number in the answer is the value, exactly or rounded as written."""
-    numbers = re.findall(r"-?\d+(?:\.\d+(?:e[+-]?\d+)?|/\d+)?", answer.replace(",", ""))
+    numbers = re.findall(r"-?\d+(?:\.\d+(?:e[+-]?\d{1,3}\b)?|/\d+)?", answer.replace(",", ""))
     return any(_equals(number, value) for number in numbers)
 
 
@@ -58,8 +59,8 @@ def evaluate(expression: str) -> Fraction | None:
     plain = re.sub(r"(?<=[\d)\s])[xX](?=[\d(\s])", "*", plain).replace("^", "**")
     try:
         return _value(ast.parse(plain.strip(" .?="), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError):
-        return None
+    except (ArithmeticError, MemoryError, RecursionError, SyntaxError, ValueError):
+        return None  # also nesting that Python's parser refuses
 
 
 def _value(node: ast.expr) -> Fraction:
@@ -77,6 +78,8 @@ def _value(node: ast.expr) -> Fraction:
 
 def _equals(written: str, value: Fraction) -> bool:
     """Returns whether a number equals the value, rounded to the decimal places written."""
+    if len(written) > LONGEST_NUMBER:
+        return False
     try:
         number = Fraction(written)
     except ZeroDivisionError:

@@ -1,7 +1,9 @@
 """Detectors: one per kind of fault, each a regular expression or rule that finds it in a row.
 
 They were refined on hits in Alpaca's 52,002 rows that were judged by reading them;
-benchmarks/faults.py prints how many of each detector's hits are faults.
+benchmarks/faults.py prints how many of each detector's hits are faults. A detector's time grows
+with a text's length, never with its square (see patterns). ``knows`` names the languages whose
+words a detector knows; in others it finds nothing, which is no proof that nothing is wrong.
 """
 
 from __future__ import annotations
@@ -10,62 +12,17 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from alpaca_lib.dataset import patterns
 from alpaca_lib.dataset.arithmetic import contains_value, find_sum
+from alpaca_lib.dataset.endings import find_break
+from alpaca_lib.no_input import says_no_input
 from alpaca_lib.records import FIELDS, Example
 
 Span = tuple[int, int]  # start and end, in characters
 Hit = tuple[str, Span]  # a field and the place in it
 Find = Callable[[Example], Iterator[Hit]]
 Condition = Callable[[Example], bool]
-
-_LIST_ITEM = re.compile(r"([-*•]|\d+[.)])\s")
-_DANGLING = re.compile(
-    r"(\b(a|an|the|and|or|of|to|as|is|are|was|be|its|their|than)|[=$(]|\w+ \w+ \w+ \w+,)$",
-    re.IGNORECASE,
-)
-_REFERS_TO_MATERIAL = re.compile(
-    r"\b(the|this|these) (following|given|above|below|attached)? ?"
-    r"(text|passage|paragraph|sentences?|article|story|list|table|email|code)"
-    r"( below)?\b(?! (of|about|that|for|on|with|in|to|from|is|called|which|between)\b)",
-    re.IGNORECASE,
-)
-_ADDRESS = r"\b(https?://|www\.)[^\s\"'<>)]+"
-_NO_INPUT = (
-    r"^\s*[<\[(]?\s*(no[ _-]?input( (is )?(needed|required|provided|given))?|none|n/?a|null|nil"
-    r"|empty|not applicable)\s*[>\])]?\s*\.?\s*$"
-)
-_ACTIONS = (
-    r"(set|create|generate|draw|play|send|provide|access|open|upload|display|perform|complete|show"
-    r"|predict|help|assist|write|make|book|answer|fulfil|process|execute|produce|browse|view)"
-)
-_REFUSAL = (
-    r"^((i['’]?m|i am) sorry|sorry|unfortunately|apologies)\b[^.\n]{0,40}\b"
-    r"(can['’]?t|cannot|can not|unable|not able|not possible)\b"
-    rf"|^i (can(no|['’])t|can not|am (unable|not able) to) {_ACTIONS}\b"
-    r"|^i do(n['’]t| not) have (access|the ability|enough)|^as an? (ai|language model)\b"
-    r"|\b(gpt|language) models? (cannot|can['’]t|is unable|are unable)\b"
-    r"|\bcannot be [^.\n]{0,60}\bmodel\b"
-    r"|\bthis (task|instruction|request) (cannot|can not|is (beyond|not possible))"
-    r"|^<?no ?output>?\s*[-:(]|^no output (as|,)"
-)
-_CLAIMED_ACTION = (
-    r"^.{0,60}?\b(i have|i['’]ve) (sent|attached|uploaded|emailed|booked|scheduled|ordered|called|"
-    r"set (an|the|a) (alarm|reminder|timer)|changed the (font|colou?r))|"
-    r"^.{0,40}?\b(the )?(font|font size|alarm|reminder|email|message|lights?|thermostat|volume"
-    r"|appointment) (has|have) been (set|sent|changed|turned|scheduled|adjusted|increased|deleted)"
-)
-_CONTACT = (
-    r"\b(?!(test|user\w*|example|abc|name|email|your\w*|[a-z])@)[\w.+-]+"
-    r"@(?!([\w-]+\.)*(example|test|domain|abc)\.)[\w-]+\.[a-z]{2,}\b"
-    # 555, 123-456-7890 and exchanges that begin with 0 or 1 are not assigned.
-    r"|(?<![\w.-])(\+\d{1,3}[ -]?)?(?!\(?(555|123|000|987)\b)\(?[2-9]\d{2}\)?[ -](?!555|[01])"
-    r"\d{3}[ -]\d{4}\b"
-)
-_PLACEHOLDER = (
-    r"^\s*\[[^\],\d\"']{3,80}\]\.?\s*$|\blorem ipsum\b"
-    r"|\[(insert (?!(your |the )?\w*name)|picture|image|graph|chart|flow ?chart|screenshot|diagram"
-    r"|musical|adjective|noun|verb|adverb)[^\]]{0,60}\]"
-)
+ENGLISH, BOTH = ("en",), ("en", "zh")
 
 
 @dataclass(frozen=True)
@@ -73,7 +30,7 @@ class Detector:
     """A kind of fault, its suggested fix, and the function that yields its hits in a row.
 
     ``severity`` is "error" (nearly always a fault) or "review" (a reader decides, since many hits
-    are correct).
+    are correct). ``knows``: the languages whose words it knows; empty if it needs none.
     """
 
     kind: str
@@ -81,22 +38,7 @@ class Detector:
     fix: str
     meaning: str
     find: Find
-
-
-def ends_properly(text: str) -> bool:
-    """Returns whether an answer has a regular end: punctuation, a bracket, a list item or a label.
-
-    An answer that was cut off ends in a comma, a bare "=" or "$", or a word such as "the".
-    """
-    lines = text.rstrip().splitlines()
-    if not lines:
-        return False
-    last = lines[-1].strip()
-    if last[-1] in ";.!?\"'”’»)]}`…|*。！？；」』）】":
-        return True
-    if _DANGLING.search(text.rstrip()):
-        return False
-    return len(last.split()) <= 8 or bool(_LIST_ITEM.match(last))
+    knows: tuple[str, ...] = ()
 
 
 def _match(
@@ -104,16 +46,32 @@ def _match(
     *fields: str,
     flags: re.RegexFlag = re.IGNORECASE,
     unless: Condition = lambda example: False,
+    needs: tuple[str, ...] = (),
+    at_start: bool = False,
 ) -> Find:
-    """Returns a function that yields the first match of a pattern in each of the fields."""
+    """Returns a function that yields the first match of a pattern in each of the fields.
+
+    needs: words in lower case, without any of which the pattern cannot match. at_start: only a
+    match at the start of the text counts.
+    """
     compiled = re.compile(pattern, flags)
+    find_match = compiled.match if at_start else compiled.search
 
     def find(example: Example) -> Iterator[Hit]:
         for field in fields:
-            if (found := compiled.search(getattr(example, field))) and not unless(example):
+            text = getattr(example, field)
+            if needs and not _has_any(text, needs):
+                continue
+            if (found := find_match(text)) and not unless(example):
                 yield field, found.span()
 
     return find
+
+
+def _has_any(text: str, needs: tuple[str, ...]) -> bool:
+    """Returns whether one of the words, in lower case, occurs in a text."""
+    lower = text.lower()
+    return any(word in lower for word in needs)
 
 
 def _asks(pattern: str) -> Condition:
@@ -122,9 +80,11 @@ def _asks(pattern: str) -> Condition:
     return lambda example: bool(compiled.search(example.instruction))
 
 
-def _rule(kind: str, severity: str, fix: str) -> Callable[[Find], Detector]:
+def _rule(
+    kind: str, severity: str, fix: str, knows: tuple[str, ...] = ()
+) -> Callable[[Find], Detector]:
     """Turns a function into a Detector; its docstring says what a hit means."""
-    return lambda find: Detector(kind, severity, fix, (find.__doc__ or "").rstrip("."), find)
+    return lambda find: Detector(kind, severity, fix, (find.__doc__ or "").rstrip("."), find, knows)
 
 
 def _any_of(*functions: Find) -> Find:
@@ -137,13 +97,23 @@ def _any_of(*functions: Find) -> Find:
     return find
 
 
+_PART_NAMES = ("instruction", "input", "output", "response", "指令", "输入", "输出", "回答")
+_second_task = _match(patterns.SECOND_TASK, "output", flags=re.IGNORECASE | re.MULTILINE)
+_PARTS = {"input": "input", "output": "output", "输入": "input", "输出": "output"}
 _ASKS_FOR_A_TEXT = _asks(r"\b(letter|e-?mail|dialogue|conversation|flow|message|speech|story)\b")
 _ASKS_ABOUT_FORMATS = _asks(
-    r"\b(valid\w*|format\w*|regex|regular expression|hash|redact|mask|pars\w+)\b"
+    r"\b(valid|format|regex|regular expression|hash|redact|mask|pars(e|ing))"
 )
+_any_telephone = _match(patterns.TELEPHONE, *FIELDS, unless=_ASKS_ABOUT_FORMATS)
 _MAY_COPY_INPUT = _asks(
     r"\b(sort|order|rank|arrange|match|transcribe|copy|cite|spell|find|organi[sz]e|sequence|repeat)\b"
 )
+
+
+def _telephone(example: Example) -> Iterator[Hit]:
+    """Yields the telephone numbers of a row that may belong to a person."""
+    if any(patterns.SEVEN_DIGITS.search(getattr(example, field)) for field in FIELDS):
+        yield from _any_telephone(example)
 
 
 @_rule("input stands in instruction", "review", 'write "" as the input')
@@ -162,31 +132,58 @@ def _output_is_input(example: Example) -> Iterator[Hit]:
         yield "output", (0, len(example.output))
 
 
-@_rule("input missing", "review", "write the input, or drop the row")
+@_rule("word for no input", "error", 'write "" as the input', BOTH)
+def _word_for_no_input(example: Example) -> Iterator[Hit]:
+    """the input is a word such as "none" instead of empty."""
+    if example.input.strip() and says_no_input(example.input):
+        yield "input", (0, len(example.input))
+
+
+@_rule("empty output", "error", "ask for the output again", BOTH)
+def _empty_output(example: Example) -> Iterator[Hit]:
+    """there is no output, or only a word such as "N/A"."""
+    text = example.output.strip()
+    if not text or (len(text) < 20 and patterns.NO_OUTPUT.fullmatch(text)):
+        yield "output", (0, len(example.output))
+
+
+@_rule("merged tasks", "error", "split the row, or drop it", BOTH)
+def _merged_tasks(example: Example) -> Iterator[Hit]:
+    """the output contains a second task: the parser missed a separator."""
+    if not _has_any(example.output, _PART_NAMES):
+        return
+    found = next(_second_task(example), None)
+    parts = {
+        (m[1], _PARTS[m[2].lower()]): m for m in patterns.NUMBERED_PART.finditer(example.output)
+    }
+    for number, name in parts:
+        if name == "input" and (number, "output") in parts:
+            found = found or ("output", parts[number, name].span())
+    if found:
+        yield found
+
+
+@_rule("input missing", "review", "write the input, or drop the row", BOTH)
 def _missing_input(example: Example) -> Iterator[Hit]:
     """the instruction refers to a text that is missing."""
-    found = _REFERS_TO_MATERIAL.search(example.instruction)
+    found = patterns.REFERS_TO_MATERIAL.search(example.instruction)
     # A full stop, a colon or a quotation mark may be followed by the text itself.
-    given = re.search(r"[:\[\"'“\n]|[.?!] \S| - ", example.instruction)
+    given = re.search(r"[:\[\"'“\n：「《]|[.?!] \S| - |[。？！].", example.instruction)
     if found and not example.input.strip() and not given:
         yield "instruction", found.span()
 
 
-@_rule("cut off", "review", "ask for the output again, without stop sequences")
+@_rule("cut off", "error", "ask for the output again, without stop sequences", BOTH)
 def _cut_off(example: Example) -> Iterator[Hit]:
     """the output ends in "20", "=", "$", a comma, or a word such as "the"."""
-    text = example.output.rstrip()
-    words = text.split()
-    found = _DANGLING.search(text) or re.search(r"(?<![\d.,$€£:/-])\b20$", text)
-    task = f"{example.instruction} {example.input}".split()
-    if found and len(words) > 1 and words[-1] not in (task[-1], "A"):
-        yield "output", found.span()
+    if span := find_break(example.output, f"{example.instruction} {example.input}"):
+        yield "output", span
 
 
 @_rule("list ends at 19", "review", "ask for the output again, without stop sequences")
 def _list_of_nineteen(example: Example) -> Iterator[Hit]:
     """the last number of a list is 19: a stop sequence "20." did that to Alpaca."""
-    items = list(re.finditer(r"^\s*(\d+)[.)]\s", example.output, re.MULTILINE))
+    items = list(re.finditer(r"^[ \t]*(\d{1,9})[.)]\s", example.output, re.MULTILINE))
     if items and items[-1][1] == "19":
         yield "output", items[-1].span()
 
@@ -200,35 +197,27 @@ def _wrong_arithmetic(example: Example) -> Iterator[Hit]:
 
 
 DETECTORS: tuple[Detector, ...] = (
-    Detector(
-        "word for no input",
-        "error",
-        'write "" as the input',
-        'the input is a word such as "none" instead of empty',
-        _match(_NO_INPUT, "input"),
-    ),
+    _word_for_no_input,
     Detector(
         "no-input mark in output",
         "error",
         "ask for the output again",
         "the output mentions <noinput>, which belongs to the prompt",
-        _match(r"<\s*no[ _-]?input\s*>|\bno input\b", "output"),
-    ),
-    Detector(
-        "merged tasks",
-        "error",
-        "split the row, or drop it",
-        "the output contains a second task: the parser missed a separator",
         _match(
-            r"\b\d{1,2}\.\s*(Instruction|Input):|^##\s*\n\s*\S|^###", "output", flags=re.MULTILINE
+            r"<\s{0,2}no[ _-]?input\s{0,2}>|\bno input\b|[<＜【]无输入[>＞】]",
+            "output",
+            needs=("input", "输入"),
         ),
+        BOTH,
     ),
+    _merged_tasks,
+    _empty_output,
     Detector(
-        "empty output",
+        "control token",
         "error",
-        "ask for the output again",
-        'there is no output, or only a word such as "N/A"',
-        _match(r"^\s*$|^\s*[<\[(]?\s*(no ?output|n/a|none|null|nan)\s*[>\])]?\s*\.?\s*$", "output"),
+        "remove the token",
+        "a chat template's token, such as <|im_end|>, or a reasoning tag stands in the text",
+        _match(patterns.CONTROL_TOKEN, *FIELDS, flags=re.MULTILINE),
     ),
     Detector(
         "address",
@@ -236,8 +225,8 @@ DETECTORS: tuple[Detector, ...] = (
         "put the page's text into the input, or drop the row",
         "a web address: the model cannot open it, and may have invented it",
         _any_of(
-            _match(_ADDRESS, "instruction", "input"),
-            _match(_ADDRESS + r"(?<!example\.com)(?<!example\.org)", "output"),
+            _match(patterns.ADDRESS, "instruction", "input", needs=("http", "www.")),
+            _match(patterns.OWN_ADDRESS, "output", needs=("http", "www.")),
         ),
     ),
     Detector(
@@ -246,7 +235,10 @@ DETECTORS: tuple[Detector, ...] = (
         "drop the row",
         "the task needs a picture, sound or file that is missing",
         _any_of(
-            _match(r"!\[[^\]]*\]\(|<(picture|image|photo)|^\s*(image|photo|picture)\s*:", "input"),
+            _match(
+                r"!\[[^\]\[]{0,300}\]\(|<(picture|image|photo)|\A\s*(image|photo|picture)\s?:",
+                "input",
+            ),
             _match(r"\b(see|is|are) attached\b", "input", unless=lambda e: len(e.input) > 80),
             _match(
                 r"\b(the|this|an?) (given|attached|following|above|below) "
@@ -255,20 +247,26 @@ DETECTORS: tuple[Detector, ...] = (
                 unless=lambda e: len(e.input) > 60 and "http" not in e.input,
             ),
         ),
+        ENGLISH,
     ),
     Detector(
         "claims an action",
         "error",
         "drop the row",
         "the output claims an action that a text model cannot perform",
-        _match(_CLAIMED_ACTION, "output", unless=_ASKS_FOR_A_TEXT),
+        _match(patterns.CLAIMED_ACTION, "output", unless=_ASKS_FOR_A_TEXT, at_start=True),
+        ENGLISH,
     ),
     Detector(
         "refusal",
         "review",
         "keep it if declining is right, else ask again",
         'the output declines, or says "as an AI"',
-        _match(_REFUSAL, "output"),
+        _any_of(
+            _match(patterns.REFUSAL, "output", at_start=True),
+            _match(patterns.REFUSAL_INSIDE, "output", needs=("model", "this ")),
+        ),
+        BOTH,
     ),
     Detector(
         "control character",
@@ -288,13 +286,16 @@ DETECTORS: tuple[Detector, ...] = (
         "review",
         "ask for the output again, or drop the row",
         "a bracket replaces the work: [Flow chart], [Insert notes]",
-        _match(_PLACEHOLDER, "output"),
+        _match(patterns.PLACEHOLDER, "output", needs=("[", "lorem")),
+        ENGLISH,
     ),
     Detector(
         "contact details",
         "review",
         "use example.org, or drop the row",
         "an e-mail address or a telephone number that may belong to a person",
-        _match(_CONTACT, *FIELDS, unless=_ASKS_ABOUT_FORMATS),
+        _any_of(
+            _match(patterns.MAIL, *FIELDS, unless=_ASKS_ABOUT_FORMATS, needs=("@",)), _telephone
+        ),
     ),
 )

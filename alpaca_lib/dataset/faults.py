@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from alpaca_lib.dataset.detectors import DETECTORS, Span
-from alpaca_lib.dataset.rouge import rouge_l
+from alpaca_lib.dataset.rouge import SCORES_AT_ONCE, NoveltyIndex
 from alpaca_lib.records import Example
 
 # (kind, field, length in characters above which a repeated text is suspicious)
@@ -63,17 +63,39 @@ def _find_same_tasks(
 
     Different tasks about one text are no fault, nor is one right answer to several tasks.
     """
-    for place, row in enumerate(rows):
-        later = examples[row]
-        for earlier_row in rows[:place]:
-            earlier = examples[earlier_row]
-            if field == "output" and later.input != earlier.input:
-                continue
-            if rouge_l(later.instruction, earlier.instruction, "unicode") > SAME_TASK:
-                text = getattr(later, field)
-                fix = f"keep one of rows {earlier_row} and {row}"
-                yield Fault(row, kind, field, (0, len(text)), text, "review", fix)
-                break
+    if len(rows) < 2:
+        return
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        groups[examples[row].input if field == "output" else ""].append(row)
+    for group in groups.values():
+        firsts: dict[str, int] = {}  # by instruction, the first row that has it
+        for row in group:
+            firsts.setdefault(examples[row].instruction, row)
+        similar = _find_similar(list(firsts))
+        for row in group:
+            instruction = examples[row].instruction
+            earlier = firsts[instruction]
+            if earlier == row:
+                if instruction not in similar:
+                    continue
+                earlier = firsts[similar[instruction]]
+            text = getattr(examples[row], field)
+            fix = f"keep one of rows {earlier + 1} and {row + 1}"
+            yield Fault(row, kind, field, (0, len(text)), text, "review", fix)
+
+
+def _find_similar(texts: list[str]) -> dict[str, str]:
+    """Returns, for each text that asks for the same as an earlier one, the first such text."""
+    index = NoveltyIndex(texts, mode="unicode")
+    similar = {}
+    block = max(SCORES_AT_ONCE // len(texts), 1)
+    for start in range(0, len(texts) if len(texts) > 1 else 0, block):
+        above = index.score_table(texts[start : start + block]) > SAME_TASK
+        for place, row in enumerate(above, start):
+            if row[:place].any():
+                similar[texts[place]] = texts[int(row[:place].argmax())]
+    return similar
 
 
 def count_faults(faults: Sequence[Fault]) -> Counter[str]:

@@ -160,9 +160,10 @@ def _fault(examples: Sequence[Example], fault: Fault) -> str:
     text = getattr(examples[fault.row], fault.field)
     start, end = fault.span
     before, after = text[max(start - 80, 0) : start], text[end : end + 80]
+    context = f"row {fault.row + 1}, {fault.field}: …{html.escape(before)}"
     middle = f"<mark>{html.escape(text[start:end][:300]) or '(empty)'}</mark>"
     return (
-        f"<p>row {fault.row}, {fault.field}: …{html.escape(before)}{middle}{html.escape(after)}… "
+        f"<p>{context}{middle}{html.escape(after)}… "
         f'<span class="quiet">{html.escape(fault.fix)}</span></p>'
     )
 

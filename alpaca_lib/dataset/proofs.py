@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError
+from alpaca_lib.files import parse_json
 from alpaca_lib.records import Example, read_text
 
 
@@ -74,7 +74,7 @@ def load_proofs(path: Path) -> dict[str, str]:
     proofs = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             proofs[row["instruction"]] = row["proof"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(

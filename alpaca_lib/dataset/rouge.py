@@ -13,7 +13,6 @@ are not compared (see pruning).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -27,7 +26,7 @@ from rapidfuzz.process import cdist
 
 from alpaca_lib.dataset import pruning
 from alpaca_lib.errors import DataError, SettingsError
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.files import dump_json, parse_json, read_bytes, write_text
 
 MODES = ("rouge", "unicode", "auto")
 THRESHOLD = 0.7  # Self-Instruct's limit: above it two instructions count as the same
@@ -274,7 +273,7 @@ class NoveltyIndex:
     def load(cls, path: str | os.PathLike[str]) -> NoveltyIndex:
         """Returns the index that ``save`` wrote. Raises DataError for any other file."""
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            state = parse_json(read_bytes(path).decode("utf-8"))
             if not isinstance(state["texts"], list):
                 raise TypeError("texts is not a list")
             return cls(state["texts"], threshold=state["threshold"], mode=state["mode"])

@@ -15,9 +15,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+LOOKED_AT = 2000  # characters of an instruction, which hold its first sentence
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*|[.,;:!?()\"]")
 _OPENINGS = re.compile(
-    r"^(please|kindly|now|next|then|first|briefly|just|help me( to)?|i('d| would) like you to|"
+    r"(please|kindly|now|next|then|first|briefly|just|help me( to)?|i('d| would) like you to|"
     r"i (want|need) you to|(can|could|would|will) you( please)?|you (are asked|have|need) to|"
     r"your (task|job) is to|let us|let's|try to|in [^,]{3,60},|given [^,]{3,80},|"
     r"(using|from|based on|for|with|as|if|imagine|suppose|after|before|when) [^,]{3,80},)\s+",
@@ -60,10 +61,11 @@ def find_verb_object(instruction: str) -> tuple[str | None, str | None]:
 
     A question has no root verb in this sense.
     """
-    text = instruction.strip()
-    while opening := _OPENINGS.match(text):
-        text = text[opening.end() :]
-    first, *rest = [word.lower() for word in _WORD.findall(text)] or [""]
+    text = instruction.strip()[:LOOKED_AT]
+    start = 0
+    while opening := _OPENINGS.match(text, start):
+        start = opening.end()
+    first, *rest = [word.lower() for word in _WORD.findall(text, start)] or [""]
     if not first[:1].isalpha() or first in _NOT_VERBS:
         return None, None
     phrase: list[str] = []

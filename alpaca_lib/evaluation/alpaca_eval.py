@@ -6,13 +6,12 @@ models, which can be compared here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.files import dump_json, parse_json, read_bytes, write_text
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.records import Example
 
@@ -34,13 +33,13 @@ def save_outputs(
 def load_outputs(file: Path) -> tuple[str, list[Example]]:
     """Returns (generator's name, one Example per output). Raises DataError, naming the row."""
     try:
-        rows: Any = json.loads(file.read_text(encoding="utf-8"))
+        rows: Any = parse_json(read_bytes(file).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: is no JSON that can be read ({error})") from None
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{file}: a list of outputs is needed, and at least one")
     examples, generators = [], set()
-    for place, row in enumerate(rows):
+    for place, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or not all(
             isinstance(row.get(key), str) for key in ("instruction", "output", "generator")
         ):

@@ -9,16 +9,16 @@ a policy on a labelled set of your own before you rely on it.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import DataError, ModelError
+from alpaca_lib.files import parse_json
 from alpaca_lib.inference.decoding import TextStream
 from alpaca_lib.optional import require
-from alpaca_lib.records import Example
+from alpaca_lib.records import Example, read_text
 from alpaca_lib.safety_rules import RULES, SafetyRule, find_broken_rule, load_rules
 from alpaca_lib.server_address import Redactor, server_address
 
@@ -148,13 +148,13 @@ def measure(policy: Policy, labelled: Sequence[Labelled]) -> PolicyScores:
 def load_labelled(path: Path) -> list[Labelled]:
     """Returns the rows of a labelled set (JSON lines). Raises DataError, naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: no readable labelled set ({error})") from None
+        lines = read_text(path).splitlines()
+    except DataError as error:
+        raise DataError(f"{error} (a labelled set is needed)") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             rows.append(
                 Labelled(
                     instruction=str(row["instruction"]),

@@ -133,13 +133,6 @@ def test_newest_of_a_model_is_not_that_of_another_one():
     assert notebooks.find_newest(NAME, "regen.json", model="c") is None
 
 
-def test_newest_is_by_number_beyond_999(runs):
-    for number in ("999", "1000"):
-        folder = runs / NAME / number
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text("{}", encoding="utf-8")
-        (folder / "regen.json").write_text("[]", encoding="utf-8")
-    assert notebooks.find_newest(NAME, "regen.json").parent.name == "1000"
 def test_folders_are_counted_by_number_and_by_digits_alone(runs):
     """999 is followed by 1000; a file, a superscript digit and a name are no runs."""
     for name in ("999", "1000", "\u00b2", "1e3", "002-old"):
@@ -195,3 +188,64 @@ def test_a_lesson_reads_what_its_own_run_made(monkeypatch):
 def test_a_damaged_variable_is_no_run(text, monkeypatch):
     monkeypatch.setenv("ALPACA_RUN", text)
     assert begin(steps=2).folder.name == "001"
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "`<script>alert(1)</script>`",
+    "``` \n<script>alert(1)</script>\n```",
+    "</code><svg/onload=alert(1)>",
+    "<!-- --><iframe src='javascript:alert(1)'>",
+    "\\<script>alert(1)</script>",
+    "| a |\n\n<details open ontoggle=alert(1)>",
+    "<scr<script>ipt>alert(1)</script>",
+    "[a](javascript:alert(1))",
+    "[a](<javascript:alert(1)>)",
+    "[a](&#106;avascript:alert(1))",
+    "[a](  JavaScript:alert(1))",
+    "[a][b]\n\n[b]: javascript:alert(1)",
+    "![a](data:text/html,<script>alert(1)</script>)",
+    "<javascript:alert(1)>",
+    "![a](x\" onerror=\"alert(1))",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("way", ["say", "table", "markup"])
+def test_html_of_the_data_is_not_run(monkeypatch, text, way):
+    """What nbconvert and Jupyter make of it has no element, attribute or link that runs code."""
+    from html.parser import HTMLParser
+
+    import IPython.display
+    from nbconvert.filters.markdown import markdown2html
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda one: shown.append(one.data))
+    if way == "say":
+        notebooks.say(f"The longest answer is to *{text}*")
+    else:
+        cell = notebooks.Markup(f"`{text}`") if way == "markup" else text
+        notebooks.show_table(["a"], [[cell]])
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            found.append((tag, dict(attributes)))
+
+    Reader().feed(markdown2html(shown[0]))
+    for tag, attributes in found:
+        assert tag not in ("script", "svg", "iframe", "details"), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        links = attributes.get("href", "") or "", attributes.get("src", "") or ""
+        assert not any(link.strip().lower().startswith(("java", "data")) for link in links)
+
+
+def test_links_of_the_web_and_of_the_folder_stay(monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", lambda one: shown.append(one.data))
+    text = "See [the page](https://a.example/b), [lesson 03](03_full_finetune_fsdp.ipynb), 2 < 3."
+    notebooks.say(text)
+    assert shown == [text]

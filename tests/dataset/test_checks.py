@@ -11,7 +11,8 @@ import pytest
 
 from alpaca_lib import command_line, dataset
 from alpaca_lib.dataset.__main__ import main
-from alpaca_lib.dataset.checks import check, format_results
+from alpaca_lib.dataset.check_results import format_results
+from alpaca_lib.dataset.checks import check
 from alpaca_lib.dataset.commands import INSPECT
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.errors import DataError
@@ -61,13 +62,17 @@ SPOIL = {
     "with an input": lambda e, n: replace(e, input=""),
     "words per output, mean": lambda e, n: replace(e, output="Yes."),
     "words, longest output": lambda e, n: replace(e, output="ba " * 251 + ".") if n == 3 else e,
-    "outputs cut off": lambda e, n: replace(e, output=e.output[:-1] + " the"),
+    "outputs without a regular end": lambda e, n: replace(e, output=e.output[:-1] + " the"),
     "largest category": lambda e, n: replace(e, extra={"category": "c1" if n < 5 else f"{n}"}),
     "share their first 4 words": lambda e, n: (
         replace(e, instruction=f"One two three four {e.instruction}") if n < 5 else e
     ),
     "nearest within the set": lambda e, n: (
         replace(e, instruction="Why do swans sing in March?") if n in (3, 8) else e
+    ),
+    "rows repeated": lambda e, n: e if n % 4 else replace(e, instruction="Name a.", input=""),
+    "near-duplicates": lambda e, n: (
+        e if n % 4 else replace(e, instruction=f"Name the first of these five {n} kings.")
     ),
     "nearest in seeds": lambda e, n: (
         e if n else replace(e, instruction="Why do ants dance in rain?")
@@ -81,6 +86,12 @@ SPOIL = {
         replace(e, instruction=TOGETHER, output=f"{e.output} 13.") if n == 3 else e
     ),
 }
+
+
+ERRORS = {
+    "nearest in seeds", "nearest in them", "sentences also in them", "faults found",
+    "answers recomputed", "rows repeated", "near-duplicates",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPOIL)
@@ -99,8 +110,10 @@ def test_each_requirement_can_fail(name):
         proofs={TOGETHER: "assert numbers(output)[-1] == 7 + 5"},
     )
     assert name in failed(lines)
-    assert f"FAIL {name}" in format_results(lines)
-    line = next(line for line in lines if line.name == name)
+    line = next(line for line in lines if line.name == name and line.passed is False)
+    mark = {"error": "FAIL", "style": "off "}[line.kind]
+    assert f"{mark} {name}" in format_results(lines)
+    assert (line.kind == "error") is (name in ERRORS)
     about_all = ("with an input", "words per output, mean", "largest category")
     assert name in about_all or line.rows
 
@@ -155,9 +168,126 @@ def test_command_line(tmp_path, capsys):
     assert "requirements met" in capsys.readouterr().out
     bad = save_examples([*good_set(), good_set()[0]], tmp_path / "bad.jsonl")
     assert main(["check", str(bad)]) == 1
-    assert "row 40, 1.00" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "row 41 (line 41) repeats row 1 (line 1)" in out and "row 0" not in out
     assert main(["check", str(tmp_path / "none.json")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_style_does_not_fail_the_check(tmp_path, capsys):
+    """A sound set with short answers and no inputs: exit 0, and the figures are printed."""
+    rows = [replace(e, input="", output="Yes.") for e in good_set()]
+    assert main(["check", str(save_examples(rows, tmp_path / "short.json"))]) == 0
+    out = capsys.readouterr().out
+    errors, style = out.split("style, compared with Alpaca's 52,002 rows")
+    assert "FAIL" not in errors
+    assert "off  with an input" in style and "(Alpaca: 40%)" in style and "(Alpaca: 44.2)" in style
+
+
+def test_hits_for_a_reader_do_not_fail_the_check(tmp_path, capsys):
+    """An address is listed under review; the exit code is 0."""
+    rows = good_set()
+    rows[3] = replace(rows[3], output=rows[3].output + " See https://news.test/a.")
+    assert main(["check", str(save_examples(rows, tmp_path / "a.json"))]) == 0
+    out = capsys.readouterr().out
+    assert "read to be read" in out and "row 4 (line 20), address in the output" in out
+
+
+def opening(lines):
+    """The line about shared first words."""
+    return next(line for line in lines if line.name == "share their first 4 words")
+
+
+def test_first_words_of_chinese_are_characters():
+    """Five instructions that begin alike are found, in Chinese as in English."""
+    rows = [Example(f"给出一个关于{w}的事实。", "", "水会结冰。") for w in "水火土木金风"]
+    line = opening(check(rows))
+    assert line.found.startswith("6 (") and line.passed is False
+    assert line.rows == ["6 begin: '给出一个'"]
+    mixed = [Example(f"用 Python 写出第{w}个程序。", "", "好。") for w in "一二三四五"]
+    assert opening(check(mixed)).rows == ["5 begin: '用python 写出'"]
+
+
+CHINESE = [
+    ("无需输入", "好。"),
+    ("＜noinput＞", "好。"),
+    ("不适用", "好。"),
+    ("", "很抱歉，我无法回答。"),
+]
+
+
+def test_chinese_faults_are_counted():
+    """Words for no input, refusals and a cut answer."""
+    subjects = ("春天的花", "火车站旁的书店", "数学老师", "一只白猫")
+    rows = [
+        Example(f"请谈谈{subject}。", given, answer)
+        for subject, (given, answer) in zip(subjects, CHINESE, strict=True)
+    ]
+    rows.append(Example("谁发现了它？", "", "这是因为水很冷，"))
+    text = format_results(check(rows))
+    assert "3 word for no input" in text and "1 cut off" in text and "1 refusal" in text
+
+
+FRENCH = (
+    "Le chat de la voisine est sur le toit de la maison et il regarde les oiseaux dans le ciel."
+)
+FOREIGN = {
+    "French": (FRENCH, "other"),
+    "Russian": ("Кошка соседки сидит на крыше дома и смотрит на птиц в небе.", "other"),
+    "Japanese": ("隣の家の猫が屋根の上に座って、空の鳥を見ています。", "ja"),
+    "Thai": ("แมวของเพื่อนบ้านนั่งอยู่บนหลังคาบ้านและมองดูนกบนท้องฟ้า", "th"),
+}
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_a_measure_that_does_not_know_a_language_says_so(language):
+    """Not "ok": the detectors know English and Chinese only."""
+    text, code = FOREIGN[language]
+    lines = check([Example(f"{text} {n}", "", text) for n in range(6)])
+    found = next(line for line in lines if line.name == "faults found")
+    assert found.passed is None and found.found == f"not judged: 6 rows in {code}"
+    if code == "th":
+        assert opening(lines).passed is None and "without spaces" in opening(lines).found
+    cat = "What is the name of the cat that sits on it?"
+    english = check([*good_set(), Example(cat, "", "It is Ida, and she is of the old house.")])
+    assert "not judged" not in format_results(english)
+
+
+def test_the_rouge_tokenizer_does_not_judge_chinese():
+    """It knows a-z only: no distance of 0.00 that looks fine."""
+    rows = [Example(f"请谈谈{w}的历史。", "", "好。") for w in "水火土木金风"]
+    lines = check(rows, apart={"seeds": rows}, mode="rouge")
+    near = [line for line in lines if line.name in ("near-duplicates", "nearest in seeds")]
+    assert len(near) == 2 and all(line.passed is None for line in near)
+    assert all("take --mode unicode" in line.found for line in near)
+
+
+def test_the_check_names_the_line_of_a_row(tmp_path, capsys):
+    """As the loader does, also in an indented file."""
+    rows = good_set()
+    rows[6] = replace(rows[6], output="")
+    path = save_examples(rows, tmp_path / "d.json")
+    assert main(["check", str(path)]) == 1
+    start = [n for n, text in enumerate(path.read_text().split("\n"), 1) if text == "    {"][6]
+    assert f"row 7 (line {start}), empty output" in capsys.readouterr().out
+
+
+def test_a_large_set_is_checked_in_seconds(tmp_path):
+    """30,000 rows of random words: near-duplicates of all, distances of a sample."""
+    import time
+
+    draw = random.Random(4)
+    rows = [
+        Example(" ".join(word(draw) for _ in range(8)), "", " ".join(word(draw) for _ in range(9)))
+        for _ in range(30_000)
+    ]
+    rows[29_000] = replace(rows[7], output="Other.", instruction=rows[7].instruction + " too")
+    start = time.process_time()
+    lines = check(rows)
+    assert time.process_time() - start < 60
+    near = next(line for line in lines if line.name == "near-duplicates")
+    assert near.found.startswith("1 ") and near.rows[0].startswith("row 29001, 0.94 with row 8")
+    assert any("(of 500 rows)" in line.found for line in lines)
 
 
 def test_command_line_reads_the_reasons_next_to_the_file(tmp_path, capsys):

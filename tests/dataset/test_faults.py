@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_lib.dataset.detectors import DETECTORS, ends_properly
+from alpaca_lib.dataset.detectors import DETECTORS
+from alpaca_lib.dataset.endings import ends_properly
 from alpaca_lib.dataset.faults import KINDS, count_faults, find_faults
 from alpaca_lib.records import Example
 
@@ -21,9 +22,25 @@ CASES = [
     ("word for no input", row(input="N/A"), row(input="nail")),
     ("no-input mark in output", row(output="<noinput>\nBlue."), row(output="There is no in-put.")),
     ("merged tasks", row(output="Red.\n5. Instruction: Sort these."), row(output="5. Instruct")),
-    ("merged tasks", row(output="Red.\n##\nMore"), row(output="Red.\n##")),
+    ("merged tasks", row(output="Red.\n### Input:\nA"), row(output="# A\n\n### Usage\nRun it.")),
+    ("merged tasks", row(output="1. Input:\nA\n1. Output:\nB"), row(output="1. Input: the text.")),
+    ("merged tasks", row(output="红。\n5. 指令：排序"), row(output="## 指令\n\n运行。")),
     ("empty output", row(output="  "), row(output="0")),
     ("empty output", row(output="<No output>"), row(output="None of the three.")),
+    ("empty output", row(output="【无】"), row(output="无人驾驶。")),
+    ("word for no input", row(input="＜noinput＞"), row(input="noinputs are read")),
+    ("word for no input", row(input="无需输入"), row(input="无人驾驶")),
+    ("word for no input", row(input="不适用"), row(input="不适用于儿童的玩具")),
+    ("control token", row(output="Blue.<|im_end|>"), row(output="a <| b |> c")),
+    ("control token", row(input="[INST] Hi [/INST]"), row(input="[install] </section>")),
+    ("control token", row(output="Blue.</s>"), row(output="<s>Blue.</s> is struck out")),
+    ("refusal", row(output="很抱歉，您没有给出句子。"), row(output="抱歉让你久等了。")),
+    ("refusal", row(output="作为一个人工智能助手，我无法看。"), row(output="人工智能改变世界。")),
+    ("cut off", row(output="这座城市有很多公园，"), row(output="这座城市有很多公园。")),
+    ("cut off", row(output="我们需要水和"), row(output="他说的是对的")),
+    ("cut off", row(output="He was given a"), row(output="It has Vitamin A")),
+    ("input missing", row("总结以下文章。"), row("总结以下文章：水会结冰。")),
+    ("address", row(output="See https://real.test/x"), row(output="See https://www.example.com/x")),
     ("address", row(input="See https://a.example/x"), row(input="See the page.")),
     ("address", row(output="It is on www.news.test today."), row(output="Www stands for web.")),
     ("not text", row("Say what the given image shows."), row("Say what an image sensor does.")),
@@ -100,7 +117,7 @@ def test_repeated_texts():
         ]
     )
     assert [(f.row, f.kind) for f in faults] == [(2, "repeated input"), (5, "repeated output")]
-    assert "rows 0 and 2" in faults[0].fix
+    assert "rows 1 and 3" in faults[0].fix
 
 
 def test_counts_name_every_kind():
@@ -119,6 +136,20 @@ def test_counts_name_every_kind():
         ("```python\nx = 1\n```", True),
         ("春天来了。", True),
         ("Kind regards,\nIda", True),
+        ("A", True),
+        ("The answer is A", True),
+        ("Oranges hold much more Vitamin C than apples, which hold Vitamin A", True),
+        ("Read all about it in the long report at https://example.org/a/b", True),
+        ("All of it is in the table below:\n\n| a | b |\n|---|---|\n| 1 | 2 |", True),
+        ("See the code of the sorter that was asked for:\n\n```\nx = 1\n```\n", True),
+        ("他说：“好。”", True),
+        ("一、水（H₂O）", True),
+        ("这是一个很长的句子，它讲的是春天里的花朵和小鸟》", True),
+        ("यह एक बहुत लंबा वाक्य है जो यहाँ पर अच्छी तरह समाप्त होता है।", True),
+        ("I like the long walks by the sea so very much 🎉", True),
+        ("1. One long item of a list that has no full stop at its end at all", True),
+        ("他走到了公园，", False),
+        ("I would like to have a pen, a very large sheet of paper and the", False),
         ("", False),
         ("He came to the", False),
         ("The sum is =", False),

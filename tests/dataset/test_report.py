@@ -75,3 +75,15 @@ def test_commands_write_next_to_the_file(tmp_path, capsys):
     assert "CC0" in (tmp_path / "CARD.md").read_text(encoding="utf-8")
     assert str(tmp_path / "CARD.md") in capsys.readouterr().out
     assert main(["card", str(tmp_path / "none.json")]) == 2
+
+
+def test_no_text_of_a_set_becomes_markup():
+    """Scripts in every field, category and name: the page has the tags of a harmless one."""
+    evil = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>]]></style></title>"
+    plain = [Example(f"Name colour {n}.", "", "N/A") for n in range(3)]
+    given = f"none {evil} see http://{evil}"
+    rows = [Example(f"{evil} name {n}.", given, f"N/A {evil}", {evil: evil}) for n in range(3)]
+    page = Page(render_report(rows, evil, {evil: rows}))
+    known = {*Page(render_report(plain, "plain", {"held": plain})).tags, "br", "mark", "span", "p"}
+    assert set(page.tags) <= known | {"details", "summary"}
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)

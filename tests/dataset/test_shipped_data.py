@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from alpaca_lib.dataset.checks import check, format_results
+from alpaca_lib.dataset.check_results import format_results
+from alpaca_lib.dataset.checks import check
 from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.proofs import load_proofs, prove
 from alpaca_lib.dataset.statistics import markdown_table
