@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -80,6 +81,26 @@ def _not_written(path: Path, error: OSError) -> FileError:
     )
     failure.errno, failure.strerror = error.errno, reason
     return failure
+
+
+def read_small(path: str | os.PathLike[str], most: int = 1 << 27) -> str:
+    """Reads the text of a regular file of at most ``most`` bytes.
+
+    Raises FileError for a folder, a FIFO or a device, which could block or never end, for a
+    larger file, and for one that is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise FileError(f"{path}: is not a regular file")
+        if found.st_size > most:
+            raise FileError(f"{path}: {found.st_size} bytes are more than the {most} read here")
+        return path.read_text(encoding="utf-8")
+    except FileError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from None
 
 
 def sync(path: Path) -> None:

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import LaunchError, SettingsError
+from alpaca_lib.models import ModelSource
 from alpaca_lib.training.settings import Settings
 
-GRACE = 120  # seconds between SIGTERM and SIGKILL, to finish a step and save it
+# Seconds between SIGTERM and SIGKILL, to finish a step and save it: a step of a large model, or
+# on a busy machine, takes minutes. A second Ctrl-C does not wait.
+GRACE = 900
 _FOLDER = "ALPACA_LAUNCHED_IN"  # variable with the folder of each rank's output
 _ERROR = re.compile(r"^(?:error: |Traceback .*\n(?: .*\n)*)(\S.*(?:\n .+)*)", re.MULTILINE)
 # Errors of a rank that only lost another one: never the cause.
@@ -144,7 +147,12 @@ def _finished_steps(folder: Path) -> int:
 
 
 def _launch(settings: Settings, processes: int, port: int) -> Iterator[dict[str, Any]]:
+    from alpaca_lib.training import output_folder
+
     folder = Path(settings.output_dir)
+    # Before settings.json and train.log are written; the ranks check it again.
+    output_folder.check(settings, ModelSource.resolve(settings.model))
+    output_folder.check_free(settings)
     line = torchrun_line(settings.save(folder / "settings.json"), processes, port)
     metrics, log = folder / "metrics.jsonl", folder / "train.log"
     if settings.resume == "never":

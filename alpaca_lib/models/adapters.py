@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.errors import ModelError
+from alpaca_lib.errors import AdapterError, FileError, ModelError
+from alpaca_lib.files import read_small
 from alpaca_lib.optional import require
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Reads an adapter's adapter_config.json. Raises AdapterError if there is no readable one."""
+    try:
+        config = json.loads(read_small(folder / "adapter_config.json"))
+    except (FileError, ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder}: no adapter there (no readable adapter_config.json)")
+    return config
 
 
 def base_name(folder: Path) -> str:

@@ -82,7 +82,16 @@ class ModelSource:
     @cached_property
     def base(self) -> ModelSource:
         """The model that this adapter was trained on; the model itself if it is no adapter."""
-        return ModelSource.resolve(base_name(self.folder)) if self.is_adapter else self
+        if not self.is_adapter:
+            return self
+        base = ModelSource.resolve(base_name(self.folder))
+        if base.is_adapter:
+            raise ModelError(
+                f"{self.name}: its base {base.name!r} is an adapter too, and PEFT would apply only "
+                f"one of them; merge that one first (alpaca merge {base.name} merged) and set "
+                "base_model_name_or_path in adapter_config.json to the result"
+            )
+        return base
 
     @cached_property
     def config(self) -> Any:

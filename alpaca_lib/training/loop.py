@@ -22,7 +22,7 @@ import transformers
 from alpaca_lib.errors import ModelError, NotEnoughMemory, TrainingStopped
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.models import ModelSource, Placement, place
-from alpaca_lib.training import adapters, metrics, packing, sharding, trackers
+from alpaca_lib.training import adapters, metrics, output_folder, packing, sharding, trackers
 from alpaca_lib.training.attention import Documents, is_attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
@@ -55,9 +55,14 @@ def train(
     placement = place(settings.device, settings.dtype)
     keep_freed_memory()
     source = ModelSource.resolve(settings.model)
+    output_folder.check(settings, source)
     tokenizer = source.load_tokenizer()
     data = load_data(settings, tokenizer)
-    with sharding.distributed(placement.device) as dist, stop_signal() as stop_requested:
+    with (
+        sharding.distributed(placement.device) as dist,
+        output_folder.claimed(settings, dist),
+        stop_signal() as stop_requested,
+    ):
         if check_memory is not None:
             advice = None
             if dist.is_rank_zero:
