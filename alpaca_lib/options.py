@@ -44,20 +44,26 @@ def option(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     strict: bool | None = None,
 ) -> Any:
     """Declares one option: its default (``...``: required), description and range.
 
-    ``least`` and ``most`` are inclusive bounds, ``above`` is an exclusive one. ``strict`` false
-    converts values, as paths and tuples need that come from JSON.
+    ``least`` and ``most`` are inclusive bounds, ``above`` and ``below`` exclusive ones. No option
+    is infinite or not a number. ``strict`` false converts values, as paths and tuples
+    need that come from JSON.
     """
-    return Field(default, description=description, ge=least, le=most, gt=above, strict=strict)
+    return Field(
+        default, description=description, ge=least, le=most, gt=above, lt=below, strict=strict
+    )
 
 
 class Options(BaseModel):
     """Base class of a group of options: immutable, strict about types, closed to other names."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -118,6 +124,8 @@ def explain(model: type[Options], error: ValidationError) -> str:
     value = first["input"]
     if first["type"] == "value_error":
         return f"{name} {value!r}: " + str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "finite_number":
+        return f"{name} {value!r}: a finite number is needed"
     field = model.model_fields[name]
     near = nearest(value, choices(field)) if isinstance(value, str) else ""
     return f"{name} {value!r}: {_wanted(field)}{near}"

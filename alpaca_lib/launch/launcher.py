@@ -36,16 +36,22 @@ _ERROR = re.compile(r"^(?:error: |Traceback .*\n(?: .*\n)*)(\S.*(?:\n .+)*)", re
 _LOST = re.compile(r"(?i)closed by peer|reset by peer|broken pipe|remote process exited|watchdog")
 
 
-def run(settings: Settings, report: Callable[[dict[str, Any]], None] = lambda line: None) -> Path:
+def run(
+    settings: Settings,
+    report: Callable[[dict[str, Any]], None] = lambda line: None,
+    adapt: Callable[[Settings, int], Settings] = lambda settings, rows: settings,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Trains in this process, one rank of torchrun or alone, and returns the output folder.
 
-    Raises NotEnoughMemory, with settings that would fit, before any work; else as
+    ``adapt`` gives the final settings for the number of rows that are trained, and ``say`` prints
+    that number. Raises NotEnoughMemory, with settings that would fit, before any work; else as
     ``alpaca_lib.training.train``.
     """
     from alpaca_lib.planning import check_memory
     from alpaca_lib.training import train
 
-    return train(settings, report, check_memory)
+    return train(settings, report, check_memory, adapt, say)
 
 
 def torchrun_line(settings_file: Path, processes: int, port: int = 0) -> list[str]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.models.adapters import attach_adapter, base_name, explained
+from alpaca_lib.models.adapters import attach_adapter, base_name, explained, merge_exactly
+from alpaca_lib.models.config_checks import check_config, check_loaded
 from alpaca_lib.models.device import Placement, place
 from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED, dense_folder, fetch_gguf
 from alpaca_lib.optional import hide_progress_bars, require
@@ -147,7 +148,10 @@ class ModelSource:
             )
             options["device_map"] = {"": placement.device}
         with hide_progress_bars(), self._explained():
-            model = transformers.AutoModelForCausalLM.from_pretrained(self.path, **options)
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                self.path, output_loading_info=True, **options
+            )
+            check_loaded(info, self.name)
         if quantization == "none":
             model = model.to(placement.device)
         # run.json and an adapter's config name the model, not a path of this machine.
@@ -171,7 +175,9 @@ class ModelSource:
         sum in the base's dtype rounds it once.
         """
         model = self.load_model(Placement("cpu", "float32", "exact sums"))
-        return (model.merge_and_unload() if self.is_adapter else model), self.base.saved_dtype
+        if self.is_adapter:
+            model = merge_exactly(model, self.name)
+        return model, self.base.saved_dtype
 
     def _explained(self) -> Any:
         return explained(f"{self.name} ({self.origin})")
@@ -210,6 +216,8 @@ def _user_folder(name: str) -> Path | None:
         if not folder.is_dir():
             continue
         if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+            if (folder / "config.json").is_file():
+                check_config(folder / "config.json")
             return folder.resolve()
         if any(folder.glob("*.gguf")):
             return folder.resolve()

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from alpaca_lib.errors import AdapterError, FileError
 from alpaca_lib.models import ModelSource
-from alpaca_lib.models.adapters import read_adapter_config
+from alpaca_lib.models.adapters import read_adapter_config, shares_weight
 from alpaca_lib.optional import hide_progress_bars, require
+from alpaca_lib.options import nearest
 from alpaca_lib.training import output_folder
 from alpaca_lib.training.settings import Settings
 
@@ -59,19 +60,44 @@ def _no_future_warnings() -> Iterator[None]:
 
 
 def _targets(model: Any, wanted: str) -> str | list[str]:
-    """Returns the names of the modules that get adapters; AdapterError lists the model's."""
+    """Returns the names of the modules that get adapters.
+
+    Raises AdapterError for a name that the model does not have, for a module that is not a
+    linear layer, and for one whose weight another module shares.
+    """
     if wanted == "all-linear":
         return wanted
     targets = [name.strip() for name in wanted.split(",") if name.strip()]
-    types = {name.rsplit(".", 1)[-1]: str(type(m)) for name, m in model.named_modules()}
-    missing = [name for name in targets if name not in types]
-    if missing or not targets:
-        linear = sorted(name for name, kind in types.items() if "Linear" in kind)
-        raise AdapterError(
-            f"lora_targets {wanted!r}: the model has no module "
-            f"{', '.join(missing) or '(none named)'}; its linear ones are {', '.join(linear)}"
-        )
+    modules = dict(model.named_modules())
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules.items() if _is_linear(m)})
+    there_are = f"the model's linear ones are {', '.join(linear)}"
+    if not targets:
+        raise AdapterError(f"lora_targets {wanted!r}: names no module; {there_are}")
+    for target in targets:
+        found = [m for name, m in modules.items() if f".{name}".endswith(f".{target}")]
+        if not found:
+            is_pattern = set(target) & set("*+?()[]{}|^$\\")
+            raise AdapterError(
+                f"lora_targets {wanted!r}: the model has no module {target!r}"
+                + ("; a pattern is not read, only names" if is_pattern else nearest(target, linear))
+                + f"; {there_are}"
+            )
+        if other := next((m for m in found if not _is_linear(m)), None):
+            raise AdapterError(
+                f"lora_targets {wanted!r}: {target} is a {type(other).__name__}, and adapters are "
+                f"added to linear layers; {there_are}"
+            )
+        if any(shares_weight(model, m) for m in found):
+            raise AdapterError(
+                f"lora_targets {wanted!r}: {target} shares its weight with another module "
+                "(tie_word_embeddings), so a merged model would change both; leave it out"
+            )
     return targets
+
+
+def _is_linear(module: Any) -> bool:
+    """Returns whether a module is a linear layer: torch's, bitsandbytes' or GPT-2's."""
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _load_values(adapted: Any, folder: Path) -> None:
