@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from alpaca_lib.errors import SettingsError
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.files import dump_json, read_small, write_text
 
 _KINDS = {
     str: "text",
@@ -94,8 +94,8 @@ class Options(BaseModel):
     def load(cls, path: Path) -> Self:
         """Reads the options from a JSON file. Raises SettingsError, naming file and option."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = json.loads(read_small(path))
+        except (OSError, ValueError, RecursionError) as error:
             raise SettingsError(f"{path}: no readable settings ({error})") from None
         if not isinstance(values, dict):
             raise SettingsError(f"{path}: is not a JSON object of settings")

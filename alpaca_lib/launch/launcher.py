@@ -133,11 +133,18 @@ def _follow(file: Path) -> Iterator[list[dict[str, Any]]]:
     """Yields, each time, the lines that are new since the last time, or changed by a resume."""
     seen: list[str] = []
     while True:
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(lines, seen, strict=False))
         known, seen = len(list(same)), lines
-        yield [json.loads(line) for line in lines[known:]]
+        yield [row for line in lines[known:] if isinstance(row := _parse(line), dict)]
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _finished_steps(folder: Path) -> int:
@@ -148,7 +155,7 @@ def _finished_steps(folder: Path) -> int:
         saved = any(m.is_file() and m.stat().st_mtime_ns >= written for m in models)
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return int(run["steps"]) if saved else 0
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or no run.json of a run
         return 0
 
 

@@ -77,7 +77,9 @@ class Saver:
                         remove_old(self.folder, keep, step)
                     remove_superseded(self.folder)
             except (CheckpointException, OSError, RuntimeError) as error:
-                why = _explain_full_disk(_count_bytes(state), work) or _first_cause(error)
+                if isinstance(_first_cause(error), KeyboardInterrupt):  # torch wraps it
+                    raise KeyboardInterrupt from None
+                why = _explain_full_disk(_count_bytes(state), work) or str(_first_cause(error))
                 raise CheckpointError(f"{final}: was not written: {why}") from error
 
         with warnings.catch_warnings():
@@ -148,10 +150,10 @@ def load(folder: Path, state: State, dist: Distributed) -> None:
             ) from error
 
 
-def _first_cause(error: BaseException) -> str:
-    """Returns an error's text; of torch's CheckpointException the first rank's cause."""
+def _first_cause(error: BaseException) -> BaseException:
+    """Returns an error, or of torch's CheckpointException the first rank's cause."""
     causes = list(getattr(error, "failures", {}).values())
-    return str(causes[0][0] if causes else error)
+    return causes[0][0] if causes else error
 
 
 def _explain_full_disk(needed: int, work: Path) -> str:

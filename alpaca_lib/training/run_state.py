@@ -91,8 +91,8 @@ class RunState:
         best = checkpoints.list_own(self.folder, "best")
         if settings.keep_best:
             intact = [(p, n) for n, p in best if n <= step and not checkpoints.find_damage(p)]
-            losses = [(checkpoints.read_record(p)["validation_loss"], n) for p, n in intact]
-            self.best = min(losses, default=None)
+            losses = [(checkpoints.read_record(p).get("validation_loss"), n) for p, n in intact]
+            self.best = min(((x, n) for x, n in losses if isinstance(x, float)), default=None)
         dist.barrier()
         if dist.is_rank_zero:
             for at, path in best:
@@ -130,7 +130,9 @@ class RunState:
     def _check_same_run(self, path: Path) -> None:
         """Raises CheckpointError for a checkpoint of a run that would take other steps."""
         record = checkpoints.read_record(path)
-        saved, current = record.get("settings", {}), self.settings.to_dict()
+        saved, current = record.get("settings"), self.settings.to_dict()
+        if not isinstance(saved, dict):
+            raise CheckpointError(f"{path}: its manifest.json has no settings of a training run")
         differ = [
             f"{key} was {saved[key]!r}, is {current[key]!r}"
             for key in current

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from alpaca_lib import models
 from alpaca_lib.errors import AdapterError, FileError, ModelError, SettingsError
-from alpaca_lib.launch import launch
+from alpaca_lib.launch import launch, launcher
 from alpaca_lib.training import adapters, checkpoints, output_folder
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.loop import train
@@ -379,3 +380,66 @@ def test_no_adapter_config(tmp_path):
         os.mkfifo(file)
         with pytest.raises(AdapterError, match="no readable adapter_config"):
             models.adapters.read_adapter_config(tmp_path)
+
+
+# --- records that no run wrote --------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}\n", b"[1]\n", b'{"step": "x"}\n', b"{\n", b"\n"])
+def test_metrics_that_no_run_wrote(settings, content):
+    """Not UTF-8, not JSON, another program's: named with its line, and not rewritten."""
+    folder = train(settings.replace(save_every=1))
+    file = folder / "metrics.jsonl"
+    file.write_bytes(file.read_bytes() + content)
+    before = file.read_bytes()
+    with pytest.raises(FileError, match=r"metrics\.jsonl, line 3: no line of metrics"):
+        train(settings.replace(save_every=1, max_steps=3))
+    assert file.read_bytes() == before
+    next(launcher._follow(file))  # who follows such a run is not stopped by it
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "5", '{"steps": null}', '{"steps": []}', "\ud83d"])
+def test_a_run_json_that_is_none_has_no_end(tmp_path, text):
+    """watch() goes on waiting, as for a file that is not there."""
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_text(text, errors="surrogatepass")
+    assert launcher._finished_steps(tmp_path) == 0
+
+
+@pytest.mark.parametrize("settings_text", ["[]", "null", '"x"'])
+def test_a_checkpoint_without_settings(settings, settings_text):
+    """A manifest of another shape is an error that names the checkpoint."""
+    folder = train(settings.replace(save_every=1))
+    file = folder / "checkpoint-2" / "manifest.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "settings": json.loads(settings_text)}))
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"checkpoint-2: its manifest\.json has no"
+    ):
+        train(settings.replace(save_every=1, max_steps=3))
+
+
+def test_a_disk_that_fills_in_a_save(settings):
+    """The system refuses the bytes: an error that names the checkpoint, the one before stays,
+    and the same run resumes to the weights of an undisturbed one."""
+    resource = pytest.importorskip("resource")
+    whole = train(settings.replace(save_every=1, max_steps=3))
+    limited = settings.replace(save_every=1, max_steps=3, output_dir=f"{settings.output_dir}2")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(line):
+        if line["step"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+
+    try:
+        with pytest.raises(checkpoints.CheckpointError, match="checkpoint-2: was not written"):
+            train(limited, report=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    folder = Path(limited.output_dir)
+    assert checkpoints.find_newest(folder) == (folder / "checkpoint-1", 1)
+    train(limited)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
