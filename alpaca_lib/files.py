@@ -108,6 +108,24 @@ def _not_written(path: Path, error: OSError) -> FileError:
     return failure
 
 
+def read_small(path: str | os.PathLike[str], most: int = 1 << 27) -> str:
+    """Reads the text of a regular file of at most ``most`` bytes.
+
+    Raises FileError for a folder, a FIFO or a device, which could block or never end, for a
+    larger file, and for one that is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise FileError(f"{path}: {size} bytes are more than the {most} read here")
+        return read_bytes(path).decode("utf-8")
+    except FileError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from None
+
+
 def sync(path: Path) -> None:
     """Blocks until a file's bytes, or the names in a folder, are on the disk.
 

@@ -23,8 +23,8 @@ from typing import Any, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from alpaca_lib.errors import SettingsError
-from alpaca_lib.files import dump_json, parse_json, read_bytes, write_text
+from alpaca_lib.errors import FileError, SettingsError
+from alpaca_lib.files import dump_json, parse_json, read_small, write_text
 
 _KINDS = {
     str: "text",
@@ -43,20 +43,26 @@ def option(
     least: float | None = None,
     most: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     strict: bool | None = None,
 ) -> Any:
     """Declares one option: its default (``...``: required), description and range.
 
-    ``least`` and ``most`` are inclusive bounds, ``above`` is an exclusive one. ``strict`` false
-    converts values, as paths and tuples need that come from JSON.
+    ``least`` and ``most`` are inclusive bounds, ``above`` and ``below`` exclusive ones. No option
+    is infinite or not a number. ``strict`` false converts values, as paths and tuples
+    need that come from JSON.
     """
-    return Field(default, description=description, ge=least, le=most, gt=above, strict=strict)
+    return Field(
+        default, description=description, ge=least, le=most, gt=above, lt=below, strict=strict
+    )
 
 
 class Options(BaseModel):
     """Base class of a group of options: immutable, strict about types, closed to other names."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -87,8 +93,8 @@ class Options(BaseModel):
     def load(cls, path: Path) -> Self:
         """Reads the options from a JSON file. Raises SettingsError, naming file and option."""
         try:
-            values = parse_json(read_bytes(path).decode("utf-8"))
-        except (OSError, ValueError) as error:
+            values = parse_json(read_small(path))
+        except (FileError, ValueError) as error:
             raise SettingsError(f"{path}: no readable settings ({error})") from None
         if not isinstance(values, dict):
             raise SettingsError(f"{path}: is not a JSON object of settings")
@@ -117,6 +123,8 @@ def explain(model: type[Options], error: ValidationError) -> str:
     value = first["input"]
     if first["type"] == "value_error":
         return f"{name} {value!r}: " + str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "finite_number":
+        return f"{name} {value!r}: a finite number is needed"
     field = model.model_fields[name]
     near = nearest(value, choices(field)) if isinstance(value, str) else ""
     return f"{name} {value!r}: {_wanted(field)}{near}"

@@ -9,6 +9,7 @@ import operator
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -74,8 +75,9 @@ checkpoint-N/ go to OUTPUT_DIR.
 
 Names and defaults are Alpaca-LoRA's, with one exception: add_eos_token is True, since a model
 that was trained without an end token does not end its answers. Warm-up is 100 steps (a tenth of
-all steps if there are fewer than 1000); evaluations and checkpoints are 200 steps apart. With
-validation rows, the final adapter is the one with the lowest validation loss.
+all steps if there are fewer than 1000); checkpoints are 200 steps apart, evaluations too, or a
+fifth of a shorter run. With validation rows, the final adapter is the one with the lowest
+validation loss.
 
 {conversions.list_templates("prompt_template_name")}
 """,
@@ -107,9 +109,24 @@ validation rows, the final adapter is the one with the lowest validation loss.
             "val_set_size",
             default=VALIDATION_ROWS,
             kind=NonNegativeInt,
-            help="rows for validation, from the top of the data",
+            help="rows for validation, drawn from the data by the seed",
             becomes=_explain_validation,
         ),
+        Flag(
+            "validation_path",
+            sets="validation_path",
+            default="",
+            unset="val_set_size rows of the data",
+        ),
+        Flag(
+            "eval_steps",
+            default=None,
+            kind=PositiveInt | None,
+            help="steps between evaluations",
+            becomes="eval_every {}",
+            unset=f"a fifth of all steps, at most {EVERY}",
+        ),
+        Flag("save_steps", sets="save_every", default=EVERY),
         Flag("lora_r", sets="lora_rank", default=8),
         Flag("lora_alpha", sets="lora_alpha", default=16),
         Flag("lora_dropout", sets="lora_dropout", default=0.05),
@@ -262,40 +279,53 @@ def to_settings(given: Given) -> Settings:
 
     Raises SettingsError, DataError or AdapterError.
     """
-    from alpaca_lib.training import count_steps
-
     resume, adapter = initial_state(given["resume_from_checkpoint"])
     if adapter and Path(adapter).resolve() == Path(given["output_dir"]).resolve():
         raise AdapterError(f"{adapter}: the run begins with it; give another --output_dir")
     tracked = trackers(given)
+    own_file = bool(given["validation_path"])
+    if own_file and "val_set_size" in given.given and given["val_set_size"]:
+        raise UsageError("--validation_path and --val_set_size together: choose one")
     data_path = data_file(given["data_path"], Path(given["output_dir"]))
     rows = len(load_examples(data_path))
-    held_out = validation_rows(given["val_set_size"], rows, data_path)
-    steps = count_steps(
-        rows - held_out, given["batch_size"], given["num_epochs"], given.options["max_steps"]
-    )
-    warmup = min(WARMUP_STEPS, steps // 10)
-    if warmup < WARMUP_STEPS:
-        flags.print_once(f"warm-up {WARMUP_STEPS} steps -> {warmup}, a tenth of all {steps} steps")
+    held_out = 0 if own_file else validation_rows(given["val_set_size"], rows, data_path)
+    validates = own_file or held_out > 0
     values = {
         **given.options,
         **conversions.packing(given["micro_batch_size"], given["cutoff_len"]),
         "data_path": data_path,
         "method": "lora",
         "validation_rows": held_out,
-        "warmup": warmup,
+        "warmup": WARMUP_STEPS,
         "schedule": "linear",
         "adapter": adapter,
         "resume": resume,
         "log_every": 10,
-        "eval_every": EVERY if held_out else 0,
-        "save_every": EVERY,
+        "eval_every": (given["eval_steps"] or EVERY) if validates else 0,
         "keep_checkpoints": 3,
-        "keep_best": held_out > 0,
+        "keep_best": validates,
         "trackers": tracked,
         "project": conversions.project(given["wandb_project"]),
     }
     return Settings.from_dict(values, SCRIPT.name)
+
+
+def adapt(given: Given, settings: Settings, rows: int) -> Settings:
+    """Returns the settings for the number of rows that are trained.
+
+    A short run has a warm-up of a tenth of its steps, and an evaluation every fifth of them,
+    so that there is a best one to keep.
+    """
+    from alpaca_lib.training import count_steps
+
+    steps = count_steps(rows, settings.examples_per_step, settings.epochs, settings.max_steps)
+    warmup, every = min(WARMUP_STEPS, steps // 10), settings.eval_every
+    if warmup < WARMUP_STEPS:
+        flags.print_once(f"warm-up {WARMUP_STEPS} steps -> {warmup}, a tenth of all {steps} steps")
+    if every and not given["eval_steps"] and steps // 5 < every:
+        every = max(steps // 5, 1)
+        flags.print_once(f"evaluations every {EVERY} steps -> every {every}, five in the run")
+    return settings.replace(warmup=warmup, eval_every=every)
 
 
 def work(given: Given) -> None:
@@ -306,7 +336,7 @@ def work(given: Given) -> None:
     settings = to_settings(given)
     if given["wandb_log_model"]:
         os.environ["WANDB_LOG_MODEL"] = given["wandb_log_model"]
-    train.train(settings)
+    train.train(settings, adapt=partial(adapt, given), names={"max_length": "--cutoff_len"})
 
 
 def main(arguments: list[str]) -> int:

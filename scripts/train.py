@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import conversions
@@ -26,6 +29,12 @@ DTYPES = {None: "auto", True: "bfloat16", False: "float32"}  # by the value of -
 
 def _explain_max_steps(steps: int) -> str:
     return f"max_steps {steps}" if steps > 0 else "as many steps as the epochs need"
+
+
+def _explain_evaluation(strategy: str) -> str:
+    if strategy == "no":
+        return "eval_every 0: before and after the training only, if there is --validation_path"
+    return "evaluations every --eval_steps steps"
 
 
 def _explain_save_strategy(strategy: str) -> str:
@@ -112,10 +121,19 @@ checkpoint-N/ go to OUTPUT_DIR; the same command again resumes from the newest c
         Flag(
             "evaluation_strategy",
             default="no",
-            kind=Literal["no"],
+            kind=Literal["no", "steps"],
             help="when to evaluate",
-            becomes="no evaluation: this recipe has no validation data (finetune.py has)",
+            becomes=_explain_evaluation,
             aliases=("eval_strategy",),
+        ),
+        Flag("validation_path", sets="validation_path", default="", unset="no validation"),
+        Flag(
+            "eval_steps",
+            default=None,
+            kind=PositiveInt | None,
+            help="steps between evaluations, with --evaluation_strategy steps",
+            becomes="eval_every {}",
+            unset="a fifth of all steps",
         ),
         Flag(
             "save_strategy",
@@ -239,6 +257,12 @@ def to_settings(given: Given, processes: int) -> Settings:
     }
     if given["save_strategy"] == "no":
         values["save_every"] = 0
+    if given["evaluation_strategy"] == "steps":
+        if not given["validation_path"]:
+            raise UsageError("--evaluation_strategy steps: needs --validation_path, a data file")
+        values["eval_every"] = given["eval_steps"] or 1  # see adapt
+    elif given["eval_steps"]:
+        raise UsageError("--eval_steps: needs --evaluation_strategy steps")
     return Settings.from_dict(values, SCRIPT.name)
 
 
@@ -248,24 +272,41 @@ def work(given: Given) -> None:
     given.print_changes()
     if given["cache_dir"]:  # read by huggingface_hub when it is imported
         os.environ["HF_HUB_CACHE"] = given["cache_dir"]
-    if given["save_strategy"] == "epoch":
-        from alpaca_lib.records import load_examples
-        from alpaca_lib.training import count_steps
-
-        rows = len(load_examples(settings.data_path))
-        per_epoch = count_steps(rows, settings.examples_per_step, epochs=1)
-        settings = settings.replace(save_every=per_epoch)
     flags.print_once(
         f"examples_per_step = {given['per_device_train_batch_size']} x "
         f"{given['gradient_accumulation_steps']} x {PROCESSES} process"
         f"{'es' if PROCESSES > 1 else ''} = {settings.examples_per_step}; checkpoints "
-        + (f"every {settings.save_every} steps" if settings.save_every else "never")
+        + {"no": "never", "epoch": "every epoch"}.get(
+            given["save_strategy"], f"every {settings.save_every} steps"
+        )
     )
-    train(settings, tf32=given["tf32"])
+    names = {"max_length": "--model_max_length"}
+    train(settings, tf32=given["tf32"], adapt=partial(adapt, given), names=names)
 
 
-def train(settings: Settings, tf32: bool = False) -> Path:
-    """Trains in this process, prints each line of metrics, and returns the output folder."""
+def adapt(given: Given, settings: Settings, rows: int) -> Settings:
+    """Returns the settings for the number of rows that are trained: what an epoch's steps are."""
+    from alpaca_lib.training import count_steps
+
+    per_step = settings.examples_per_step
+    if given["save_strategy"] == "epoch":
+        settings = settings.replace(save_every=count_steps(rows, per_step, epochs=1))
+    if settings.eval_every and not given["eval_steps"]:
+        steps = count_steps(rows, per_step, settings.epochs, settings.max_steps)
+        settings = settings.replace(eval_every=max(steps // 5, 1))
+    return settings
+
+
+def train(
+    settings: Settings,
+    tf32: bool = False,
+    adapt: Callable[[Settings, int], Settings] = lambda settings, rows: settings,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Trains in this process, prints each line of metrics, and returns the output folder.
+
+    ``names`` are the script's names of options, which the lines before the training have.
+    """
     import torch
 
     from alpaca_lib import launch
@@ -281,7 +322,12 @@ def train(settings: Settings, tf32: bool = False) -> Path:
         run = json.loads((Path(settings.output_dir) / "run.json").read_text(encoding="utf-8"))
         print(format_metrics(line, run["steps"]), flush=True)
 
-    folder = launch.run(settings, report=report)
+    def say(text: str) -> None:
+        for option, flag in names.items():
+            text = text.replace(option, flag)
+        print(text, flush=True)
+
+    folder = launch.run(settings, report=report, adapt=adapt, say=say)
     flags.print_once(f"done: {folder}")
     return folder
 

@@ -28,11 +28,11 @@ class Decoding(Options):
     top_p: float = option(
         1.0, "sample among the most likely tokens of this total probability", above=0, most=1
     )
-    top_k: int = option(0, "sample among this many most likely tokens; 0: all", least=0)
+    top_k: int = option(0, "sample among this many most likely tokens; 0: all", least=0, most=10**7)
     beams: int = option(1, "beams of beam search; 1: none", least=1, most=16)
-    max_new_tokens: int = option(128, "tokens per answer, at most", least=1)
+    max_new_tokens: int = option(128, "tokens per answer, at most", least=1, most=10**6)
     repetition_penalty: float = option(
-        1.0, "above 1: tokens already in the answer become less likely", above=0
+        1.0, "above 1: tokens already in the answer become less likely", above=0, most=100
     )
     seed: int | None = option(None, "seed of sampling; unset: another answer each time")
     stop: tuple[str, ...] = option((), "texts that end an answer, as its end token does")

@@ -29,12 +29,16 @@ class Cluster(Options):
     8
     """
 
-    nodes: int = option(1, "machines", least=1)
-    gpus_per_node: int = option(8, "GPUs per machine; 0: one process on its CPU", least=0)
+    nodes: int = option(1, "machines", least=1, most=10**5)
+    gpus_per_node: int = option(
+        8, "GPUs per machine; 0: one process on its CPU", least=0, most=1024
+    )
     gpu: str = option("H100", "SkyPilot's name of the GPU")
-    cpus_per_node: int = option(0, "CPU cores requested; 0: 8 per process", least=0)
-    minutes: int = option(0, "time limit in minutes; 0: none", least=0)
-    grace: int = option(120, "seconds to finish a step and save it after SIGTERM", least=30)
+    cpus_per_node: int = option(0, "CPU cores requested; 0: 8 per process", least=0, most=4096)
+    minutes: int = option(0, "time limit in minutes; 0: none", least=0, most=10**6)
+    grace: int = option(
+        120, "seconds to finish a step and save it after SIGTERM", least=30, most=10**5
+    )
     name: str = option("alpaca", "the job's name")
     partition: str = option("", "Slurm's partition")
     account: str = option("", "Slurm's account")

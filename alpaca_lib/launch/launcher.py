@@ -24,25 +24,34 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import LaunchError, SettingsError
+from alpaca_lib.models import ModelSource
 from alpaca_lib.training.settings import Settings
 
-GRACE = 120  # seconds between SIGTERM and SIGKILL, to finish a step and save it
+# Seconds between SIGTERM and SIGKILL, to finish a step and save it: a step of a large model, or
+# on a busy machine, takes minutes. A second Ctrl-C does not wait.
+GRACE = 900
 _FOLDER = "ALPACA_LAUNCHED_IN"  # variable with the folder of each rank's output
 _ERROR = re.compile(r"^(?:error: |Traceback .*\n(?: .*\n)*)(\S.*(?:\n .+)*)", re.MULTILINE)
 # Errors of a rank that only lost another one: never the cause.
 _LOST = re.compile(r"(?i)closed by peer|reset by peer|broken pipe|remote process exited|watchdog")
 
 
-def run(settings: Settings, report: Callable[[dict[str, Any]], None] = lambda line: None) -> Path:
+def run(
+    settings: Settings,
+    report: Callable[[dict[str, Any]], None] = lambda line: None,
+    adapt: Callable[[Settings, int], Settings] = lambda settings, rows: settings,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Trains in this process, one rank of torchrun or alone, and returns the output folder.
 
-    Raises NotEnoughMemory, with settings that would fit, before any work; else as
+    ``adapt`` gives the final settings for the number of rows that are trained, and ``say`` prints
+    that number. Raises NotEnoughMemory, with settings that would fit, before any work; else as
     ``alpaca_lib.training.train``.
     """
     from alpaca_lib.planning import check_memory
     from alpaca_lib.training import train
 
-    return train(settings, report, check_memory)
+    return train(settings, report, check_memory, adapt, say)
 
 
 def torchrun_line(settings_file: Path, processes: int, port: int = 0) -> list[str]:
@@ -124,11 +133,18 @@ def _follow(file: Path) -> Iterator[list[dict[str, Any]]]:
     """Yields, each time, the lines that are new since the last time, or changed by a resume."""
     seen: list[str] = []
     while True:
-        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(lines, seen, strict=False))
         known, seen = len(list(same)), lines
-        yield [json.loads(line) for line in lines[known:]]
+        yield [row for line in lines[known:] if isinstance(row := _parse(line), dict)]
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _finished_steps(folder: Path) -> int:
@@ -139,12 +155,17 @@ def _finished_steps(folder: Path) -> int:
         saved = any(m.is_file() and m.stat().st_mtime_ns >= written for m in models)
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         return int(run["steps"]) if saved else 0
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or no run.json of a run
         return 0
 
 
 def _launch(settings: Settings, processes: int, port: int) -> Iterator[dict[str, Any]]:
+    from alpaca_lib.training import output_folder
+
     folder = Path(settings.output_dir)
+    # Before settings.json and train.log are written; the ranks check it again.
+    output_folder.check(settings, ModelSource.resolve(settings.model))
+    output_folder.check_free(settings)
     line = torchrun_line(settings.save(folder / "settings.json"), processes, port)
     metrics, log = folder / "metrics.jsonl", folder / "train.log"
     if settings.resume == "never":

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.errors import ModelError
+from alpaca_lib.errors import AdapterError, AlpacaError, FileError, ModelError
+from alpaca_lib.files import parse_json, read_small
 from alpaca_lib.optional import require
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Reads an adapter's adapter_config.json. Raises AdapterError if there is no readable one."""
+    try:
+        config = parse_json(read_small(folder / "adapter_config.json"))
+    except (FileError, ValueError):
+        config = None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{folder}: no adapter there (no readable adapter_config.json)")
+    return config
 
 
 def base_name(folder: Path) -> str:
@@ -34,6 +50,7 @@ def attach_adapter(model: Any, folder: Path, name: str = "default") -> Any:
         # PEFT leaves missing matrices untrained with a warning; here that is an error, below.
         warnings.filterwarnings("ignore", "Found missing adapter keys")
         saved = _saved_names(folder)
+        check_patterns(read_adapter_config(folder), [n for n, _ in model.named_modules()], folder)
         if isinstance(model, peft.PeftModel):
             model.load_adapter(str(folder), adapter_name=name)
         else:
@@ -51,6 +68,92 @@ def attach_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     return model.eval()
 
 
+def shares_weight(model: Any, module: Any) -> bool:
+    """Returns whether a module's weight is also another module's, as in tied embeddings."""
+    weight = getattr(module, "weight", None)
+    others = (m for m in model.modules() if m is not module)
+    return weight is not None and any(getattr(m, "weight", None) is weight for m in others)
+
+
+def merge_exactly(model: Any, name: str) -> Any:
+    """Merges a PeftModel's adapter into its base and returns that.
+
+    Raises ModelError if the merged model would compute something else than the adapter does,
+    such as one whose adapter is on a tied embedding.
+    """
+    torch = require("torch")
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 9)[None] % vocab_size
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits
+        merged = model.merge_and_unload()
+        # save_pretrained writes a tied weight once: what the adapter has untied stays untied.
+        head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            merged.config.tie_word_embeddings = False
+        after = merged(input_ids=ids, use_cache=False).logits
+    difference = float((after - before).abs().max())
+    if not difference <= 1e-3 * float(before.abs().max()):
+        raise ModelError(
+            f"{name}: merged, its logits differ by {difference:.3g}: the adapter changes a weight "
+            "that two modules share (tie_word_embeddings). Use it unmerged"
+        )
+    return merged
+
+
+# The patterns of an adapter_config.json: applied to module names by PEFT, in these forms.
+_PATTERNS = {
+    "target_modules": "{}",
+    "exclude_modules": "{}",
+    "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
+    "modules_to_save": r"(^|.*\.){}($|\..*)",
+    "rank_pattern": r"(.*\.)?({})$",
+    "alpha_pattern": r"(.*\.)?({})$",
+}
+_MATCH = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    compiled = re.compile(pattern)
+    for name in names:
+        compiled.fullmatch(name), compiled.match(name)
+"""
+PATTERN_SECONDS = 10.0  # time that all patterns may take on all of a model's names
+
+
+def check_patterns(config: Mapping[str, Any], names: Iterable[str], folder: Path) -> None:
+    """Raises ModelError for a pattern of an adapter_config.json that is invalid or never ends.
+
+    PEFT matches them with ``re``, which cannot be interrupted: another process tries it first.
+    """
+    patterns = []
+    for key, form in _PATTERNS.items():
+        value = config.get(key) or []
+        texts = [value] if isinstance(value, str) else list(value)
+        if key in ("target_modules", "exclude_modules") and not isinstance(value, str):
+            continue  # a list of names
+        patterns += [form.replace("{}", text) for text in texts if isinstance(text, str)]
+    special = [text for text in patterns if re.search(r"[*+?{(|]", text)]
+    if not special:
+        return
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _MATCH],
+            input=json.dumps([special, list(names)]),
+            text=True,
+            capture_output=True,
+            timeout=PATTERN_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"{folder}: a pattern of its adapter_config.json takes more than {PATTERN_SECONDS:g} s "
+            f"on this model's names ({special[0][:80]!r}); write names instead"
+        ) from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:]
+        raise ModelError(f"{folder}: a pattern of its adapter_config.json is invalid: {reason}")
+
+
 def _saved_names(folder: Path) -> set[str]:
     """Returns the names of the matrices in an adapter's file."""
     if (file := folder / "adapter_model.safetensors").is_file():
@@ -66,13 +169,11 @@ def explained(what: str) -> Iterator[None]:
     """Turns an error of loading into a ModelError that begins with ``what``."""
     try:
         yield
-    except Exception as error:
-        known = isinstance(error, OSError | ValueError | KeyError | RuntimeError)
-        if isinstance(error, ModelError) or not (known or _of_safetensors(error)):
-            raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{what} cannot be loaded: {first}") from error
-
-
-def _of_safetensors(error: Exception) -> bool:
-    return type(error).__name__ == "SafetensorError"
+    except AlpacaError:
+        raise
+    except Exception as error:  # files of any origin make libraries raise anything
+        name = type(error).__name__
+        first = next(iter(str(error).strip().splitlines()), name)
+        is_plain = isinstance(error, OSError | ValueError | RuntimeError)
+        text = first if is_plain else f"{name}: {first}"
+        raise ModelError(f"{what} cannot be loaded: {text}") from error

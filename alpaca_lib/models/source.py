@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.models.adapters import attach_adapter, base_name, explained
+from alpaca_lib.models.adapters import attach_adapter, base_name, explained, merge_exactly
+from alpaca_lib.models.config_checks import check_config, check_loaded
 from alpaca_lib.models.device import Placement, place
 from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED, dense_folder, fetch_gguf
 from alpaca_lib.optional import hide_progress_bars, require
@@ -88,7 +89,16 @@ class ModelSource:
     @cached_property
     def base(self) -> ModelSource:
         """The model that this adapter was trained on; the model itself if it is no adapter."""
-        return ModelSource.resolve(base_name(self.folder)) if self.is_adapter else self
+        if not self.is_adapter:
+            return self
+        base = ModelSource.resolve(base_name(self.folder))
+        if base.is_adapter:
+            raise ModelError(
+                f"{self.name}: its base {base.name!r} is an adapter too, and PEFT would apply only "
+                f"one of them; merge that one first (alpaca merge {base.name} merged) and set "
+                "base_model_name_or_path in adapter_config.json to the result"
+            )
+        return base
 
     @cached_property
     def config(self) -> Any:
@@ -144,7 +154,10 @@ class ModelSource:
             )
             options["device_map"] = {"": placement.device}
         with hide_progress_bars(), self._explained():
-            model = transformers.AutoModelForCausalLM.from_pretrained(self.path, **options)
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                self.path, output_loading_info=True, **options
+            )
+            check_loaded(info, self.name)
         if quantization == "none":
             model = model.to(placement.device)
         # run.json and an adapter's files name the model, not a path of this machine.
@@ -168,7 +181,9 @@ class ModelSource:
         sum in the base's dtype rounds it once.
         """
         model = self.load_model(Placement("cpu", "float32", "exact sums"))
-        return (model.merge_and_unload() if self.is_adapter else model), self.base.saved_dtype
+        if self.is_adapter:
+            model = merge_exactly(model, self.name)
+        return model, self.base.saved_dtype
 
     def _explained(self) -> Any:
         return explained(f"{self.name} ({self.origin})")
@@ -207,6 +222,8 @@ def _user_folder(name: str) -> Path | None:
         if not folder.is_dir():
             continue
         if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+            if (folder / "config.json").is_file():
+                check_config(folder / "config.json")
             return folder.resolve()
         if any(folder.glob("*.gguf")):
             return folder.resolve()

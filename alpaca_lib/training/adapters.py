@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,9 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from alpaca_lib.errors import AdapterError
+from alpaca_lib.errors import AdapterError, FileError
 from alpaca_lib.models import ModelSource
+from alpaca_lib.models.adapters import read_adapter_config, shares_weight
 from alpaca_lib.optional import hide_progress_bars, require
+from alpaca_lib.options import nearest
+from alpaca_lib.training import output_folder
 from alpaca_lib.training.settings import Settings
 
 
@@ -58,24 +60,49 @@ def _no_future_warnings() -> Iterator[None]:
 
 
 def _targets(model: Any, wanted: str) -> str | list[str]:
-    """Returns the names of the modules that get adapters; AdapterError lists the model's."""
+    """Returns the names of the modules that get adapters.
+
+    Raises AdapterError for a name that the model does not have, for a module that is not a
+    linear layer, and for one whose weight another module shares.
+    """
     if wanted == "all-linear":
         return wanted
     targets = [name.strip() for name in wanted.split(",") if name.strip()]
-    types = {name.rsplit(".", 1)[-1]: str(type(m)) for name, m in model.named_modules()}
-    missing = [name for name in targets if name not in types]
-    if missing or not targets:
-        linear = sorted(name for name, kind in types.items() if "Linear" in kind)
-        raise AdapterError(
-            f"lora_targets {wanted!r}: the model has no module "
-            f"{', '.join(missing) or '(none named)'}; its linear ones are {', '.join(linear)}"
-        )
+    modules = dict(model.named_modules())
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in modules.items() if _is_linear(m)})
+    there_are = f"the model's linear ones are {', '.join(linear)}"
+    if not targets:
+        raise AdapterError(f"lora_targets {wanted!r}: names no module; {there_are}")
+    for target in targets:
+        found = [m for name, m in modules.items() if f".{name}".endswith(f".{target}")]
+        if not found:
+            is_pattern = set(target) & set("*+?()[]{}|^$\\")
+            raise AdapterError(
+                f"lora_targets {wanted!r}: the model has no module {target!r}"
+                + ("; a pattern is not read, only names" if is_pattern else nearest(target, linear))
+                + f"; {there_are}"
+            )
+        if other := next((m for m in found if not _is_linear(m)), None):
+            raise AdapterError(
+                f"lora_targets {wanted!r}: {target} is a {type(other).__name__}, and adapters are "
+                f"added to linear layers; {there_are}"
+            )
+        if any(shares_weight(model, m) for m in found):
+            raise AdapterError(
+                f"lora_targets {wanted!r}: {target} shares its weight with another module "
+                "(tie_word_embeddings), so a merged model would change both; leave it out"
+            )
     return targets
+
+
+def _is_linear(module: Any) -> bool:
+    """Returns whether a module is a linear layer: torch's, bitsandbytes' or GPT-2's."""
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _load_values(adapted: Any, folder: Path) -> None:
     """Loads a saved adapter's values into new adapters. Raises AdapterError if they differ."""
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         old = (folder / "adapter_model.bin").is_file()
@@ -99,17 +126,6 @@ def _load_values(adapted: Any, folder: Path) -> None:
         raise AdapterError(f"{file}: cannot be read ({error})") from None
     _check_shapes(file, saved, _adapter_tensors(adapted))
     require("peft").set_peft_model_state_dict(adapted, saved)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Returns an adapter's adapter_config.json. Raises AdapterError if there is none."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{folder}: no adapter there (no readable adapter_config.json)")
-    return config
 
 
 def _check_shapes(file: Path, saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -200,19 +216,33 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train()
 
 
-def merge(adapter: str, folder: Path) -> Path:
+def merge(adapter: str, folder: Path, overwrite: bool = False) -> Path:
     """Writes W + (alpha / r) B A as a plain model folder, which needs no PEFT; returns it.
 
     The sum is computed in float32 and saved in the base's dtype, with the adapter's run.json.
-    Raises AdapterError if ``adapter`` is none, ModelError if it or its base cannot be loaded.
+    The folder is complete or absent, and must be new or empty; ``overwrite`` also replaces one
+    that merge wrote and nobody changed. Raises AdapterError if ``adapter`` is none, ModelError
+    if it or its base cannot be loaded, FileError or SettingsError for the folder.
     """
-    source = ModelSource.resolve(adapter)
-    _read_config(source.folder)
-    model, dtype = source.load_merged()
-    with hide_progress_bars():
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-    source.base.load_tokenizer().save_pretrained(folder)
-    run = source.folder / "run.json"
-    if run.is_file():
-        shutil.copyfile(run, folder / "run.json")
+    source, folder = ModelSource.resolve(adapter), Path(folder)
+    read_adapter_config(source.folder)
+    inputs = {f"adapter {adapter}": source.folder}
+    if source.base.folder.is_dir():
+        inputs[f"base model {source.base.name}"] = source.base.folder
+    output_folder.check_new(folder, inputs, overwrite)
+    work = folder.with_name(f".{folder.name}-partial")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        model, dtype = source.load_merged()
+        with hide_progress_bars():
+            model.to(getattr(torch, dtype)).save_pretrained(work)
+        source.base.load_tokenizer().save_pretrained(work)
+        output_folder.write_manifest(work)
+        if (source.folder / "run.json").is_file():
+            shutil.copyfile(source.folder / "run.json", work / "run.json")
+        output_folder.swap(work, folder)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return folder

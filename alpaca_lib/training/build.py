@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from alpaca_lib.errors import ModelError
 from alpaca_lib.models import ModelSource, Placement
 from alpaca_lib.training import adapters, attention, sharding
-from alpaca_lib.training.loss import LabelLoss, unwrap_peft
+from alpaca_lib.training.loss import LabelLoss, logits_transform, unwrap_peft
 from alpaca_lib.training.packing import Encoded, collate, join
 from alpaca_lib.training.precision import MasterWeights
 from alpaca_lib.training.process import free_memory
@@ -128,37 +129,87 @@ def _check_loss(module: Any, settings: Settings, placement: Placement, sharded: 
     """Raises ModelError for a model whose loss LabelLoss would get wrong.
 
     Two equal examples in a row must have twice the loss of one (recurrent layers, and attention
-    that ignores position_ids, treat the row as one text), and that must be the cross-entropy of
-    the model's own logits (some models scale those of their head).
+    that ignores position_ids, treat the row as one text), and the model's own logits must be
+    those that LabelLoss computes: the same input to the head, and the same scale or cap after
+    it, which is compared on outputs so large that a cap changes them.
     """
+    _check_router(module, settings)
     name, device, causal = settings.model, placement.device, unwrap_peft(module.model)
     vocab_size = causal.get_input_embeddings().num_embeddings
     ids = [n * 7919 % (vocab_size - 1) + 1 for n in range(1, 17)]
     example, tokens = {"input_ids": ids, "labels": ids}, torch.tensor([ids], device=device)
+    exact = placement.dtype == "float32" and settings.quantization == "none"
+    heads = _HeadOutputs()
     with adapters.evaluating(module.model), torch.no_grad():
         try:
-            one = _packed_loss(module, [example], device)
+            with heads.recorded(causal):
+                one = _packed_loss(module, [example], device)
+                # Called through the module, whose FSDP hooks gather the shards.
+                module.forward = lambda batch: causal(input_ids=batch, use_cache=False).logits
+                module(tokens)
+                heads.scale = 100.0
+                logits = module(tokens)
+            vars(module).pop("forward")
             packs = settings.batching == "pack"
             two = _packed_loss(module, [example] * 2, device) if packs else 2 * one
-            # Called through the module, whose FSDP hooks gather the shards.
-            module.forward = lambda batch: causal(input_ids=batch, use_cache=False).logits
-            logits = module(tokens)[0, :-1].float()
         except (AttributeError, TypeError) as error:
             raise ModelError(f"{name}: no causal LM that can be trained ({error})") from error
         finally:
             vars(module).pop("forward", None)
-    own = float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
-    exact = placement.dtype == "float32" and settings.quantization == "none"
-    tolerance = (1e-4 if exact else 0.03) * one
-    if abs(two / 2 - one) > tolerance:
+    if abs(two / 2 - one) > (1e-4 if exact else 0.03) * one:
         raise ModelError(f"{name}: packed examples would see one another; set batching to bucket")
-    if abs(own - one) > tolerance:
+    tolerance = 1e-3 if exact else 0.05  # of the largest value
+    ours, theirs, enlarged = heads.outputs
+    if not _alike(theirs.reshape(ours.shape[0] + 1, -1)[:-1], ours, tolerance):
+        raise ModelError(f"{name}: it changes what its head reads, and cannot be trained here")
+    if not _alike(logits, logits_transform(causal.config)(enlarged), tolerance):
         raise ModelError(
-            f"{name}: it does not use its head's logits as they are (a loss of {own:.3f} "
-            f"would be taken for {one:.3f}), and cannot be trained here"
+            f"{name}: it changes its head's output (a scale, a cap) in a way that is not known "
+            "here, so its loss would be wrong; it cannot be trained here"
         )
     if sharded:
         module.reshard()  # FSDP keeps its root's parameters gathered until a backward pass
+
+
+class _HeadOutputs:
+    """Records what a model's head returns; above 0, ``scale`` is its largest absolute value."""
+
+    def __init__(self) -> None:
+        self.outputs: list[torch.Tensor] = []
+        self.scale = 0.0
+
+    @contextlib.contextmanager
+    def recorded(self, causal: Any) -> Iterator[None]:
+        """Records while the block runs."""
+        handle = causal.get_output_embeddings().register_forward_hook(self._record)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _record(self, head: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        largest = output.abs().max().clamp(min=1e-6)
+        self.outputs.append(output * (self.scale / largest) if self.scale else output)
+        return self.outputs[-1]
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    """Returns whether two tensors differ by at most that share of the largest value.
+
+    NaN is not judged here: a model with one in its weights stops at the step that meets it.
+    """
+    difference = float((a.float() - b.float()).abs().max())
+    return not difference > tolerance * float(b.float().abs().max())
+
+
+def _check_router(module: Any, settings: Settings) -> None:
+    """Raises ModelError for experts whose configuration asks for a load-balancing loss."""
+    config = unwrap_peft(module.model).config.get_text_config()
+    if getattr(config, "output_router_logits", False):
+        raise ModelError(
+            f"{settings.model}: its config.json sets output_router_logits, whose load-balancing "
+            "loss is not computed here; set it to false to train without that loss"
+        )
 
 
 def _packed_loss(module: Any, examples: list[Encoded], device: str) -> float:

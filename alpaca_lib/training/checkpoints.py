@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as c10d
 
-from alpaca_lib.errors import CheckpointError
-from alpaca_lib.files import dump_json, sha256_file, sync, write_text
+from alpaca_lib.errors import CheckpointError, FileError
+from alpaca_lib.files import dump_json, parse_json, read_small, sha256_file, sync, write_text
 from alpaca_lib.optional import hide_progress_bars
 from alpaca_lib.training.sharding import Distributed
 
@@ -62,7 +63,7 @@ class Saver:
         work = self.folder / f".{final.name}-partial"
         if self.dist.is_rank_zero:
             _restore_replaced(self.folder)
-            for leftover in [*self.folder.glob(".*-partial"), *_replaced(self.folder)]:
+            for leftover in _working_folders(self.folder, "partial", "old"):
                 shutil.rmtree(leftover)  # of a run that was killed
             work.mkdir(parents=True)
         self.dist.barrier()
@@ -76,7 +77,9 @@ class Saver:
                         remove_old(self.folder, keep, step)
                     remove_superseded(self.folder)
             except (CheckpointException, OSError, RuntimeError) as error:
-                why = _explain_full_disk(_count_bytes(state), work) or _first_cause(error)
+                if isinstance(_first_cause(error), KeyboardInterrupt):  # torch wraps it
+                    raise KeyboardInterrupt from None
+                why = _explain_full_disk(_count_bytes(state), work) or str(_first_cause(error))
                 raise CheckpointError(f"{final}: was not written: {why}") from error
 
         with warnings.catch_warnings():
@@ -112,7 +115,11 @@ def _commit(work: Path, final: Path, record: dict[str, Any]) -> None:
         sync(folder)
     # If this step was saved before, the old folder stays until the new one has its name.
     replaced = final.with_name(f".{final.name}-old")
-    if final.exists():
+    if os.path.lexists(final) and not is_own(final):
+        aside = next(p for n in range(1, 10**6) if not (p := Path(f"{final}.other{n}")).exists())
+        os.replace(final, aside)
+        print(f"{final.name} was no checkpoint of a run here: it is now {aside.name}", flush=True)
+    elif final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
     os.replace(work, final)
@@ -125,24 +132,28 @@ def load(folder: Path, state: State, dist: Distributed) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    saved = dcp.FileSystemReader(folder / "state").read_metadata().state_dict_metadata
+    from alpaca_lib.training.state_reader import StatePlanner, StateReader
+
+    reader = StateReader(folder / "state")
+    saved = reader.read_metadata().state_dict_metadata
     expected = {f"model.{name}" for name in state["model"]}
     if more := [name for name in saved if name.startswith("model.") and name not in expected]:
         raise CheckpointError(f"{folder}: it has {more[0]}, which this model does not have")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
-            dcp.load(state, checkpoint_id=folder / "state", no_dist=dist.size == 1)
+            no_dist = dist.size == 1
+            dcp.load(state, storage_reader=reader, planner=StatePlanner(), no_dist=no_dist)
         except CheckpointException as error:  # of torch, and no Exception
             raise CheckpointError(
                 f"{folder}: its state is not this model's ({_first_cause(error)})"
             ) from error
 
 
-def _first_cause(error: BaseException) -> str:
-    """Returns an error's text; of torch's CheckpointException the first rank's cause."""
+def _first_cause(error: BaseException) -> BaseException:
+    """Returns an error, or of torch's CheckpointException the first rank's cause."""
     causes = list(getattr(error, "failures", {}).values())
-    return str(causes[0][0] if causes else error)
+    return causes[0][0] if causes else error
 
 
 def _explain_full_disk(needed: int, work: Path) -> str:
@@ -179,36 +190,76 @@ def find_newest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path,
     return None
 
 
-def _replaced(folder: Path) -> list[Path]:
-    """Returns the old folders of checkpoints whose step was being saved again."""
-    return [*folder.glob(".checkpoint-*-old"), *folder.glob(".best-*-old")]
+def _working_folders(folder: Path, *endings: str) -> list[Path]:
+    """Returns the folders of saves that did not end: new ones (partial), and replaced ones (old).
+
+    Those, and no others, are named by ``Saver.save``.
+    """
+    name = re.compile(rf"\.(checkpoint|best)-\d+-({'|'.join(endings)})", re.ASCII)
+    return [p for p in folder.glob(".*") if name.fullmatch(p.name) and _is_folder(p)]
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _restore_replaced(folder: Path) -> None:
     """Renames an old checkpoint back if a kill came before the new one got its name."""
-    for replaced in _replaced(folder):
+    for replaced in _working_folders(folder, "old"):
         final = folder / replaced.name[1:].removesuffix("-old")
         if not final.exists():
             os.replace(replaced, final)
 
 
 def list_checkpoints(folder: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
-    """Returns (step, folder) of every checkpoint-N (or best-N), by step."""
-    numbered = ((p.name.rsplit("-", 1)[1], p) for p in folder.glob(f"{kind}-*"))
-    return sorted((int(number), p) for number, p in numbered if number.isdigit())
+    """Returns (step, folder) of every folder checkpoint-N (or best-N), by step.
+
+    A symbolic link is none, and N are ASCII digits.
+    """
+    name = re.compile(rf"{kind}-(0|[1-9][0-9]*)")
+    found = ((name.fullmatch(p.name), p) for p in folder.glob(f"{kind}-*") if _is_folder(p))
+    return sorted((int(match[1]), p) for match, p in found if match)
+
+
+def is_own(path: Path) -> bool:
+    """Returns whether a folder has the manifest of a checkpoint of ours, intact or not."""
+    return _is_folder(path) and _read_manifest(path) is not None
+
+
+def list_own(folder: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
+    """Returns list_checkpoints() without folders that another program made."""
+    return [(step, path) for step, path in list_checkpoints(folder, kind) if is_own(path)]
+
+
+def list_foreign(folder: Path) -> list[Path]:
+    """Returns what has a checkpoint's name, or nearly, and was made by another program."""
+    own = {path for kind in ("checkpoint", "best") for _, path in list_own(folder, kind)}
+    return sorted({*folder.glob("checkpoint-*"), *folder.glob("best-*")} - own)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """Returns a checkpoint's manifest, or None if it is not one that ``Saver`` wrote."""
+    try:
+        record = read_record(path)
+        files = record["files"].items()
+        is_own = all({"bytes", "sha256"} <= set(f) and ".." not in Path(n).parts for n, f in files)
+    except (FileError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return record if is_own and isinstance(record.get("step"), int) else None
 
 
 def find_damage(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint, or None if it is intact."""
-    try:
-        manifest = read_record(path)
-        files = [(n, int(f["bytes"]), str(f["sha256"])) for n, f in manifest["files"].items()]
-        if not files or not isinstance(manifest["step"], int):
-            return "its manifest.json names no file, or no step"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "it has no readable manifest.json"
-    for name, size, checksum in files:
-        file = path / name
+    manifest = _read_manifest(path)
+    if manifest is None:
+        return "it has no readable manifest.json with a step and files"
+    if not manifest["files"]:
+        return "its manifest.json names no file"
+    found = {p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir()}
+    if more := sorted(found - {"manifest.json", *manifest["files"]}):
+        return f"{more[0]} is not in its manifest.json"
+    for name, listed in manifest["files"].items():
+        file, size, checksum = path / name, listed["bytes"], listed["sha256"]
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
@@ -220,13 +271,13 @@ def find_damage(path: Path) -> str | None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """Returns a checkpoint's manifest: step, files, and what save() was given as record."""
-    record: dict[str, Any] = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = parse_json(read_small(path / "manifest.json"))
     return record
 
 
 def remove_old(folder: Path, keep: int, newest: int | None = None) -> None:
     """Deletes all but the newest ``keep`` checkpoints, and an earlier run's above ``newest``."""
-    found = list_checkpoints(folder)
+    found = list_own(folder)
     current = [path for step, path in found if newest is None or step <= newest]
     for _, path in found:
         if path not in current[-keep:]:
@@ -237,8 +288,8 @@ def remove_superseded(folder: Path) -> None:
     """Deletes every best-N that no resumed run can need."""
     # Each has a lower loss than those before it, so a run resumed from checkpoint C needs the
     # newest with N <= C, and the run itself the newest of all.
-    steps = [step for step, _ in list_checkpoints(folder)]
-    best = list_checkpoints(folder, "best")
+    steps = [step for step, _ in list_own(folder)]
+    best = list_own(folder, "best")
     needed = {sum(step < at for step in steps): path for at, path in best}
     for _, path in best:
         if path not in needed.values():

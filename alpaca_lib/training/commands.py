@@ -10,13 +10,16 @@ from alpaca_lib.command_line import Command
 
 def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="the output folder of a LoRA run")
-    parser.add_argument("folder", type=Path, help="where the merged model is saved")
+    parser.add_argument("folder", type=Path, help="where the merged model is saved: a new folder")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a folder that an earlier merge wrote"
+    )
 
 
 def _merge(arguments: argparse.Namespace) -> None:
     from alpaca_lib.training.adapters import merge
 
-    print(f"written: {merge(arguments.adapter, arguments.folder)}")
+    print(f"written: {merge(arguments.adapter, arguments.folder, arguments.overwrite)}")
 
 
 MERGE = Command(

@@ -5,8 +5,9 @@ A label is the token's own id where the loss counts and IGNORE (-100) where it d
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from alpaca_lib.errors import DataError, SettingsError
@@ -15,7 +16,17 @@ from alpaca_lib.records import Example, load_examples
 from alpaca_lib.training.packing import IGNORE, Encoded, Row, count_labels, pack
 from alpaca_lib.training.settings import Settings
 
-__all__ = ["IGNORE", "Data", "Row", "count_labels", "encode", "encode_all", "load_data", "pack"]
+__all__ = [
+    "IGNORE",
+    "Data",
+    "Row",
+    "count_labels",
+    "encode",
+    "encode_all",
+    "load_data",
+    "pack",
+    "split_examples",
+]
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Data:
     held_out: list[Encoded]  # to validate on; empty if the settings name none
     dropped: int  # training examples without a label: the prompt alone fills max_length
     cut: int  # training examples as long as max_length, whose answer was cut
+    drawn: list[int] = field(default_factory=list)  # rows of data_path that validate, from 1
 
 
 def encode(
@@ -112,13 +124,14 @@ def load_data(settings: Settings, tokenizer: Any) -> Data:
     """
     examples = load_examples(settings.data_path)
     held = load_examples(settings.validation_path) if settings.validation_path else []
+    drawn: list[int] = []
+    if settings.validation_rows >= len(examples):
+        raise DataError(
+            f"{settings.data_path}: {len(examples)} rows, of which validation_rows takes "
+            f"{settings.validation_rows}; leave some to train on"
+        )
     if settings.validation_rows:
-        if settings.validation_rows >= len(examples):
-            raise DataError(
-                f"{settings.data_path}: {len(examples)} rows, of which validation_rows takes "
-                f"{settings.validation_rows}; leave some to train on"
-            )
-        held, examples = examples[: settings.validation_rows], examples[settings.validation_rows :]
+        held, examples, drawn = split_examples(examples, settings.validation_rows, settings.seed)
     if settings.add_eos and tokenizer.eos_token_id is None:
         raise DataError(
             f"{settings.model}: its tokenizer has no end token, so no answer would learn to end; "
@@ -138,4 +151,17 @@ def load_data(settings: Settings, tokenizer: Any) -> Data:
             f"{settings.validation_path or settings.data_path}: no row to validate on has an "
             f"answer within max_length {settings.max_length}"
         )
-    return Data(rows=kept, held_out=held_out, dropped=len(rows) - len(kept), cut=cut)
+    return Data(rows=kept, held_out=held_out, dropped=len(rows) - len(kept), cut=cut, drawn=drawn)
+
+
+def split_examples(
+    examples: Sequence[Example], held_out: int, seed: int
+) -> tuple[list[Example], list[Example], list[int]]:
+    """Returns (validation examples, training examples, row numbers of the first, from 1).
+
+    The validation examples are drawn at random by the seed: the same at every start of a run.
+    """
+    drawn = sorted(random.Random(f"validation:{seed}").sample(range(len(examples)), held_out))
+    chosen = set(drawn)
+    rest = [example for i, example in enumerate(examples) if i not in chosen]
+    return [examples[i] for i in drawn], rest, [i + 1 for i in drawn]

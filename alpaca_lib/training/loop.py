@@ -19,10 +19,18 @@ from typing import Any
 import torch
 import transformers
 
-from alpaca_lib.errors import ModelError, NotEnoughMemory, TrainingStopped
+from alpaca_lib.errors import NotEnoughMemory, TrainingStopped
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.models import ModelSource, Placement, place
-from alpaca_lib.training import adapters, metrics, packing, sharding, trackers
+from alpaca_lib.training import (
+    adapters,
+    counts,
+    metrics,
+    output_folder,
+    packing,
+    sharding,
+    trackers,
+)
 from alpaca_lib.training.attention import Documents, is_attached
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
@@ -36,28 +44,48 @@ from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
 
 Report = Callable[[dict[str, Any]], None]
+Adapt = Callable[[Settings, int], Settings]
 # (settings, placement, ranks, rows, model) -> settings that would fit, or None if these do
 CheckMemory = Callable[[Settings, Placement, int, list[Encoded], ModelSource], str | None]
 
 
 def train(
-    settings: Settings, report: Report = lambda line: None, check_memory: CheckMemory | None = None
+    settings: Settings,
+    report: Report = lambda line: None,
+    check_memory: CheckMemory | None = None,
+    adapt: Adapt = lambda settings, rows: settings,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Trains as the settings say; returns the output folder, which from_pretrained loads.
 
     ``report`` receives every line of metrics.jsonl on rank 0 (see alpaca_lib.training.metrics).
     ``check_memory`` predicts whether the run fits, as ``alpaca_lib.planning.check_memory`` does;
-    ``alpaca_lib.launch.run`` passes it. Raises DataError, ModelError, AdapterError,
-    TrackerError, NotEnoughMemory before any step; TrainingStopped if the loss is not finite,
+    ``alpaca_lib.launch.run`` passes it. ``adapt`` gives the final settings for the number of rows
+    that are trained, without those that are dropped; ``say`` prints that number. Raises
+    DataError, ModelError, AdapterError, FileError, SettingsError, TrackerError, NotEnoughMemory
+    before any step; TrainingStopped if the loss is not finite,
     or on SIGTERM (after a checkpoint).
     """
     trackers.check(settings)
     placement = place(settings.device, settings.dtype)
     keep_freed_memory()
     source = ModelSource.resolve(settings.model)
+    output_folder.check(settings, source)
     tokenizer = source.load_tokenizer()
     data = load_data(settings, tokenizer)
-    with sharding.distributed(placement.device) as dist, stop_signal() as stop_requested:
+    settings = adapt(settings, len(data.rows))
+    steps = packing.count_steps(
+        len(data.rows), settings.examples_per_step, settings.epochs, settings.max_steps
+    )
+    packing.count_warmup(settings.warmup, steps)
+    with (
+        sharding.distributed(placement.device) as dist,
+        output_folder.claimed(settings, dist),
+        stop_signal() as stop_requested,
+    ):
+        if dist.is_rank_zero:
+            for line in counts.describe_rows(settings, data, steps, tokenizer):
+                say(line)
         if check_memory is not None:
             advice = None
             if dist.is_rank_zero:
@@ -90,12 +118,7 @@ class _Run:
         self.built = build(settings, self.placement, self.dist, self.source)
         causal = unwrap_peft(self.built.model)
         vocab_size = causal.get_input_embeddings().num_embeddings
-        largest = max(max(row["input_ids"]) for row in [*data.rows, *data.held_out])
-        if largest >= vocab_size:
-            raise ModelError(
-                f"{settings.model}: the tokenizer gives token {largest}, the model's embedding "
-                f"has only {vocab_size}; they do not belong together"
-            )
+        counts.check_ids(settings, data, causal.config, vocab_size)
         self.within_documents = is_attached(causal)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < vocab_size else 0  # masked in any case
@@ -106,11 +129,10 @@ class _Run:
         self.optimizer = create_optimizer(
             self.built.weights, settings.optimizer, settings.learning_rate, settings.weight_decay
         )
-        warmup = settings.warmup
         self.schedule = transformers.get_scheduler(
             settings.schedule,
             self.optimizer,
-            num_warmup_steps=math.ceil(warmup * self.steps) if warmup < 1 else int(warmup),
+            num_warmup_steps=packing.count_warmup(settings.warmup, self.steps),
             num_training_steps=self.steps,
         )
         self.run_state = RunState(settings, self.dist, self.built, self.optimizer, self.rows)
@@ -280,6 +302,7 @@ class _Run:
             "steps": self.steps,
             "training_rows": len(self.rows),
             "validation_rows": len(self.data.held_out),
+            "validation_row_numbers": self.data.drawn,
             "rows_without_label": self.data.dropped,
             "rows_cut": self.data.cut,
             "attention": self.built.attention,

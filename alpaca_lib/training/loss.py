@@ -6,6 +6,7 @@ logits of 2,048 tokens are 400 MB, more than anything else in memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,18 +62,39 @@ class LabelLoss(nn.Module):
         targets = labels[:, 1:]
         has_label = targets != IGNORE
         hidden, targets = hidden[:, :-1][has_label], targets[has_label]
-        head = causal.get_output_embeddings()
+        head, of_logits = causal.get_output_embeddings(), logits_transform(causal.config)
         # Zero, but with a graph: FSDP needs a backward pass on every rank, even where no token
         # has a label.
         total = (hidden.sum() * 0.0).float()
         recompute = len(targets) > CHUNK and torch.is_grad_enabled()
         for states, chunk in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
             if recompute:
-                total = total + checkpoint(_cross_entropy, head, states, chunk, use_reentrant=False)
+                total = total + checkpoint(
+                    _cross_entropy, head, of_logits, states, chunk, use_reentrant=False
+                )
             elif len(chunk):
-                total = total + _cross_entropy(head, states, chunk)
+                total = total + _cross_entropy(head, of_logits, states, chunk)
         return total
 
 
-def _cross_entropy(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(head(states).float(), targets, reduction="sum")
+def logits_transform(config: Any) -> Callable[[Tensor], Tensor]:
+    """Returns what a model does with its head's output z: z * scale, then cap * tanh(z / cap).
+
+    Cohere has a logit_scale, Granite a divisor logits_scaling, Gemma 2 final_logit_softcapping.
+    """
+    text = config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+    cap = float(getattr(text, "final_logit_softcapping", None) or 0.0)
+
+    def transform(logits: Tensor) -> Tensor:
+        logits = logits * scale if scale != 1.0 else logits
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    return transform
+
+
+def _cross_entropy(
+    head: nn.Module, of_logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor
+) -> Tensor:
+    return F.cross_entropy(of_logits(head(states)).float(), targets, reduction="sum")

@@ -38,14 +38,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def drop_later(folder: Path, step: int, steps: int) -> None:
-    """Drops the lines that a run resumed after ``step`` of ``steps`` will write again."""
-    kept = [
-        line
-        for line in read_metrics(folder)
-        if step > 0
-        and line.get("step", step + 1) <= step
-        and not (line["step"] == steps and "validation_loss" in line)
-    ]
+    """Drops the lines that a run resumed after ``step`` of ``steps`` will write again.
+
+    Raises FileError for a line that no run wrote, rather than to drop it, too.
+    """
+    kept = []
+    for number, _, line in read_json_lines(folder / FILE):
+        at = line.get("step") if line is not None else None
+        if not isinstance(at, int) or line is None:
+            raise FileError(
+                f"{folder / FILE}, line {number}: no line of metrics (UTF-8 JSON with a step); "
+                "move the file away, or give another output_dir"
+            )
+        if step > 0 and at <= step and not (at == steps and "validation_loss" in line):
+            kept.append(line)
     if (folder / FILE).is_file():
         write_text(folder / FILE, "".join(dump_json(line) + "\n" for line in kept))
 

@@ -116,6 +116,22 @@ def count_steps(rows: int, examples_per_step: int, epochs: float, max_steps: int
     return max_steps or max(round(epochs * math.ceil(rows / examples_per_step)), 1)
 
 
+def count_warmup(warmup: float, steps: int) -> int:
+    """Returns the steps of the warm-up: a fraction of all steps below 1, else their number.
+
+    At least the last step has the full learning rate. Raises SettingsError for a number of
+    steps that the run does not exceed.
+    """
+    if warmup < 1:
+        return min(math.ceil(warmup * steps), steps - 1)
+    if warmup >= steps:
+        raise SettingsError(
+            f"warmup {warmup:g}: this run has {steps} steps, so it would never reach its learning "
+            "rate; give fewer, or a fraction such as 0.03"
+        )
+    return int(warmup)
+
+
 def step_order(count: int, per_step: int, seed: int, step: int) -> list[int]:
     """Returns the indices of the examples of optimizer step ``step`` (the first is 0).
 

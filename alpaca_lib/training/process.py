@@ -104,6 +104,11 @@ def stop_signal() -> Iterator[threading.Event]:
 
     def interrupted(*_: object) -> None:
         if stop_requested.is_set():
+            print(
+                "stopping at once: a save in progress is not completed, and the same run resumes "
+                "from the checkpoint before it",
+                flush=True,
+            )
             raise KeyboardInterrupt
         stop_requested.set()
         print("finishing this step, then saving; once more stops at once", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,17 +10,12 @@ from typing import Any
 
 from alpaca_lib.errors import CheckpointError
 from alpaca_lib.files import dump_json, sha256_text
-from alpaca_lib.training import adapters, checkpoints, metrics
+from alpaca_lib.training import adapters, checkpoints, metrics, output_folder
 from alpaca_lib.training.build import Built
 from alpaca_lib.training.packing import Encoded
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
 
-# Files that a run of the other method may have left in the folder.
-_OTHER_METHOD = {
-    "full": ("adapter_config.json", "adapter_model.safetensors"),
-    "lora": ("config.json", "generation_config.json", "model*.safetensors*"),
-}
 # Settings that a resumed run may change: they do not decide what a step computes.
 _MAY_CHANGE = (
     {"max_steps", "epochs"}  # a run may be made longer
@@ -91,11 +85,14 @@ class RunState:
             self._load(path)
             if dist.is_rank_zero:
                 print(f"resuming from {path.name}: step {step} of {steps}", flush=True)
-        best = checkpoints.list_checkpoints(self.folder, "best")
+        if dist.is_rank_zero and (foreign := checkpoints.list_foreign(self.folder)):
+            names = ", ".join(path.name for path in foreign)
+            print(f"{names}: ignored and left as found: no checkpoint of a run here", flush=True)
+        best = checkpoints.list_own(self.folder, "best")
         if settings.keep_best:
             intact = [(p, n) for n, p in best if n <= step and not checkpoints.find_damage(p)]
-            losses = [(checkpoints.read_record(p)["validation_loss"], n) for p, n in intact]
-            self.best = min(losses, default=None)
+            losses = [(checkpoints.read_record(p).get("validation_loss"), n) for p, n in intact]
+            self.best = min(((x, n) for x, n in losses if isinstance(x, float)), default=None)
         dist.barrier()
         if dist.is_rank_zero:
             for at, path in best:
@@ -133,7 +130,9 @@ class RunState:
     def _check_same_run(self, path: Path) -> None:
         """Raises CheckpointError for a checkpoint of a run that would take other steps."""
         record = checkpoints.read_record(path)
-        saved, current = record.get("settings", {}), self.settings.to_dict()
+        saved, current = record.get("settings"), self.settings.to_dict()
+        if not isinstance(saved, dict):
+            raise CheckpointError(f"{path}: its manifest.json has no settings of a training run")
         differ = [
             f"{key} was {saved[key]!r}, is {current[key]!r}"
             for key in current
@@ -174,11 +173,5 @@ class RunState:
             else:
                 checkpoints.save_dense(built.model, tensors, dtype, work)
             tokenizer.save_pretrained(work)
-            for pattern in _OTHER_METHOD[settings.method]:
-                for file in self.folder.glob(pattern):
-                    file.unlink()
-            # config.json last: it is what makes the folder a model.
-            for file in sorted(work.iterdir(), key=lambda p: p.name.endswith("config.json")):
-                os.replace(file, self.folder / file.name)
-            work.rmdir()
+            output_folder.replace_model(work, self.folder)
         dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -9,6 +10,7 @@ from pydantic import model_validator
 from alpaca_lib.models.embedded import DEFAULT_MODEL
 from alpaca_lib.options import Options, option
 
+_LONGEST = 2**24  # tokens of a row; longer than any published context
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -23,22 +25,28 @@ class Settings(Options):
     model: str = option(DEFAULT_MODEL, "a folder, the embedded model or a hub id")
     method: Literal["full", "lora"] = option("full", "train all parameters, or LoRA adapters")
     template: str = option("alpaca", "prompt template")
-    max_length: int = option(512, "tokens per example, prompt and answer", least=2)
+    max_length: int = option(512, "tokens per example, prompt and answer", least=2, most=_LONGEST)
     mask_prompt: bool = option(True, "no loss on the prompt's tokens")
     add_eos: bool = option(True, "end every answer with the end-of-sequence token")
     validation_path: str = option("", "validation rows in a file of their own")
-    validation_rows: int = option(0, "or that many rows taken from the top of data_path", least=0)
-    epochs: float = option(1.0, "passes over the training rows")
-    max_steps: int = option(0, "above 0: number of optimizer steps, instead of epochs", least=0)
-    examples_per_step: int = option(16, "examples per optimizer step, over all ranks", least=1)
-    row_length: int = option(512, "tokens per packed row, at least max_length")
-    rows_per_micro_batch: int = option(4, "rows computed at once on a device", least=1)
+    validation_rows: int = option(0, "or that many rows drawn from data_path by the seed", least=0)
+    epochs: float = option(1.0, "passes over the training rows", most=10_000)
+    max_steps: int = option(
+        0, "above 0: number of optimizer steps, instead of epochs", least=0, most=10**8
+    )
+    examples_per_step: int = option(
+        16, "examples per optimizer step, over all ranks", least=1, most=10**6
+    )
+    row_length: int = option(512, "tokens per packed row, at least max_length", most=_LONGEST)
+    rows_per_micro_batch: int = option(4, "rows computed at once on a device", least=1, most=10**6)
     batching: Literal["pack", "bucket", "pad"] = option(
         "pack", "pack: examples end to end; bucket: padded, similar lengths together; pad: in order"
     )
     learning_rate: float = option(2e-5, "highest learning rate", above=0)
-    weight_decay: float = option(0.0, "AdamW's weight decay", least=0)
-    warmup: float = option(0.03, "below 1: fraction of all steps; else number of steps", least=0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", least=0, most=10)
+    warmup: float = option(
+        0.03, "below 1: fraction of all steps; else number of steps", least=0, most=10**8
+    )
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = option(
         "cosine", "learning-rate schedule"
     )
@@ -49,15 +57,19 @@ class Settings(Options):
     quantization: Literal["none", "int8", "nf4"] = option(
         "none", "the frozen base: none, int8 or nf4 (bitsandbytes)"
     )
-    lora_rank: int = option(8, "rank r of the adapter matrices", least=1)
-    lora_alpha: int = option(16, "the adapter's product is scaled by alpha / r", least=1)
-    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, most=1)
+    lora_rank: int = option(8, "rank r of the adapter matrices", least=1, most=4096)
+    lora_alpha: int = option(
+        16, "the adapter's product is scaled by alpha / r", least=1, most=10**5
+    )
+    lora_dropout: float = option(0.05, "dropout on the adapter's input", least=0, below=1)
     lora_targets: str = option("q_proj,v_proj", "comma-separated module names, or all-linear")
     lora_rs: bool = option(False, "scale by alpha / sqrt(r), not alpha / r (arXiv:2312.03732)")
     lora_dora: bool = option(False, "train direction and length separately (arXiv:2402.09353)")
     adapter: str = option("", "a saved adapter that provides the initial weights")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
-    dtype: str = option("auto", "auto, float32, bfloat16 or float16")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "dtype to compute with; auto: the device's best"
+    )
     master_weights: bool = option(
         True, "float32 masters; false: bfloat16 alone, 6 to 10 bytes per parameter less"
     )
@@ -72,7 +84,9 @@ class Settings(Options):
     gather: Literal["auto", "step", "layer"] = option(
         "auto", "all-gather per step (faster) or layer (less memory)"
     )
-    seed: int = option(0, "seed of the order of examples, of dropout and of new adapters", least=0)
+    seed: int = option(
+        0, "seed of the order of examples, of dropout and of new adapters", least=0, most=2**32 - 1
+    )
     log_every: int = option(1, "steps between lines of metrics", least=1)
     eval_every: int = option(0, "steps between validations; 0: before and after only", least=0)
     save_every: int = option(0, "steps between checkpoints; 0: none", least=0)
@@ -86,7 +100,21 @@ class Settings(Options):
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         unknown = [name for name in self.tracker_names if name not in TRACKERS]
+        empty = [name for name in ("data_path", "output_dir", "model") if not getattr(self, name)]
+        if empty:
+            raise ValueError(f"{empty[0]} '': a path is needed")
+        for name, value in self:
+            if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
+                raise ValueError(f"{name} {value!r}: has a control character or half a pair")
         conflicts = {
+            f"device {self.device!r}: use auto, cpu, cuda, cuda:0 ... or mps": (
+                re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", self.device) is None
+            ),
+            f"warmup {self.warmup!r}: below 1 it is a fraction, else a whole number of steps": (
+                self.warmup >= 1 and self.warmup != int(self.warmup)
+            ),
+            f"validation_rows {self.validation_rows} and validation_path {self.validation_path!r}: "
+            "set one of the two": bool(self.validation_rows and self.validation_path),
             f"trackers {self.trackers!r}: names of {', '.join(TRACKERS)} separated by commas, or "
             "nothing": bool(unknown),
             "keep_best True: needs validation_path or validation_rows": (

@@ -86,6 +86,52 @@ def test_the_lessons_finetune_command(finetune: Any, capsys: pytest.CaptureFixtu
     assert not finetune("--val_set_size", "0").keep_best
 
 
+def test_own_validation_file_and_steps_of_finetune(
+    finetune: Any, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got = finetune("--validation_path", str(data_file), "--eval_steps", "7", "--save_steps", "50")
+    assert (got.validation_path, got.validation_rows) == (str(data_file), 0)
+    assert (got.eval_every, got.save_every, got.keep_best) == (7, 50, True)
+    error = importlib.import_module("alpaca_lib.errors").UsageError
+    with pytest.raises(error, match="--validation_path and --val_set_size together"):
+        finetune("--validation_path", str(data_file), "--val_set_size", "2")
+    for words in (("--eval_steps", "0"), ("--eval_steps", "many"), ("--save_steps", "-1")):
+        with pytest.raises(error, match=words[0]):
+            finetune(*words)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words", "warmup", "every"),
+    [
+        (1000, (), 2, 4),  # 24 steps
+        (10, (), 0, 1),
+        (52_000, (), 100, 200),
+        (1000, ("--eval_steps", "9"), 2, 9),
+        (1000, ("--val_set_size", "0"), 2, 0),
+    ],
+)
+def test_a_short_run_is_evaluated_five_times(
+    finetune: Any, data_file: Path, rows: int, words: tuple[str, ...], warmup: int, every: int
+) -> None:
+    module, given = parsed("finetune", "--data_path", str(data_file), *words)
+    got = module.adapt(given, finetune(*words), rows)
+    assert (got.warmup, got.eval_every) == (warmup, every)
+
+
+def test_train_counts_an_epoch_and_evaluations_by_the_rows_that_train() -> None:
+    error = importlib.import_module("alpaca_lib.errors").UsageError
+    words = ("--data_path", "d.json", "--output_dir", "out", "--save_strategy", "epoch")
+    words += ("--validation_path", "v.json", "--evaluation_strategy", "steps")
+    module, given = parsed("train", *words)
+    got = module.adapt(given, module.to_settings(given, 1), 100)
+    assert (got.save_every, got.eval_every) == (4, 2)  # 100 rows in steps of 32, three epochs
+    _, given = parsed("train", *words, "--eval_steps", "3")
+    assert module.adapt(given, module.to_settings(given, 1), 100).eval_every == 3
+    for wrong in (("--evaluation_strategy", "steps"), ("--eval_steps", "3")):
+        with pytest.raises(error, match=wrong[0]):
+            train(*wrong)
+
+
 @pytest.mark.parametrize(
     ("words", "sharding", "gather"),
     [
@@ -193,7 +239,8 @@ def test_wandb_flags_say_what_they_become(
     began = []
     monkeypatch.setenv("WANDB_LOG_MODEL", "")
     monkeypatch.setattr(module, "to_settings", lambda given: "settings")
-    monkeypatch.setattr(importlib.import_module("train"), "train", began.append)
+    script = importlib.import_module("train")
+    monkeypatch.setattr(script, "train", lambda given, **_: began.append(given))
     module.work(given)
     assert began == ["settings"] and os.environ["WANDB_LOG_MODEL"] == "true"
 

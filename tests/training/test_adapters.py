@@ -233,3 +233,66 @@ def test_an_adapter_of_another_model(settings, trained_adapter, small_folder, ma
     with pytest.raises(adapters.AdapterError, match="no-such"):
         train(settings.replace(adapter=str(tmp_path / "no-such")))
     assert not Path(settings.output_dir).exists()
+
+
+# --- tied weights, and patterns in an adapter's configuration ---------------------------
+
+
+def test_an_adapter_on_an_untied_head(settings, small_folder, make_tiny, small, logits, tmp_path):
+    """Merged, it gives the adapter's logits."""
+    base = shutil.copytree(small_folder, tmp_path / "untied")
+    make_tiny(tied=False, vocab_size=461, **small).save_pretrained(base)
+    folder = train(settings.replace(model=str(base), lora_targets="lm_head,q_proj"))
+    adapted = logits(peft.PeftModel.from_pretrained(plain(base), folder))
+    merged = logits(plain(adapters.merge(str(folder), tmp_path / "merged")))
+    assert float((merged - adapted).abs().max()) <= 1e-5 * float(adapted.abs().max())
+    assert float((merged - logits(plain(base))).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "q_proj"]])
+def test_a_foreign_adapter_on_a_tied_weight_is_not_merged(small_folder, tmp_path, targets):
+    """PEFT makes such adapters; merged, both modules would change."""
+    model = peft.get_peft_model(plain(small_folder), peft.LoraConfig(r=4, target_modules=targets))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter)
+    model.peft_config["default"].base_model_name_or_path = str(small_folder)
+    model.save_pretrained(tmp_path / "foreign", save_embedding_layers=False)
+    with pytest.raises(ModelError, match="two modules share"):
+        adapters.merge(str(tmp_path / "foreign"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    "key, pattern",
+    [
+        ("target_modules", r"(.*)*(.*)*(.*)*(.*)*x"),
+        ("target_modules", r"((\w|\.)+)+!"),
+        ("exclude_modules", r"((\w|\.)+)+!"),
+        ("alpha_pattern", {r"((\w|\.)+)+!": 3}),
+        ("rank_pattern", {r"((\w|\.)+)+!": 3}),
+    ],
+)
+def test_a_pattern_that_never_ends(trained_adapter, tmp_path, monkeypatch, key, pattern):
+    """A published adapter's pattern that backtracks for ever: refused in seconds, by name."""
+    monkeypatch.setattr(models.adapters, "PATTERN_SECONDS", 1.0)
+    folder = shutil.copytree(trained_adapter, tmp_path / "hostile")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, key: pattern}))
+    with pytest.raises(ModelError, match=r"hostile: a pattern .* takes more than 1 s"):
+        models.ModelSource.resolve(str(folder)).load_model(models.place("cpu", "float32"))
+
+
+def test_a_pattern_that_is_good_or_invalid(trained_adapter, small_folder, logits, tmp_path):
+    """A pattern for the same modules loads as their names do; an invalid one is named."""
+    folder = shutil.copytree(trained_adapter, tmp_path / "published")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**config, "target_modules": r".*\.(q|v)_proj"}))
+    source = models.ModelSource.resolve(str(folder))
+    expected = logits(peft.PeftModel.from_pretrained(plain(small_folder), trained_adapter))
+    assert torch.equal(logits(source.load_model(models.place("cpu", "float32"))), expected)
+    for wrong in ("(q_proj", "nothing_.*"):
+        file.write_text(json.dumps({**config, "target_modules": wrong}))
+        with pytest.raises(ModelError, match="published"):
+            models.ModelSource.resolve(str(folder)).load_model(models.place("cpu", "float32"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -255,3 +260,134 @@ def test_another_models_state_is_refused(saved):
 def test_manifest_is_plain_json(saved):
     """Anyone can read the manifest."""
     assert json.loads((saved / "checkpoint-1" / "manifest.json").read_text())["step"] == 1
+
+
+# --- a payload in a checkpoint ----------------------------------------------------------
+
+
+class Payload:
+    """A pickle of it calls a function that leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = str(trace)
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.trace),)
+
+
+def sign(folder):
+    """The manifest again, so that sizes and checksums fit what is in the folder."""
+    files = {
+        p.relative_to(folder).as_posix(): {
+            "bytes": p.stat().st_size,
+            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+        }
+        for p in state_files(folder)
+    }
+    record = checkpoints.read_record(folder)
+    (folder / "manifest.json").write_text(json.dumps({**record, "files": files}))
+    assert checkpoints.find_damage(folder) is None
+
+
+@pytest.mark.parametrize("where", ["alone", "in a record", "as a reduce of a record"])
+def test_a_payload_in_the_metadata_does_not_run(saved, tmp_path, where):
+    """DCP's .metadata is a pickle: one that calls a function is refused, whatever fits."""
+    folder, trace = saved / "checkpoint-2", tmp_path / "ran"
+    file = folder / "state" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    if where == "alone":
+        content = pickle.dumps(Payload(trace))
+    elif where == "in a record":
+        metadata.planner_data["more"] = Payload(trace)
+        content = pickle.dumps(metadata)
+    else:  # protocol 0: names as text, another opcode
+        metadata.storage_meta = Payload(trace)
+        content = pickle.dumps(metadata, protocol=0)
+    file.write_bytes(content)
+    sign(folder)
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"metadata: refused: it names [\w.]+, which"
+    ):
+        load(folder, *trained(5))
+    assert not trace.exists()
+    pickle.loads(content)
+    assert trace.exists()  # it does run where pickle reads it
+
+
+@pytest.mark.parametrize("what", ["plain value", "tensor"])
+def test_a_payload_in_an_entry_does_not_run(tmp_path, what):
+    """Entries that are no tensors are pickles as well, and a tensor's bytes could be one."""
+    model, optimizer = trained(1)
+    state, trace = state_of(model, optimizer), tmp_path / "ran"
+    name = next(iter(state["optimizer"]))
+    state["optimizer"][name]["plain"] = 7 if what == "plain value" else torch.zeros(3)
+    path = checkpoints.Saver(tmp_path, ALONE).save(1, state, {})
+    metadata = pickle.loads((path / "state" / ".metadata").read_bytes())
+    index = next(i for i in metadata.storage_data if i.fqn == f"optimizer.{name}.plain")
+    place = metadata.storage_data[index]
+    payload = io.BytesIO()
+    torch.save(Payload(trace), payload)
+    file = path / "state" / place.relative_path
+    place.offset, place.length = file.stat().st_size, len(payload.getvalue())
+    file.write_bytes(file.read_bytes() + payload.getvalue())
+    (path / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
+    sign(path)
+    with pytest.raises(checkpoints.CheckpointError, match="checkpoint-1"):
+        checkpoints.load(path, state, ALONE)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"N.", b"(lp0\n.", b"\x80\x04K\x01."])
+def test_metadata_that_is_none(saved, content):
+    """Not a pickle, or one of something else: an error that names the file."""
+    folder = saved / "checkpoint-2"
+    (folder / "state" / ".metadata").write_bytes(content)
+    sign(folder)
+    with pytest.raises(checkpoints.CheckpointError, match=r"state/\.metadata"):
+        load(folder, *trained(5))
+
+
+def test_metadata_that_leads_outside(saved, tmp_path):
+    """A shard's name with a path in it is refused; plain entries come back as they were."""
+    folder = saved / "checkpoint-2"
+    file = folder / "state" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    for place in metadata.storage_data.values():
+        place.relative_path = f"../../../{place.relative_path}"
+    file.write_bytes(pickle.dumps(metadata))
+    sign(folder)
+    with pytest.raises(checkpoints.CheckpointError, match="it names the file"):
+        load(folder, *trained(5))
+
+
+def test_plain_entries_come_back(tmp_path):
+    """Numbers and texts of an optimizer, as bitsandbytes' step is one."""
+    model, optimizer = trained(1)
+    state = state_of(model, optimizer)
+    for values in state["optimizer"].values():
+        values["plain"], values["text"] = 7, "seven"
+    path = checkpoints.Saver(tmp_path, ALONE).save(1, state, {})
+    for values in state["optimizer"].values():
+        values["plain"], values["text"] = 0, ""
+    checkpoints.load(path, state, ALONE)
+    assert {(v["plain"], v["text"]) for v in state["optimizer"].values()} == {(7, "seven")}
+
+
+def test_a_file_that_the_manifest_does_not_list(saved):
+    """An added file, a FIFO for a manifest, a path out of the folder: damaged, and none waits."""
+    extra = saved / "checkpoint-3" / "state" / "more.distcp"
+    extra.write_bytes(b"x")
+    fault = checkpoints.find_damage(saved / "checkpoint-3")
+    assert fault == "state/more.distcp is not in its manifest.json"
+    manifest = saved / "checkpoint-2" / "manifest.json"
+    record = json.loads(manifest.read_text())
+    record["files"]["../checkpoint-1/manifest.json"] = {"bytes": 1, "sha256": ""}
+    manifest.write_text(json.dumps(record))
+    assert "no readable manifest.json" in str(checkpoints.find_damage(saved / "checkpoint-2"))
+    manifest.write_text("[" * 100_000)
+    assert "no readable manifest.json" in str(checkpoints.find_damage(saved / "checkpoint-2"))
+    if hasattr(os, "mkfifo"):
+        manifest.unlink()
+        os.mkfifo(manifest)
+        assert "no readable manifest.json" in str(checkpoints.find_damage(saved / "checkpoint-2"))
+    assert checkpoints.find_newest(saved, say=lambda text: None)[1] == 1

@@ -24,7 +24,7 @@ from alpaca_lib.launch import launcher
 from alpaca_lib.records import Example, load_examples, save_examples
 from alpaca_lib.training import checkpoints
 from alpaca_lib.training.build import build
-from alpaca_lib.training.examples import count_labels, encode
+from alpaca_lib.training.examples import count_labels, encode, split_examples
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
@@ -189,7 +189,8 @@ def test_validation_loss_is_transformers(settings, tokenizer):
     settings = settings.replace(validation_rows=4, max_steps=1)
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     total = count = 0
-    for example in load_examples(settings.data_path)[:4]:
+    held, _, _ = split_examples(load_examples(settings.data_path), 4, settings.seed)
+    for example in held:
         row = encode(example, tokenizer, max_length=128)
         ids, labels = (torch.tensor([row[k]]) for k in ("input_ids", "labels"))
         with torch.no_grad():

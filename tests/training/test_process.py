@@ -31,3 +31,39 @@ def test_kept_memory_is_given_back_when_it_grows():
     """800 MB that were freed stay with the process until trim() gives them back."""
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from alpaca_lib.training import checkpoints
+from alpaca_lib.training.process import stop_signal
+from alpaca_lib.training.sharding import Distributed
+
+class Twice:
+    nbytes = 0
+    def __reduce__(self):  # while torch writes the state
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return int, (1,)
+
+state = {"model": {"w": torch.zeros(4)}, "optimizer": {"w": {"step": Twice()}}}
+with stop_signal():
+    try:
+        checkpoints.Saver(Path(sys.argv[1]), Distributed(0, 1, 0)).save(4, state, {})
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process of one's own")
+def test_a_second_interrupt_in_a_save_says_what_it_does(tmp_path):
+    """Two lines, an interrupt and no traceback of torch; no checkpoint under its name."""
+    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert lines[0].startswith("finishing this step") and lines[-1] == "interrupted", done.stdout
+    assert lines[1].startswith("stopping at once: a save in progress is not completed")
+    assert not list(tmp_path.glob("checkpoint-*"))
