@@ -17,8 +17,9 @@ from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.inference.model_pool import as_source, read_run
 from alpaca_lib.models import ModelSource
 from alpaca_lib.optional import hide_progress_bars, require
-from alpaca_lib.prompts import CHAT, chat_template, render_prompt
+from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import Example
+from alpaca_lib.tokenization import publish_prompts
 
 UNKNOWN = "not stated by whoever made this card"
 RECIPE = (  # the settings on the card, in this order
@@ -90,8 +91,7 @@ def publish(
     merged, dtype = source.load_merged()
     tokenizer = source.load_tokenizer()
     template = run.get("settings", {}).get("template")
-    if template and template != CHAT:
-        tokenizer.chat_template = chat_template(template)
+    publish_prompts(tokenizer, template, merged)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from alpaca_lib.errors import AdapterError
 from alpaca_lib.models import ModelSource
 from alpaca_lib.optional import hide_progress_bars, require
+from alpaca_lib.tokenization import publish_prompts
 from alpaca_lib.training.settings import Settings
 
 
@@ -210,8 +211,10 @@ def merge(adapter: str, folder: Path) -> Path:
     _read_config(source.folder)
     model, dtype = source.load_merged()
     with hide_progress_bars():
+        tokenizer = source.load_tokenizer()
+        publish_prompts(tokenizer, None, model)
         model.to(getattr(torch, dtype)).save_pretrained(folder)
-    source.base.load_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     run = source.folder / "run.json"
     if run.is_file():
         shutil.copyfile(run, folder / "run.json")

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from alpaca_lib.training.loss import unwrap_peft
 from alpaca_lib.training.packing import Encoded, MicroBatches, count_labels
 from alpaca_lib.training.precision import create_optimizer
 from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
-from alpaca_lib.training.run_state import RunState
+from alpaca_lib.training.run_state import RunState, find_prompt_time
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
 
@@ -56,8 +57,12 @@ def train(
     keep_freed_memory()
     source = ModelSource.resolve(settings.model)
     tokenizer = source.load_tokenizer()
-    data = load_data(settings, tokenizer)
+    data = load_data(settings, tokenizer, find_prompt_time(settings))
     with sharding.distributed(placement.device) as dist, stop_signal() as stop_requested:
+        if data.prompt_time and dist.size > 1:  # all ranks need the same rows
+            seconds = datetime.fromisoformat(data.prompt_time).timestamp()
+            now = datetime.fromtimestamp(dist.largest(seconds))
+            data = load_data(settings, tokenizer, now)
         if check_memory is not None:
             advice = None
             if dist.is_rank_zero:
@@ -113,7 +118,9 @@ class _Run:
             num_warmup_steps=math.ceil(warmup * self.steps) if warmup < 1 else int(warmup),
             num_training_steps=self.steps,
         )
-        self.run_state = RunState(settings, self.dist, self.built, self.optimizer, self.rows)
+        self.run_state = RunState(
+            settings, self.dist, self.built, self.optimizer, self.rows, data.prompt_time
+        )
         self.trackers = trackers.Trackers()
         self.heap = Heap()
         self.step_seconds: float | None = None  # moving average, for the time left
@@ -282,6 +289,7 @@ class _Run:
             "validation_rows": len(self.data.held_out),
             "rows_without_label": self.data.dropped,
             "rows_cut": self.data.cut,
+            "prompt_time": self.data.prompt_time,
             "attention": self.built.attention,
             "flops_per_token": self.flops_per_token,
             "gemm_flops_per_second": self.gemm * self.dist.size,

@@ -191,11 +191,12 @@ def test_a_tokenizer_with_several_chat_templates(tiny_folder, tmp_path):
     folder = tmp_path / "several"
     shutil.copytree(tiny_folder, folder)
     loaded = models.ModelSource.resolve(str(folder)).load_tokenizer()
-    loaded.chat_template = {"default": "DEFAULT", "tool_use": "TOOLS"}
+    default = "{% for m in messages %}DEFAULT {{ m.content }}<|im_end|>{% endfor %}"
+    loaded.chat_template = {"default": default, "tool_use": "TOOLS"}
     loaded.save_pretrained(folder)
     file = export_gguf(str(folder), tmp_path / "x.gguf", "f16")
     field = gguf.GGUFReader(file).fields["tokenizer.chat_template"]
-    assert field.contents() == "DEFAULT"
+    assert "DEFAULT" in field.contents() and "TOOLS" not in field.contents()
 
 
 def test_larger_embedding(tokenizer, some_examples, tmp_path):
@@ -254,6 +255,6 @@ def test_divergence_of_inexactly_normed_probabilities(monkeypatch):
     said = [{"id": at, "logprob": float(value) + 2e-4} for at, value in enumerate(mine)]
     reply = {"completion_probabilities": [{"top_logprobs": said}]}
     monkeypatch.setattr(parity, "post", lambda url, body: reply)
-    assert parity._divergence(mine, [1], "") == pytest.approx(0, abs=1e-12)
+    assert parity._divergence(mine, [1], "", 0) == pytest.approx(0, abs=1e-12)
     said[0]["logprob"] -= 1
-    assert parity._divergence(mine, [1], "") > 1e-4
+    assert parity._divergence(mine, [1], "", 0) > 1e-4
