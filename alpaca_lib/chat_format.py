@@ -22,6 +22,7 @@ from alpaca_lib.optional import require
 Messages = Sequence[dict[str, str]]
 QUESTION, ANSWER = "Qzxquestion7", "Qzxanswer7"  # texts that no template writes itself
 OPEN_OR_CLOSED = re.compile(r"[<\[](/?)(?:[\w:|-]*think\w*|reasoning|thought)[>\]]", re.IGNORECASE)
+CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 SECONDS = 10.0  # for one prompt; most templates need a ten-thousandth of it
 
 
@@ -52,7 +53,10 @@ def render_chat(
     ``for_answer`` adds the generation prompt. ``now`` is the time that the template sees, by
     default the present one. Raises SettingsError if the template fails.
     """
-    options: dict[str, Any] = {} if now is None else {"strftime_now": now.strftime}
+    source, options = tokenizer.chat_template, {}
+    if now is not None and "strftime_now" in json.dumps(source):
+        source = source["default"] if isinstance(source, dict) else source
+        options["chat_template"] = pin_time(source, now)
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=for_answer, **options
@@ -64,6 +68,15 @@ def render_chat(
             "template of this project, such as 'alpaca'"
         ) from error
     return str(text)
+
+
+def pin_time(source: str, now: datetime) -> str:
+    """Returns a chat template in which the present time is ``now``.
+
+    transformers takes no function as a variable of a template, so calls of strftime_now with a
+    literal format are replaced by the text that they give.
+    """
+    return CLOCK.sub(lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), source)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -30,6 +30,7 @@ from alpaca_lib.chat_format import (
 from alpaca_lib.errors import DataError, ModelError
 from alpaca_lib.prompts import CHAT, chat_content, chat_template, check_chat, get_template
 from alpaca_lib.records import Example
+from alpaca_lib.token_names import any_of, rename_tokens, replace_texts
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 MARKUP = re.compile(r"(?=.*\w)(?=.*[^\w\s])\S+", re.DOTALL)
@@ -200,7 +201,7 @@ class PromptEncoder:
             if split or [i for i in ids if i in control] != own:
                 text, names = mark(row)
                 data = " ".join(getattr(examples[row], field) for field in fields)
-                spelled = ", ".join(sorted(set(_pattern(self.control).findall(data)))) or "a name"
+                spelled = ", ".join(sorted(set(any_of(self.control).findall(data)))) or "a name"
                 where = f"row {row + 1}: its {' or '.join(fields)}"
                 rows[row] = self._encode_as_text(text, names, where, spelled)
         return rows
@@ -224,14 +225,14 @@ class PromptEncoder:
         """Returns an example without any control token's text, and what restores the text."""
         names = {text: f"{self._nonce}h{place}h" for place, text in enumerate(self.control)}
         shown = {value: key for key, value in names.items()}
-        instruction = _replace(names, example.instruction)
-        return Example(instruction, _replace(names, example.input)), shown
+        instruction = replace_texts(names, example.instruction)
+        return Example(instruction, replace_texts(names, example.input)), shown
 
     def _mark(self, text: str, restore: dict[str, str]) -> tuple[str, list[str]]:
         """Returns a rendered text in which the template's control tokens have the twin's names,
         with their texts in order; the hidden texts of the data are restored."""
-        own = re.findall(_pattern(self.control), text)
-        return _replace(restore, _replace(self._names, text)), own
+        own = re.findall(any_of(self.control), text)
+        return replace_texts(restore, replace_texts(self._names, text)), own
 
     @property
     def _backend(self) -> Any:
@@ -253,25 +254,8 @@ class PromptEncoder:
 
         Everything else is the same, so what it does with the texts around them is too.
         """
-        from tokenizers import Tokenizer
-
-        rules, names = json.loads(self._backend.to_str()), self._names
-        rules |= {"post_processor": None, "truncation": None, "padding": None}
-        for added in rules["added_tokens"]:
-            added["content"] = names.get(added["content"], added["content"])
-        model = rules["model"]
-        if isinstance(vocab := model["vocab"], dict):
-            model["vocab"] = {names.get(text, text): token for text, token in vocab.items()}
-        else:  # Unigram's pairs of text and score
-            model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
-        if (unknown := model.get("unk_token")) in names:
-            model["unk_token"] = names[unknown]
-        if merges := model.get("merges"):
-            pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-            model["merges"] = [
-                list(pair) for pair in pairs if not {*pair, "".join(pair)} & names.keys()
-            ]
-        twin = Tokenizer.from_str(json.dumps(rules))
+        names = self._names
+        twin = rename_tokens(self._backend, names)
         wrong = [
             text for text, name in names.items() if twin.token_to_id(name) != self.control[text]
         ]
@@ -338,16 +322,6 @@ def publish_prompts(tokenizer: Any, template: str | None, model: Any = None) -> 
         named = named or ([] if config.eos_token_id is None else [config.eos_token_id])
         if new := [token for token in sorted(encoder.stops) if token not in named]:
             config.eos_token_id = [*named, *new]
-
-
-def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
-    """Returns a pattern of any of the texts, longer ones first."""
-    longest_first = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-
-
-def _replace(names: dict[str, str], text: str) -> str:
-    return _pattern(names).sub(lambda match: names[match[0]], text)
 
 
 def _explain(

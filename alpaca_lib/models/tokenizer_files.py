@@ -1,7 +1,7 @@
 """A tokenizer as its tokenizer.json says, whatever class transformers has for the model's type.
 
 transformers chooses a class by model_type, and some classes build the rules for splitting a text
-anew from the vocabulary. llama.cpp, vLLM and the tokenizers library follow the file.
+from the vocabulary alone. llama.cpp, vLLM and the tokenizers library follow the file.
 """
 
 from __future__ import annotations

@@ -150,6 +150,20 @@ def test_what_an_adapter_file_cannot_hold(adapter, tmp_path):
     assert not [f for f in tmp_path.iterdir() if "lora" in f.name]
 
 
+def test_an_adapter_that_is_a_pickle(adapter, tmp_path):
+    """adapter_model.bin is not read: each way of exporting and serving it says so."""
+    folder = adapter()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    for use in (
+        lambda: find_gguf(str(folder)),
+        lambda: export_adapter(str(folder), tmp_path / "x.gguf"),
+        lambda: export_gguf(str(folder), tmp_path / "x.gguf"),
+    ):
+        with pytest.raises(ModelError, match=r"adapter_model\.bin\), which can run code"):
+            use()
+    assert not (tmp_path / "x.gguf").exists()
+
+
 def test_bad_input(tiny_folder, tokenizer, tmp_path):
     """Another family, an unknown kind, another model's tokenizer: one line each, no file."""
     with pytest.raises(ModelError, match="kind 'q2_k': use one of"):
