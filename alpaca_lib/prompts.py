@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alpaca_lib.chat_format import read_format, render_turn, time_limit
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json
 from alpaca_lib.records import FIELDS, Example, read_text
@@ -123,36 +124,77 @@ def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = N
     """Returns the prompt of an example; template "chat" is the model's own chat format.
 
     "chat" needs the tokenizer, whose chat template renders one user message (instruction, blank
-    line, input) with the generation prompt. Raises SettingsError for an unknown template, or for
-    "chat" if the tokenizer has no chat template.
+    line, input) up to where the answer begins. Raises SettingsError for an unknown template, or
+    for "chat" if the tokenizer's chat template is missing or cannot be used.
     """
     if template != CHAT:
         return get_template(template).render(example)
+    check_chat(tokenizer)
+    form = read_format(tokenizer)
+    with time_limit():
+        return render_turn(tokenizer, chat_content(example), form)
+
+
+def chat_content(example: Example) -> str:
+    """Returns the user message of an example: instruction, blank line, input."""
+    return "\n\n".join(part for part in (example.instruction, example.input) if part)
+
+
+def chat_messages(example: Example, template: str) -> list[dict[str, str]]:
+    """Returns the conversation from which a published template makes an example's prompt."""
+    if template == CHAT:
+        return [{"role": "user", "content": chat_content(example)}]
+    asked = [{"role": "user", "content": example.instruction}]
+    return [*asked, {"role": "input", "content": example.input}] if example.input else asked
+
+
+def check_chat(tokenizer: Any) -> None:
+    """Raises SettingsError if a tokenizer has no chat template."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise SettingsError(
             f"template 'chat' needs a tokenizer with a chat template; this one has none. "
             f"Use one of {', '.join(TEMPLATES)}"
         )
-    text = "\n\n".join(part for part in (example.instruction, example.input) if part)
-    message = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
 def chat_template(name: str) -> str:
     """Returns a template as a Jinja chat template, which llama.cpp and transformers apply.
 
-    Each user message is an instruction; each assistant message is followed by the end-of-sequence
-    token. Alpaca's format has no system message, so one is left out.
+    Each user message is an instruction. A message of the role "input" after it is its input. The
+    text of a system message stands before the next instruction, with a blank line between them:
+    Alpaca's format has no place of its own for it. Each assistant message is followed by the
+    end-of-sequence token. Other roles, and messages in another order, raise an exception.
     """
-    before, after = get_template(name).without_input.split("{instruction}")
-    head = json.dumps(before, ensure_ascii=False)
-    tail = json.dumps(after, ensure_ascii=False)
+    template = get_template(name)
+    start, end = map(_literal, template.without_input.split("{instruction}"))
+    head, rest = template.with_input.split("{instruction}")
+    middle, tail = map(_literal, rest.split("{input}"))
+    head = _literal(head)
     return (
-        "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{{{{ {head} + message['content'] + {tail} }}}}"
-        "{% elif message['role'] == 'assistant' %}"
-        "{{ message['content'] + eos_token + '\\n\\n' }}{% endif %}{% endfor %}"
+        "{% set ns = namespace(system='', expects_input=false) %}"
+        "{% for message in messages %}"
+        "{% set role, content = message['role'], message['content'] %}"
+        "{% if ns.expects_input %}"
+        f"{{{{ {middle} + content + {tail} }}}}{{% set ns.expects_input = false %}}"
+        "{% elif role == 'system' %}"
+        "{% set ns.system = ns.system + content + '\n\n' %}"
+        "{% elif role == 'user' %}"
+        "{% set text = ns.system + content %}{% set ns.system = '' %}"
+        "{% if not loop.last and messages[loop.index]['role'] == 'input' %}"
+        f"{{{{ {head} + text }}}}{{% set ns.expects_input = true %}}"
+        f"{{% else %}}{{{{ {start} + text + {end} }}}}{{% endif %}}"
+        "{% elif role == 'assistant' and not ns.system %}"
+        "{{ content + eos_token + '\n\n' }}"
+        "{% else %}{{ raise_exception('roles are: user, input after user, assistant, and system "
+        "before user; not ' + role + ' here') }}{% endif %}{% endfor %}"
+        "{% if ns.system %}{{ raise_exception('a system message needs a user message after it') }}"
+        "{% endif %}"
     )
+
+
+def _literal(text: str) -> str:
+    """Returns a text as a Jinja literal."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 # Optional parts of a generation prompt after its header, by the language of the header.

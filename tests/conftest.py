@@ -92,3 +92,87 @@ def some_examples():
 def data_file(some_examples, tmp_path_factory):
     """The twelve examples as a .json file."""
     return save_examples(some_examples, tmp_path_factory.mktemp("data") / "twelve.json")
+
+
+TEXTS = [
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.",
+    "### Instruction:\nName three colours.\n\n### Input:\n1, 2\n\n### Response:\nRed, green, blue.",
+    "user assistant system You are a helpful assistant. What is the capital of France? Paris.",
+]
+
+
+@pytest.fixture(scope="session")
+def build_tokenizer():
+    """A function that builds a small tokenizer, as its maker would publish it.
+
+    ``kind``: byte-level or metaspace (SentencePiece's BPE with byte fallback). ``bos``: who
+    writes BOS in a conversation: the template, the post-processor, both or nobody. ``turn``: the
+    text that ends a turn, which is EOS or another special token.
+    """
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    def build(kind="byte-level", bos="nobody", turn="</s>", eos_after_prompts=False):
+        special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+        if kind == "byte-level":
+            tokens = Tokenizer(BPE())
+            tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokens.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(
+                vocab_size=420,
+                special_tokens=special,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            )
+        else:
+            tokens = Tokenizer(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+            space = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            tokens.normalizer = normalizers.Sequence(space)
+            tokens.decoder = decoders.Sequence(
+                [
+                    decoders.Replace("▁", " "),
+                    decoders.ByteFallback(),
+                    decoders.Fuse(),
+                    decoders.Strip(" ", 1, 0),
+                ]
+            )
+            trainer = trainers.BpeTrainer(
+                vocab_size=420,
+                special_tokens=[*special[:3], *(f"<0x{b:02X}>" for b in range(256)), *special[3:]],
+                show_progress=False,
+            )
+        tokens.train_from_iterator(TEXTS, trainer)
+        if bos in ("post-processor", "both") or eos_after_prompts:
+            before = "<s> " if bos in ("post-processor", "both") else ""
+            after = " </s>" if eos_after_prompts else ""
+            tokens.post_processor = TemplateProcessing(
+                single=f"{before}$A{after}",
+                pair=f"{before}$A{after} $B",
+                special_tokens=[("<s>", 1), ("</s>", 2)],
+            )
+        rules = tokens.to_str()
+        if kind == "metaspace":  # byte tokens are no special tokens
+            import json
+
+            read = json.loads(rules)
+            read["added_tokens"] = [t for t in read["added_tokens"] if t["content"] in special]
+            rules = json.dumps(read)
+        built = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer.from_str(rules),
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="<unk>" if kind == "metaspace" else None,
+            pad_token="</s>",
+        )
+        first = "{{ bos_token }}" if bos in ("template", "both") else ""
+        built.chat_template = (
+            first + "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+            f"{{{{ '{turn}\n' }}}}{{% endfor %}}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        )
+        return built
+
+    return build

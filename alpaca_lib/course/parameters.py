@@ -42,14 +42,15 @@ NOTES = {  # of parameters whose meaning differs from the option's, or that need
 
 
 def check_value(lesson: str, name: str, value: Any, where: str) -> None:
-    """Checks a parameter that is an option: its range and its choices.
+    """Validates a parameter that is an option: its range and its choices.
 
     Raises RunError, which begins with ``where``.
     """
     for model in OPTIONS.get(lesson, ()):
         if name in model.model_fields:
             try:
-                alone = model.model_construct()
+                needed = [key for key, field in model.model_fields.items() if field.is_required()]
+                alone = model.model_construct(**dict.fromkeys(needed, "x"))
                 model.__pydantic_validator__.validate_assignment(alone, name, value)
             except ValidationError as error:
                 if error.errors()[0]["loc"]:  # not of a check across several options

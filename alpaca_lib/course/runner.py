@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import papermill
-import psutil
 from papermill.exceptions import PapermillExecutionError
 
 from alpaca_lib import command_line
+from alpaca_lib.course import processes
 from alpaca_lib.course.notebooks import (
     LESSONS,
     REPO,
@@ -53,11 +53,9 @@ from alpaca_lib.options import nearest
 PROFILES = REPO / "data" / "profiles"
 NOTEBOOKS = REPO / "notebooks"
 
-GRACE_SECONDS = 10.0  # for the processes of a stopped run, to save and to end
 KINDS = {"bool": "True or False", "int": "a whole number", "float": "a number", "str": "a text"}
 
 Parameters = dict[str, dict[str, Any]]  # {notebook: {parameter: value}}
-_children: set[psutil.Process] = set()  # every process below this one, since the notebook began
 
 
 @dataclass
@@ -104,7 +102,7 @@ def main(arguments: list[str]) -> int:
 
 def _stop(number: int, frame: object) -> None:
     """Ends a run at a signal as Ctrl-C does: the running notebook is stopped in _run_one."""
-    _children.update(psutil.Process().children(recursive=True))  # papermill kills the kernel first
+    processes.remember_children()  # papermill kills the kernel first
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
@@ -219,9 +217,9 @@ def _run_one(entry: Entry, values: dict[str, Any], run_id: str, fingerprint: Fin
     target = lesson / f"{entry.notebook}.ipynb"
     work = lesson / f".{entry.notebook}-{run_id}.ipynb"  # another run may execute it, too
     start, ended = time.monotonic(), threading.Event()
-    _children.clear()
+    processes.forget_children()
     with ThreadPoolExecutor(1) as pool:
-        peak = pool.submit(sample_peak_memory, ended)
+        peak = pool.submit(processes.sample_peak_memory, ended)
         try:
             papermill.execute_notebook(
                 str(NOTEBOOKS / f"{entry.notebook}.ipynb"),
@@ -239,14 +237,14 @@ def _run_one(entry: Entry, values: dict[str, Any], run_id: str, fingerprint: Fin
                 where += f", cell {error.exec_count}"
                 text = f"{error.ename}: {error.evalue}"
             _fail(entry, where, text)
-            end_children()
+            processes.end_children()
             print(f"  the executed notebook, with the full traceback: {target}", file=sys.stderr)
         except BaseException:
             entry.status, entry.result = "stopped", "--resume continues it"
             logging.getLogger("asyncio").setLevel(
                 logging.CRITICAL
             )  # of papermill's unfinished task
-            end_children()
+            processes.end_children()
             raise
         finally:
             ended.set()
@@ -282,42 +280,6 @@ def _fill_in(entry: Entry, folder: Path) -> None:
     entry.status, entry.output = "done", str(folder)
     entry.minutes, entry.peak_gb = said["minutes"], said["peak_gb"]
     entry.result = str(read_object(folder / "result.json").get("headline", ""))
-
-
-def end_children() -> None:
-    """Ends the processes below this one: the kernel, and what it started (torchrun, ranks).
-
-    SIGTERM first, at which training saves a checkpoint; after GRACE_SECONDS, or a second
-    signal, the rest is killed. Processes whose parent has ended already are among them.
-    """
-    running = [child for child in _children if child.is_running()]
-    try:
-        for child in running:
-            with contextlib.suppress(psutil.Error):
-                child.terminate()
-        psutil.wait_procs(running, timeout=GRACE_SECONDS)
-    finally:
-        for child in running:
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-        psutil.wait_procs(running, timeout=GRACE_SECONDS)
-
-
-def sample_peak_memory(ended: threading.Event) -> int:
-    """Returns the peak memory of this process and its children until an event, in bytes.
-
-    It is sampled twice per second.
-    """
-    me, peak = psutil.Process(), 0
-    while not ended.wait(0.5):
-        total = 0
-        children = me.children(recursive=True)
-        _children.update(children)
-        for process in [me, *children]:
-            with contextlib.suppress(psutil.Error):  # it has ended
-                total += process.memory_info().rss
-        peak = max(peak, total)
-    return peak
 
 
 def _load_profile(name: str, types: dict[str, dict[str, str]]) -> Parameters:

@@ -14,9 +14,10 @@ from alpaca_lib.dataset.rouge import rouge_l, tokenize
 from alpaca_lib.errors import DataError
 from alpaca_lib.evaluation.constraint_checks import meets
 from alpaca_lib.evaluation.intervals import Interval, interval, sign_test
-from alpaca_lib.inference.decoding import Answer, Decoding, answer, prompt_ids
+from alpaca_lib.inference.decoding import Answer, Decoding, answer
 from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.records import Example, load_examples
+from alpaca_lib.tokenization import PromptEncoder
 
 NGRAM = 4  # words of a repeated piece
 
@@ -136,10 +137,10 @@ def reference_losses(
     from torch.nn import functional as F
 
     losses = []
-    for example in examples:
-        prompt = prompt_ids(example, tokenizer, template)
-        reference = tokenizer(example.output, add_special_tokens=False)["input_ids"]
-        reference = [*reference, tokenizer.eos_token_id]
+    encoder = PromptEncoder(tokenizer, template)
+    pairs = zip(encoder.prompts(examples), encoder.answers(examples), strict=True)
+    for prompt, reference in pairs:
+        reference += encoder.end
         ids = torch.tensor([prompt + reference], device=model.device)
         with torch.inference_mode():
             logits = model(ids, logits_to_keep=len(reference) + 1, use_cache=False).logits[0, :-1]

@@ -57,6 +57,10 @@ def _run_check(options: argparse.Namespace) -> int:
     tasks = load_examples(options.eval)
     found = export.measure_parity(model, source.load_tokenizer(), options.file, tasks, template)
     print(f"tokenized alike    {found.tokenized_alike} of {found.texts} texts")
+    for path, rows in (("completions", found.text_rows), ("chat/completions", found.chat_rows)):
+        if rows:
+            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+            print(f"  other tokens in /v1/{path}: rows {shown} of {options.eval}")
     print(f"greedy answers     {found.same:.2%} of {found.tokens} tokens")
     print(f"probabilities      KL {found.kl:.2g} nats, mean of {found.contexts} places")
     return 0 if found.tokenized_alike == found.texts and found.kl <= options.most_kl else 1

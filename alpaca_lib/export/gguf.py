@@ -113,7 +113,7 @@ def export_adapter(model: str | ModelSource, file: Path) -> Path:
     target = _Target(source)
     rank, alpha = int(adapter["r"]), float(adapter["lora_alpha"])
     with ExitStack() as stack:
-        saved = _open_safetensors(source.folder / "adapter_model.safetensors", stack)
+        saved = _open_safetensors(find_adapter_file(source.folder), stack)
         writer = gguf.GGUFWriter(stack.enter_context(atomic_path(file)), target.architecture)
         writer.add_type("adapter")
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -135,6 +135,20 @@ def export_adapter(model: str | ModelSource, file: Path) -> Path:
         writer.write_tensors_to_file()
         writer.close()
     return file
+
+
+def find_adapter_file(folder: Path) -> Path:
+    """Returns the file of an adapter's weights. Raises ModelError if it is missing or a pickle."""
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        return file
+    if (folder / "adapter_model.bin").is_file():
+        raise ModelError(
+            f"{folder}: its weights are a pickle (adapter_model.bin), which can run code and is "
+            "not read; whoever trusts it converts it: torch.load(file, weights_only=True), then "
+            "safetensors.torch.save_file(..., 'adapter_model.safetensors')"
+        )
+    raise ModelError(f"{folder}: no adapter_model.safetensors next to its adapter_config.json")
 
 
 def permute(matrix: Any, heads: int) -> Any:
@@ -205,6 +219,7 @@ def _open_tensors(
     Nothing is loaded yet, except for an adapter: it is merged with its base in memory.
     """
     if source.is_adapter:
+        find_adapter_file(source.folder)
         state = source.load_merged()[0].state_dict()
         return {key: (tuple(state[key].shape), partial(state.get, key)) for key in state}
     folder = source.folder

@@ -12,7 +12,8 @@ from typing import Any
 
 from alpaca_lib.errors import ModelError
 from alpaca_lib.optional import require
-from alpaca_lib.prompts import chat_template
+from alpaca_lib.prompts import CHAT
+from alpaca_lib.tokenization import PromptEncoder, prefix_tokens
 
 # llama.cpp's name of a pre-tokenizer: parts of its definition. The first full match counts.
 PRE_TOKENIZERS = {
@@ -58,18 +59,23 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
         "unk": tokenizer.unk_token_id,
         "pad": tokenizer.pad_token_id,
     }
+    prefix = prefix_tokens(tokenizer)
+    if len(prefix) > 1:
+        names = "".join(tokenizer.convert_ids_to_tokens(prefix))
+        raise ModelError(f"the tokenizer puts {names} before every text; llama.cpp has one BOS")
+    if prefix:  # what llama.cpp adds is what it calls BOS
+        ids["bos"] = prefix[0]
+    template = template or (CHAT if tokenizer.chat_template else None)
+    if template:
+        encoder = PromptEncoder(tokenizer, template)
+        if encoder.end and encoder.end[-1] != ids["eos"]:
+            ids["eot"] = encoder.end[-1]  # an answer of a conversation ends there
+        writer.add_chat_template(encoder.published_template())
     for name, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)
-    adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    writer.add_add_bos_token(adds_bos)
+    writer.add_add_bos_token(bool(prefix))
     writer.add_add_eos_token(False)
-    chat = chat_template(template) if template and template != "chat" else None
-    chat = chat or tokenizer.chat_template
-    if isinstance(chat, dict):  # several templates by name
-        chat = chat.get("default")
-    if chat:
-        writer.add_chat_template(chat)
 
 
 def _tokens(gguf: Any, rules: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:

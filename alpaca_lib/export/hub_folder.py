@@ -22,8 +22,9 @@ from alpaca_lib.inference.model_pool import as_source, read_run
 from alpaca_lib.models import EMBEDDED, ModelSource, base_name
 from alpaca_lib.models.embedded import cache_folder
 from alpaca_lib.optional import hide_progress_bars, require
-from alpaca_lib.prompts import CHAT, chat_template, render_prompt
+from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import Example
+from alpaca_lib.tokenization import publish_prompts
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNKNOWN = "not stated by whoever made this card"
@@ -119,16 +120,16 @@ def publish(
         _check_adapter(source, named, base_id)
     tokenizer = source.load_tokenizer()
     template = run.get("settings", {}).get("template")
-    if template and template != CHAT:
-        tokenizer.chat_template = chat_template(template)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         if adapter_only:
+            publish_prompts(tokenizer, template)
             _copy_adapter(source.folder, part, base_id)
         else:
             merged, dtype = source.load_merged()
+            publish_prompts(tokenizer, template, merged)
             with hide_progress_bars():
                 merged.to(getattr(require("torch"), dtype)).save_pretrained(part)
         tokenizer.save_pretrained(part)

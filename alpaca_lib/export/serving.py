@@ -2,6 +2,13 @@
 
 The model may be a GGUF file, a model folder, an adapter folder or a name: a folder is exported
 first, once, next to its weights. So the model of lesson 04 can be the teacher of lesson 01.
+
+A conversation of one user message makes the prompt of training, token by token. With Alpaca's
+templates a message of the role "input" after it is the task's input, and a system message stands
+before the instruction. /v1/completions takes a prompt as it is and puts BOS before it where the
+tokenizer does: send a text without BOS, or token ids. llama.cpp makes special tokens of their
+texts in messages and prompts (``<|im_end|>``), where this project's own inference keeps them as
+text; a client that passes on texts of strangers sends token ids (``prompt_ids``).
 """
 
 from __future__ import annotations
@@ -11,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.export.gguf import export_gguf
+from alpaca_lib.export.gguf import export_gguf, find_adapter_file
 from alpaca_lib.inference.model_pool import trained_template
 from alpaca_lib.models import EMBEDDED, ModelSource, gguf_file
 from alpaca_lib.models.llama_server import serve
@@ -51,8 +58,9 @@ def find_gguf(name: str, kind: str = "q8_0", template: str | None = None) -> Pat
     folder = source.folder
     if not folder.is_dir():
         raise ModelError(f"{name}: is on the hub; `export {name}` writes its GGUF file first")
-    weights = [*folder.glob("model*.safetensors"), *folder.glob("adapter_model.safetensors")]
-    if weights and source.is_adapter:
+    weights = list(folder.glob("model*.safetensors"))
+    if source.is_adapter:
+        weights = [find_adapter_file(folder)]
         weights += source.base.folder.glob("model*.safetensors")
     if not weights:
         return gguf_file(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from pydantic import field_validator
 
 from alpaca_lib.errors import SettingsError
 from alpaca_lib.options import Options, option
-from alpaca_lib.prompts import CHAT, render_prompt
 from alpaca_lib.records import Example
+from alpaca_lib.tokenization import PromptEncoder, prompt_ids, without_surrogates
+
+__all__ = ["Answer", "Decoding", "TextStream", "answer", "end_tokens", "prompt_ids", "stream"]
 
 TextStream = Generator[str, None, None]  # the answer so far, again and again; close() stops it
 
@@ -44,8 +46,12 @@ class Decoding(Options):
             raise ValueError("a tuple of texts, none of them empty")
         return stop
 
-    def to_arguments(self, prompt_tokens: int, tokenizer: Any) -> dict[str, Any]:
+    def to_arguments(
+        self, prompt_tokens: int, tokenizer: Any, ends: Collection[int] = ()
+    ) -> dict[str, Any]:
         """Returns the arguments of transformers' generate(), for prompts of that many tokens.
+
+        ``ends``: ids that end an answer, in addition to those that the model's files name.
 
         The penalty counts the answer's tokens alone; transformers' own option counts the
         prompt's too. Penalties that a model's own files ask for are off, or the comparison would
@@ -60,6 +66,8 @@ class Decoding(Options):
             "repetition_penalty": 1.0,
             "no_repeat_ngram_size": 0,
         }
+        if ends:
+            options["eos_token_id"] = sorted(ends)
         if self.repetition_penalty != 1:
             from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
@@ -98,7 +106,9 @@ def answer(
     if batch_size < 1:
         raise SettingsError(f"batch size {batch_size}: at least 1")
     decoding = decoding or Decoding()
-    ids = [prompt_ids(example, tokenizer, template) for example in examples]
+    encoder = PromptEncoder(tokenizer, template)
+    ids = encoder.prompts([without_surrogates(example) for example in examples])
+    ends = end_tokens(model, encoder)
     _check_lengths(model, ids, decoding)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: dict[int, Answer] = {}
@@ -106,7 +116,7 @@ def answer(
         batch = order[start : start + batch_size]
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed + start)
-        rows = generate_tokens(model, tokenizer, [ids[i] for i in batch], decoding)
+        rows = generate_tokens(model, tokenizer, [ids[i] for i in batch], decoding, ends)
         for i, (tokens, ended) in zip(batch, rows, strict=True):
             text, stopped = cut(tokenizer.decode(tokens, skip_special_tokens=True), decoding.stop)
             answers[i] = Answer(text.strip(), ended or stopped, len(tokens))
@@ -114,11 +124,16 @@ def answer(
 
 
 def generate_tokens(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], decoding: Decoding
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    ends: Collection[int],
 ) -> list[tuple[list[int], bool]]:
     """Returns (tokens before the end token, whether there was one) for each prompt of a batch.
 
-    Prompts are padded on the left, so that each ends where its answer begins.
+    ``ends``: the end tokens' ids, see ``end_tokens``. Prompts are padded on the left, so that
+    each ends where its answer begins.
     """
     import torch
 
@@ -130,9 +145,8 @@ def generate_tokens(
         new = model.generate(
             input_ids=padded.to(model.device),
             attention_mask=mask.to(model.device),
-            **decoding.to_arguments(longest, tokenizer),
+            **decoding.to_arguments(longest, tokenizer, ends),
         )[:, longest:]
-    ends = end_tokens(model, tokenizer)
     rows = []
     for row in new.tolist():
         end = next((place for place, token in enumerate(row) if token in ends), None)
@@ -156,7 +170,9 @@ def stream(
     from transformers import StoppingCriteriaList
 
     decoding = decoding or Decoding()
-    ids = prompt_ids(example, tokenizer, template)
+    encoder = PromptEncoder(tokenizer, template)
+    (ids,) = encoder.prompts([without_surrogates(example)])
+    ends = end_tokens(model, encoder)
     _check_lengths(model, [ids], decoding)
     if decoding.beams > 1:
         yield answer(model, tokenizer, [example], decoding, template)[0].text
@@ -178,7 +194,7 @@ def stream(
                     attention_mask=torch.ones_like(row),
                     streamer=tokens,
                     stopping_criteria=StoppingCriteriaList([should_stop]),
-                    **decoding.to_arguments(len(ids), tokenizer),
+                    **decoding.to_arguments(len(ids), tokenizer, ends),
                 )
             tokens.queue.put(None)
         except BaseException as error:
@@ -186,7 +202,7 @@ def stream(
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    ends, new, shown = end_tokens(model, tokenizer), [], ""
+    new, shown = [], ""
     try:
         while isinstance(token := tokens.queue.get(), int):
             if token not in ends:
@@ -246,19 +262,14 @@ def stable_text(text: str, stop: Sequence[str]) -> str:
     return text
 
 
-def prompt_ids(example: Example, tokenizer: Any, template: str = "alpaca") -> list[int]:
-    """Returns the token ids of an example's prompt; lone surrogates are replaced."""
-    prompt = render_prompt(example, template, tokenizer)
-    prompt = prompt.encode("utf-8", "replace").decode("utf-8")
-    ids: list[int] = tokenizer(prompt, add_special_tokens=template != CHAT)["input_ids"]
-    return ids
+def end_tokens(model: Any, encoder: PromptEncoder) -> set[int]:
+    """Returns the ids of all tokens that end an answer: a model may have several.
 
-
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Returns the ids of all tokens that end an answer: a model may have several."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [ends]
-    return {token for token in [*ends, tokenizer.eos_token_id] if token is not None}
+    They are the one that was trained, by the template, and those that the model's files name.
+    """
+    named = getattr(model.generation_config, "eos_token_id", None)
+    named = named if isinstance(named, list) else [named]
+    return encoder.stops | {token for token in named if token is not None}
 
 
 def _check_lengths(model: Any, ids: Sequence[Sequence[int]], decoding: Decoding) -> None:

@@ -161,7 +161,7 @@ def dense_folder(name: str) -> Path:
         print(f"Converting {name} to a dense model, once ...", file=sys.stderr)
         with _writing(cache_folder(), name) as work, contextlib.redirect_stderr(io.StringIO()):
             # float32 holds the 4-bit values exactly; bfloat16 would round them.
-            options = {"gguf_file": file.name, "dtype": "float32"}
+            options = {"gguf_file": file.name, "dtype": "float32", "trust_remote_code": False}
             dense = transformers.GgufConfig(dequantize=True)
             try:
                 model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -173,7 +173,7 @@ def dense_folder(name: str) -> Path:
                     "and run the same command again: it is then fetched again"
                 ) from None
             tokenizer = transformers.AutoTokenizer.from_pretrained(
-                str(file.parent), gguf_file=file.name
+                str(file.parent), gguf_file=file.name, trust_remote_code=False
             )
             model.config._name_or_path = name
             try:

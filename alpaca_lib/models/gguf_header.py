@@ -1,4 +1,4 @@
-"""Checks the header of a GGUF file before llama.cpp reads it.
+"""Validates the header of a GGUF file before llama.cpp reads it.
 
 llama.cpp trusts a header: a count or a shape that lies ends the process. Here every length is
 compared with the file's, and the counts of layers and heads with the tensors that are there.
@@ -56,6 +56,7 @@ class _Header:
         self.order = "<"
 
     def check(self) -> None:
+        """Validates the whole header. Raises ValueError with what is wrong."""
         if self.stream.read(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         version = self.number("I")
@@ -72,14 +73,17 @@ class _Header:
         self.check_values(len(shapes))
 
     def read(self, length: int) -> bytes:
+        """Reads that many bytes."""
         if length > self.size - self.stream.tell():
             raise ValueError("it is cut off, or a length in it is too large")
         return self.stream.read(length)
 
     def number(self, kind: str) -> Any:
+        """Reads a number of a struct format such as "Q"."""
         return struct.unpack(self.order + kind, self.read(struct.calcsize(f"<{kind}")))[0]
 
     def text(self) -> str:
+        """Reads a text, which follows its length."""
         return self.read(self.number("Q")).decode("utf-8", "replace")
 
     def value(self, kind: int, key: str, depth: int = 0) -> Any:
@@ -111,7 +115,7 @@ class _Header:
         return name, shape, self.number("I"), self.number("Q")
 
     def check_tensors(self, tensors: list[tuple[str, list[int], int, int]]) -> None:
-        """Checks that the data of each tensor is in the file."""
+        """Validates that the data of each tensor is in the file."""
         from gguf import GGML_QUANT_SIZES
 
         sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
@@ -135,7 +139,7 @@ class _Header:
             names.add(name)
 
     def check_values(self, tensors: int) -> None:
-        """Checks the counts of the architecture: at least 1, and layers that have tensors."""
+        """Validates the counts of the architecture: at least 1, and layers that have tensors."""
         architecture = self.values.get("general.architecture")
         if not isinstance(architecture, str):
             raise ValueError("general.architecture is missing")

@@ -7,11 +7,13 @@ Face hub (HF_ENDPOINT is honoured).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ from alpaca_lib.models.adapters import attach_adapter, base_name, explained, mer
 from alpaca_lib.models.config_checks import check_config, check_loaded
 from alpaca_lib.models.device import Placement, place
 from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED, dense_folder, fetch_gguf
+from alpaca_lib.models.tokenizer_files import load_tokenizer
 from alpaca_lib.optional import hide_progress_bars, require
 
 # On import it recommends a package that downloads code at run time, and it reports every
@@ -104,7 +107,9 @@ class ModelSource:
     def config(self) -> Any:
         """The configuration (transformers' PretrainedConfig), without any weights."""
         with hide_progress_bars(), self._explained():
-            return require("transformers").AutoConfig.from_pretrained(self.path)
+            return require("transformers").AutoConfig.from_pretrained(
+                self.path, trust_remote_code=False
+            )
 
     @property
     def saved_dtype(self) -> str:
@@ -119,12 +124,13 @@ class ModelSource:
     def load_tokenizer(self) -> Any:
         """Loads the tokenizer, with a padding token (padding never has a loss).
 
-        An adapter folder without a tokenizer has its base model's.
+        An adapter folder without a tokenizer has its base model's. A tokenizer.json is followed
+        as it is, also where transformers has another tokenizer for this type of model.
         """
         if self.is_adapter and not any(self.folder.glob("tokenizer*")):
             return self.base.load_tokenizer()
         with hide_progress_bars(), self._explained():
-            tokenizer = require("transformers").AutoTokenizer.from_pretrained(self.path)
+            tokenizer = load_tokenizer(self.path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
@@ -155,7 +161,7 @@ class ModelSource:
             options["device_map"] = {"": placement.device}
         with hide_progress_bars(), self._explained():
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                self.path, output_loading_info=True, **options
+                self.path, trust_remote_code=False, output_loading_info=True, **options
             )
             check_loaded(info, self.name)
         if quantization == "none":
@@ -169,7 +175,7 @@ class ModelSource:
         transformers, torch = require("transformers"), require("torch")
         with hide_progress_bars(), self._explained(), torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
-                self.config, dtype=placement.torch_dtype
+                self.config, dtype=placement.torch_dtype, trust_remote_code=False
             )
         model.config._name_or_path = self.name
         return model.eval()
@@ -185,8 +191,20 @@ class ModelSource:
             model = merge_exactly(model, self.name)
         return model, self.base.saved_dtype
 
-    def _explained(self) -> Any:
-        return explained(f"{self.name} ({self.origin})")
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns an error of loading into a ModelError, also the wish to run a model's own code."""
+        with explained(f"{self.name} ({self.origin})"):
+            try:
+                yield
+            except ValueError as error:
+                if "trust_remote_code" not in str(error):
+                    raise
+                raise ModelError(
+                    f"{self.name} ({self.origin}) brings Python code of its own (auto_map in its "
+                    "configuration), and this project runs no code of a model; use a model of a "
+                    "type that transformers knows"
+                ) from None
 
 
 def load(

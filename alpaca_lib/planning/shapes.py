@@ -54,7 +54,7 @@ def build_empty(config: Any, dtype: Any, layers: int = 0) -> Any:
     try:
         with hide_progress_bars(), torch.device("meta"):
             auto = require("transformers").AutoModelForCausalLM
-            model = auto.from_config(config, dtype=dtype)
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise ModelError(f"no causal LM: {str(error).splitlines()[0]}") from None
     if layers:

@@ -17,6 +17,7 @@ from alpaca_lib.models import ModelSource
 from alpaca_lib.models.adapters import read_adapter_config, shares_weight
 from alpaca_lib.optional import hide_progress_bars, require
 from alpaca_lib.options import nearest
+from alpaca_lib.tokenization import publish_prompts
 from alpaca_lib.training import output_folder
 from alpaca_lib.training.settings import Settings
 
@@ -235,8 +236,10 @@ def merge(adapter: str, folder: Path, overwrite: bool = False) -> Path:
     try:
         model, dtype = source.load_merged()
         with hide_progress_bars():
+            tokenizer = source.load_tokenizer()
+            publish_prompts(tokenizer, None, model)
             model.to(getattr(torch, dtype)).save_pretrained(work)
-        source.base.load_tokenizer().save_pretrained(work)
+        tokenizer.save_pretrained(work)
         output_folder.write_manifest(work)
         if (source.folder / "run.json").is_file():
             shutil.copyfile(source.folder / "run.json", work / "run.json")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from alpaca_lib.errors import DataError, SettingsError
-from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import Example, load_examples
+from alpaca_lib.tokenization import PromptEncoder
 from alpaca_lib.training.packing import IGNORE, Encoded, Row, count_labels, pack
 from alpaca_lib.training.settings import Settings
 
@@ -39,8 +40,9 @@ class Data:
 
     rows: list[Encoded]  # to train on
     held_out: list[Encoded]  # to validate on; empty if the settings name none
-    dropped: int  # training examples without a label: the prompt alone fills max_length
-    cut: int  # training examples as long as max_length, whose answer was cut
+    dropped: int  # training examples whose prompt leaves no room for a token of the answer
+    cut: int  # training examples whose answer, or its end, was cut at max_length
+    prompt_time: str = ""  # the time that the chat template has seen; empty if it shows none
     drawn: list[int] = field(default_factory=list)  # rows of data_path that validate, from 1
 
 
@@ -52,15 +54,17 @@ def encode(
     mask_prompt: bool = True,
     add_eos: bool = True,
 ) -> Encoded:
-    """Returns {"input_ids", "labels"} of prompt, answer and end-of-sequence token, equally long:
+    """Returns {"input_ids", "labels"} of prompt, answer and the answer's end, equally long:
 
-        input_ids  [  p0,   p1,   p2, a0, a1, eos]
-        labels     [-100, -100, -100, a0, a1, eos]   with mask_prompt
-        labels     [-100,   p1,   p2, a0, a1, eos]   without: nothing predicts the first token
+        input_ids  [  p0,   p1,   p2, a0, a1, end]
+        labels     [-100, -100, -100, a0, a1, end]   with mask_prompt
+        labels     [-100,   p1,   p2, a0, a1, end]   without: nothing predicts the first token
 
-    Prompt and answer are tokenised separately, so no token spans both. An answer that is too
-    long is cut, but keeps the end-of-sequence token; a prompt that fills max_length leaves no
-    label. Raises SettingsError if max_length is below 2.
+    Prompt and answer are tokenised separately, so no token spans both. The end is the token that
+    the chat template writes after an answer with "chat", and the end-of-sequence token
+    otherwise. An answer that is too long is cut, and has no end; a prompt that fills max_length
+    leaves no answer. Raises SettingsError if max_length is below 2, DataError for a text that
+    cannot be encoded.
     """
     return encode_all([example], tokenizer, template, max_length, mask_prompt, add_eos)[0]
 
@@ -73,54 +77,53 @@ def encode_all(
     mask_prompt: bool = True,
     add_eos: bool = True,
 ) -> list[Encoded]:
-    """Encodes each example as ``encode`` does; all texts are tokenised together, on all cores."""
+    """Encodes each example as ``encode`` does; all texts are tokenised together, on all cores.
+
+    An error names the row, counted from 1.
+    """
+    encoder = PromptEncoder(tokenizer, template)
+    return [one.row for one in _encode(examples, encoder, max_length, mask_prompt, add_eos)]
+
+
+class _Fitted(NamedTuple):
+    """An encoded example, and how much of its answer is in it."""
+
+    row: Encoded
+    kept: int  # tokens of answer and end
+    cut: bool  # an answer's last token or its end has no room
+
+
+def _encode(
+    examples: Sequence[Example],
+    encoder: PromptEncoder,
+    max_length: int,
+    mask_prompt: bool,
+    add_eos: bool,
+) -> list[_Fitted]:
     if max_length < 2:
         raise SettingsError(f"max_length {max_length}: at least 2, a token and the end token")
     if not examples:
         return []
-    prompts = _tokenize([render_prompt(e, template, tokenizer) for e in examples], tokenizer)
-    answers = _tokenize([e.output for e in examples], tokenizer)
-    prefix = _prefix_tokens(tokenizer, template)
-    end = [tokenizer.eos_token_id] if add_eos and tokenizer.eos_token_id is not None else []
-    rows = []
+    prompts, answers = encoder.prompts(examples), encoder.answers(examples)
+    end = encoder.end if add_eos else []
+    found = []
     for prompt, answer in zip(prompts, answers, strict=True):
-        room = max(max_length - len(prefix) - len(prompt) - len(end), 0)
-        prompt_ids = (prefix + prompt)[:max_length]
-        answer_ids = (answer[:room] + end)[: max_length - len(prompt_ids)]
+        prompt_ids = prompt[:max_length]
+        complete = answer + end
+        answer_ids = complete[: max_length - len(prompt_ids)]
         labels = ([IGNORE] * len(prompt_ids) if mask_prompt else list(prompt_ids)) + answer_ids
         labels[0] = IGNORE
-        rows.append({"input_ids": prompt_ids + answer_ids, "labels": labels})
-    return rows
+        row = {"input_ids": prompt_ids + answer_ids, "labels": labels}
+        found.append(_Fitted(row, len(answer_ids), len(answer_ids) < len(complete)))
+    return found
 
 
-def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and backend.truncation is None and backend.padding is None:
-        # tokenizer(texts) calls this too, and then builds a dictionary per text.
-        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    ids: list[list[int]] = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
-    return ids
+def load_data(settings: Settings, tokenizer: Any, now: datetime | None = None) -> Data:
+    """Loads and encodes the training and validation examples; those without an answer's token
+    are dropped.
 
-
-def _prefix_tokens(tokenizer: Any, template: str) -> list[int]:
-    """Returns the special tokens that a tokenizer puts before a text, as Llama 3's does.
-
-    None with "chat", whose template writes its own.
-    """
-    if template == "chat":
-        return []
-    bare = list(tokenizer("a b", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a b")["input_ids"])
-    before = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), 0)
-    return full[:before]
-
-
-def load_data(settings: Settings, tokenizer: Any) -> Data:
-    """Loads and encodes the training and validation examples; those without a label are dropped.
-
-    Raises DataError if a file cannot be read, or if nothing is left to train or validate on.
+    ``now`` is the time that a chat template sees, by default the present one. Raises DataError
+    if a file cannot be read, or if nothing is left to train or validate on.
     """
     examples = load_examples(settings.data_path)
     held = load_examples(settings.validation_path) if settings.validation_path else []
@@ -132,26 +135,45 @@ def load_data(settings: Settings, tokenizer: Any) -> Data:
         )
     if settings.validation_rows:
         held, examples, drawn = split_examples(examples, settings.validation_rows, settings.seed)
-    if settings.add_eos and tokenizer.eos_token_id is None:
+    now = now or datetime.now()
+    encoder = PromptEncoder(tokenizer, settings.template, now)
+    if settings.add_eos and not encoder.end:
         raise DataError(
             f"{settings.model}: its tokenizer has no end token, so no answer would learn to end; "
             "set its eos_token, or add_eos to false"
         )
-    options = (settings.template, settings.max_length, settings.mask_prompt, settings.add_eos)
-    rows = encode_all(examples, tokenizer, *options)
-    kept = [row for row in rows if count_labels(row)]
+
+    def encode_file(path: str, examples: list[Example]) -> list[_Fitted]:
+        try:
+            return _encode(
+                examples, encoder, settings.max_length, settings.mask_prompt, settings.add_eos
+            )
+        except DataError as error:
+            raise DataError(f"{path}, {error}") from None
+
+    rows = encode_file(settings.data_path, examples)
+    validation = encode_file(settings.validation_path, held)
+    if settings.validation_rows:
+        validation, rows = rows[: settings.validation_rows], rows[settings.validation_rows :]
+    kept = [one for one in rows if one.kept and count_labels(one.row)]
     if not kept:
         raise DataError(
             f"{settings.data_path}: no row has an answer within max_length {settings.max_length}"
         )
-    cut = sum(len(row["input_ids"]) == settings.max_length for row in kept)
-    held_out = [row for row in encode_all(held, tokenizer, *options) if count_labels(row)]
-    if held and not held_out:
+    held_out = [one.row for one in validation if one.kept and count_labels(one.row)]
+    if validation and not held_out:
         raise DataError(
             f"{settings.validation_path or settings.data_path}: no row to validate on has an "
             f"answer within max_length {settings.max_length}"
         )
-    return Data(rows=kept, held_out=held_out, dropped=len(rows) - len(kept), cut=cut, drawn=drawn)
+    return Data(
+        rows=[one.row for one in kept],
+        held_out=held_out,
+        dropped=len(rows) - len(kept),
+        cut=sum(one.cut for one in kept),
+        prompt_time=now.isoformat() if encoder.sees_time else "",
+        drawn=drawn,
+    )
 
 
 def split_examples(

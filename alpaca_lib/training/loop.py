@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from alpaca_lib.training.loss import unwrap_peft
 from alpaca_lib.training.packing import Encoded, MicroBatches, count_labels
 from alpaca_lib.training.precision import create_optimizer
 from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
-from alpaca_lib.training.run_state import RunState
+from alpaca_lib.training.run_state import RunState, find_prompt_time
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
 
@@ -72,7 +73,7 @@ def train(
     source = ModelSource.resolve(settings.model)
     output_folder.check(settings, source)
     tokenizer = source.load_tokenizer()
-    data = load_data(settings, tokenizer)
+    data = load_data(settings, tokenizer, find_prompt_time(settings))
     settings = adapt(settings, len(data.rows))
     steps = packing.count_steps(
         len(data.rows), settings.examples_per_step, settings.epochs, settings.max_steps
@@ -83,6 +84,10 @@ def train(
         output_folder.claimed(settings, dist),
         stop_signal() as stop_requested,
     ):
+        if data.prompt_time and dist.size > 1:  # all ranks need the same rows
+            seconds = datetime.fromisoformat(data.prompt_time).timestamp()
+            now = datetime.fromtimestamp(dist.largest(seconds))
+            data = load_data(settings, tokenizer, now)
         if dist.is_rank_zero:
             for line in counts.describe_rows(settings, data, steps, tokenizer):
                 say(line)
@@ -135,7 +140,9 @@ class _Run:
             num_warmup_steps=packing.count_warmup(settings.warmup, self.steps),
             num_training_steps=self.steps,
         )
-        self.run_state = RunState(settings, self.dist, self.built, self.optimizer, self.rows)
+        self.run_state = RunState(
+            settings, self.dist, self.built, self.optimizer, self.rows, data.prompt_time
+        )
         self.trackers = trackers.Trackers()
         self.heap = Heap()
         self.step_seconds: float | None = None  # moving average, for the time left
@@ -305,6 +312,7 @@ class _Run:
             "validation_row_numbers": self.data.drawn,
             "rows_without_label": self.data.dropped,
             "rows_cut": self.data.cut,
+            "prompt_time": self.data.prompt_time,
             "attention": self.built.attention,
             "flops_per_token": self.flops_per_token,
             "gemm_flops_per_second": self.gemm * self.dist.size,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import CheckpointError
 from alpaca_lib.files import dump_json, sha256_text
+from alpaca_lib.tokenization import publish_prompts
 from alpaca_lib.training import adapters, checkpoints, metrics, output_folder
 from alpaca_lib.training.build import Built
 from alpaca_lib.training.packing import Encoded
@@ -26,6 +28,23 @@ _MAY_CHANGE = (
 )
 
 
+def find_prompt_time(settings: Settings) -> datetime | None:
+    """Returns the time that chat templates saw in the run that is resumed; None for a new run.
+
+    The rows of a resumed run have to be those of its beginning, the date in them included.
+    """
+    if settings.resume == "never":
+        return None
+    folder = Path(settings.output_dir if settings.resume == "auto" else settings.resume)
+    files = [*folder.glob("checkpoint-*/manifest.json"), *folder.glob("manifest.json")]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            return datetime.fromisoformat(checkpoints.read_record(file.parent)["prompt_time"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged, or of a template that shows no time
+    return None
+
+
 @dataclass
 class RunState:
     """Saves and restores the state of a run; every rank has one and makes the same calls.
@@ -39,6 +58,7 @@ class RunState:
     built: Built
     optimizer: Any
     rows: list[Encoded]  # to train on
+    prompt_time: str = ""  # that a chat template has seen, in ISO form; empty if it shows none
     best: tuple[float, int] | None = None  # lowest validation loss (nats per token), its step
 
     def __post_init__(self) -> None:
@@ -56,6 +76,7 @@ class RunState:
         record = {
             "settings": self.settings.to_dict(),
             "data": self._data_checksum,
+            "prompt_time": self.prompt_time,
             "processes": self.dist.size,
         }
         state = self.built.weights.state(self.optimizer)
@@ -167,6 +188,7 @@ class RunState:
         if dist.is_rank_zero:
             work = self.folder / ".model-partial"
             shutil.rmtree(work, ignore_errors=True)
+            publish_prompts(tokenizer, settings.template, built.model)
             if settings.method == "lora":
                 adapters.save_adapter(built.model, tensors, settings.model, work)
                 adapters.check_saved(work, built.model, tensors, unsharded=not built.sharded)

@@ -150,6 +150,20 @@ def test_what_an_adapter_file_cannot_hold(adapter, tmp_path):
     assert not [f for f in tmp_path.iterdir() if "lora" in f.name]
 
 
+def test_an_adapter_that_is_a_pickle(adapter, tmp_path):
+    """adapter_model.bin is not read: each way of exporting and serving it says so."""
+    folder = adapter()
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    for use in (
+        lambda: find_gguf(str(folder)),
+        lambda: export_adapter(str(folder), tmp_path / "x.gguf"),
+        lambda: export_gguf(str(folder), tmp_path / "x.gguf"),
+    ):
+        with pytest.raises(ModelError, match=r"adapter_model\.bin\), which can run code"):
+            use()
+    assert not (tmp_path / "x.gguf").exists()
+
+
 def test_bad_input(tiny_folder, tokenizer, tmp_path):
     """Another family, an unknown kind, another model's tokenizer: one line each, no file."""
     with pytest.raises(ModelError, match="kind 'q2_k': use one of"):
@@ -191,11 +205,12 @@ def test_a_tokenizer_with_several_chat_templates(tiny_folder, tmp_path):
     folder = tmp_path / "several"
     shutil.copytree(tiny_folder, folder)
     loaded = models.ModelSource.resolve(str(folder)).load_tokenizer()
-    loaded.chat_template = {"default": "DEFAULT", "tool_use": "TOOLS"}
+    default = "{% for m in messages %}DEFAULT {{ m.content }}<|im_end|>{% endfor %}"
+    loaded.chat_template = {"default": default, "tool_use": "TOOLS"}
     loaded.save_pretrained(folder)
     file = export_gguf(str(folder), tmp_path / "x.gguf", "f16")
     field = gguf.GGUFReader(file).fields["tokenizer.chat_template"]
-    assert field.contents() == "DEFAULT"
+    assert "DEFAULT" in field.contents() and "TOOLS" not in field.contents()
 
 
 def test_larger_embedding(tokenizer, some_examples, tmp_path):
@@ -254,6 +269,6 @@ def test_divergence_of_inexactly_normed_probabilities(monkeypatch):
     said = [{"id": at, "logprob": float(value) + 2e-4} for at, value in enumerate(mine)]
     reply = {"completion_probabilities": [{"top_logprobs": said}]}
     monkeypatch.setattr(parity, "post", lambda url, body: reply)
-    assert parity._divergence(mine, [1], "") == pytest.approx(0, abs=1e-12)
+    assert parity._divergence(mine, [1], "", 0) == pytest.approx(0, abs=1e-12)
     said[0]["logprob"] -= 1
-    assert parity._divergence(mine, [1], "") > 1e-4
+    assert parity._divergence(mine, [1], "", 0) > 1e-4

@@ -700,6 +700,57 @@ def test_tokenizer_without_padding_gets_one(tiny_folder, tmp_path):
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("file", "auto_map"),
+    [
+        ("config.json", {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.C"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.C", "evil.C"]}),
+    ],
+)
+def test_no_code_of_a_model_is_run(file, auto_map, tiny_folder, tmp_path):
+    """A model that brings code is refused in one sentence, also if stdin says y."""
+    folder = tmp_path / "evil"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    kind = {"model_type": "evil"} if file == "config.json" else {"tokenizer_class": "Evil"}
+    values = json.loads((folder / file).read_text()) | kind | {"auto_map": auto_map}
+    (folder / file).write_text(json.dumps(values))
+    code = (
+        "from alpaca_lib import errors, models\n"
+        f"source = models.ModelSource.resolve({str(folder)!r})\n"
+        "uses = (source.load_tokenizer, source.load_model, lambda: source.config)\n"
+        "for use in uses:\n"
+        "    try:\n        use()\n"
+        "    except errors.ModelError as error:\n        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="y\ny\ny\n",
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert not (tmp_path / "ran").exists()
+    assert done.returncode == 0, done.stderr
+    if file == "config.json":
+        assert done.stdout.count("runs no code of a model") == 2, done.stdout
+
+
+def test_a_tokenizer_file_is_followed(tokenizer, tmp_path):
+    """transformers has rules of its own for Qwen2's tokenizers; the file's are used."""
+    from tokenizers import Tokenizer
+    from transformers import Qwen2Config
+
+    Qwen2Config().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = models.ModelSource.resolve(str(tmp_path)).load_tokenizer()
+    file = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("x\n\n###", "a  b 1234", "Ünï日本"):
+        assert loaded(text)["input_ids"] == file.encode(text).ids
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template"):
+        assert getattr(loaded, name) == getattr(tokenizer, name)
+
+
 # --- the embedded model -------------------------------------------------------------
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from alpaca_lib import models
+from alpaca_lib.errors import DataError
 from alpaca_lib.prompts import TEMPLATES, render_prompt
-from alpaca_lib.records import Example
-from alpaca_lib.training.examples import IGNORE, count_labels, encode
+from alpaca_lib.records import Example, save_examples
+from alpaca_lib.training.examples import IGNORE, count_labels, encode, encode_all, load_data
+from alpaca_lib.training.settings import Settings
 
 EXAMPLE = Example("Sort the words.", "b, a, {c}", "a, b, {c} — sorted ✓")
 
@@ -60,23 +62,46 @@ def test_without_end_token(tokenizer):
 
 
 def test_every_length_limit(tokenizer):
-    """At each limit: never longer, the end token last, the answer's beginning kept."""
+    """At each limit: never longer, the answer's beginning kept, an end only after all of it."""
     prompt = plain_ids(tokenizer, render_prompt(EXAMPLE))
-    answer = plain_ids(tokenizer, EXAMPLE.output)
-    total = len(prompt) + len(answer) + 1
+    answer = [*plain_ids(tokenizer, EXAMPLE.output), tokenizer.eos_token_id]
+    total = len(prompt) + len(answer)
     for limit in range(2, total + 3):
         encoded = encode(EXAMPLE, tokenizer, max_length=limit)
         ids, labels = encoded["input_ids"], encoded["labels"]
-        assert len(ids) == len(labels) == min(limit, total)
-        assert ids[: len(prompt)] == prompt[:limit]
-        assert all(label in (IGNORE, token) for token, label in zip(ids, labels, strict=True))
-        if limit > len(prompt):
-            assert ids[-1] == labels[-1] == tokenizer.eos_token_id
-            kept = ids[len(prompt) : -1]
-            assert kept == answer[: len(kept)]
-            assert labels == [IGNORE] * len(prompt) + ids[len(prompt) :]
-        else:
-            assert count_labels(encoded) == 0
+        assert ids == (prompt + answer)[:limit]
+        assert labels == ([IGNORE] * len(prompt) + answer)[:limit]
+        assert (tokenizer.eos_token_id in labels) == (limit >= total)
+
+
+def test_cut_answers_are_counted(tokenizer, tmp_path):
+    """Rows that are cut, that are as long as max_length and complete, and without any answer."""
+    examples = [Example("Hi there.", "", " one" * n) for n in range(1, 5)]
+    long = Example("Hi there. " * 9, "", "Yes.")
+    full = len(encode(examples[1], tokenizer, "short")["input_ids"])
+    file = save_examples([*examples, long, Example("Hi there.", "", "")], tmp_path / "d.json")
+    for mask in (True, False):
+        settings = Settings(
+            data_path=str(file), output_dir="o", template="short", max_length=full, row_length=99,
+            mask_prompt=mask,
+        )  # fmt: skip
+        data = load_data(settings, tokenizer)
+        assert (len(data.rows), data.dropped, data.cut) == (5, 1, 2)
+        ends = [row["labels"][-1] == tokenizer.eos_token_id for row in data.rows]
+        assert ends == [True, True, False, False, True]
+
+
+def test_half_a_character(tokenizer, tmp_path):
+    """A lone surrogate is refused with file, row and column, in validation rows too."""
+    rows = [Example("Hi.", "", "Yes."), Example("Hi.", "x", "No."), Example("A", "", "\ud83d x")]
+    with pytest.raises(DataError, match=r"row 3: its output has a lone surrogate \(\\ud83d\)"):
+        encode_all(rows, tokenizer)
+    with pytest.raises(DataError, match="row 1: its input has a lone surrogate"):
+        encode(Example("Hi.", "\udc00"), tokenizer, "chat")
+    file = save_examples(rows, tmp_path / "d.json")
+    settings = Settings(data_path=str(file), output_dir="o", validation_rows=1)
+    with pytest.raises(DataError, match=r"d\.json, row 3: its output|d\.json.*surrogate"):
+        load_data(settings, tokenizer)
 
 
 @pytest.mark.parametrize("limit", [1, 0, -5])

@@ -400,6 +400,37 @@ def test_finished_run_started_again(settings):
     assert metrics(folder) == before
 
 
+def test_a_template_with_the_time_resumes(settings, tokenizer, tmp_path):
+    """The time that the prompts show is the run's first one, also when it is resumed later."""
+    import copy
+
+    folder = tmp_path / "clock"
+    shutil.copytree(settings.model, folder)
+    clock = copy.deepcopy(tokenizer)
+    clock.chat_template = "{{ strftime_now('%H:%M:%S.%f') }}\n" + clock.chat_template
+    clock.save_pretrained(folder)
+    settings = settings.replace(model=str(folder), template="chat", save_every=2, max_length=160)
+    settings = settings.replace(schedule="constant", warmup=0)
+    train(settings.replace(max_steps=2))
+    first = json.loads((Path(settings.output_dir) / "run.json").read_text())["prompt_time"]
+    output = train(settings)
+    assert [line["step"] for line in metrics(output)] == [1, 2, 3, 4]
+    assert json.loads((output / "run.json").read_text())["prompt_time"] == first != ""
+    train(settings.replace(resume="never"))
+    assert json.loads((output / "run.json").read_text())["prompt_time"] > first
+
+
+def test_a_trained_folder_publishes_its_prompt(settings):
+    """The tokenizer that is saved with a model renders the prompt that the model was trained on."""
+    from alpaca_lib.prompts import render_prompt
+
+    folder = train(settings.replace(template="alpaca-lora", max_steps=1))
+    saved = AutoTokenizer.from_pretrained(folder)
+    message = [{"role": "user", "content": "Say {x}."}]
+    text = saved.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    assert text == render_prompt(Example("Say {x}."), "alpaca-lora")
+
+
 def test_a_longer_run_resumes(settings):
     """With a constant rate, two steps and then two more are four steps at once."""
     settings = settings.replace(save_every=1, schedule="constant")

@@ -1,0 +1,203 @@
+"""Chat templates of models: rendered with limits, and read for where an answer begins and ends.
+
+A chat template is a program of a model's maker (Jinja). transformers runs it in a sandbox; here
+it also gets a time limit, and every fault of it is a SettingsError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from alpaca_lib.errors import SettingsError
+from alpaca_lib.optional import require
+
+Messages = Sequence[dict[str, str]]
+QUESTION, ANSWER = "Qzxquestion7", "Qzxanswer7"  # texts that no template writes itself
+OPEN_OR_CLOSED = re.compile(r"[<\[](/?)(?:[\w:|-]*think\w*|reasoning|thought)[>\]]", re.IGNORECASE)
+CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+SECONDS = 10.0  # for one prompt; most templates need a ten-thousandth of it
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a chat template writes an assistant's turn, read from a conversation that it renders.
+
+        conversation   <user>Q<end>  <assistant>  answer  <end>
+                                     --- tail --          - after
+
+    ``tail`` is None where the generation prompt is what the conversation has before an answer.
+    It is text where the two differ: a generation prompt that opens a block of reasoning is
+    replaced by what stands before an answer without reasoning. ``lead`` is white space that a
+    conversation has between the generation prompt and the answer.
+    """
+
+    tail: str | None
+    lead: str
+    after: str
+    strips: bool  # the template removes white space around an answer
+
+
+def render_chat(
+    tokenizer: Any, messages: Messages, for_answer: bool, now: datetime | None = None
+) -> str:
+    """Returns the text of messages by the tokenizer's chat template.
+
+    ``for_answer`` adds the generation prompt. ``now`` is the time that the template sees, by
+    default the present one. Raises SettingsError if the template fails.
+    """
+    source, options = tokenizer.chat_template, {}
+    if now is not None and "strftime_now" in json.dumps(source):
+        source = source["default"] if isinstance(source, dict) else source
+        options["chat_template"] = pin_time(source, now)
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=for_answer, **options
+        )
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingsError(
+            f"template 'chat': the model's chat template cannot be rendered ({first}); use a "
+            "template of this project, such as 'alpaca'"
+        ) from error
+    return str(text)
+
+
+def pin_time(source: str, now: datetime) -> str:
+    """Returns a chat template in which the present time is ``now``.
+
+    transformers takes no function as a variable of a template, so calls of strftime_now with a
+    literal format are replaced by the text that they give.
+    """
+    return CLOCK.sub(lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), source)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = SECONDS) -> Iterator[None]:
+    """Raises SettingsError if the block, which renders chat templates, takes longer."""
+    thread, lock, finished = threading.get_ident(), threading.Lock(), threading.Event()
+
+    def interrupt() -> None:
+        with lock:
+            if not finished.is_set():
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread), ctypes.py_object(_TooSlow)
+                )
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (SettingsError, _TooSlow) as error:
+        if not isinstance(error if isinstance(error, _TooSlow) else error.__cause__, _TooSlow):
+            raise
+        raise SettingsError(
+            f"template 'chat': the model's chat template did not end within {seconds:.0f} seconds"
+        ) from None
+    finally:
+        with lock:
+            finished.set()
+        timer.cancel()
+
+
+class _TooSlow(Exception):
+    """Interrupts a template that does not end."""
+
+
+def check_source(source: str) -> None:
+    """Raises SettingsError for a template with arithmetic that no time limit can interrupt."""
+    jinja2 = require("jinja2")
+    try:
+        tokens = [t for t in jinja2.Environment().lex(source) if t[1] != "whitespace"]
+    except jinja2.TemplateSyntaxError as error:
+        raise SettingsError(
+            f"template 'chat': the model's chat template cannot be read ({error})"
+        ) from None
+    for place, (line, kind, value) in enumerate(tokens):
+        near = tokens[max(place - 1, 0) : place + 2]
+        large = any(k == "string" or (k == "integer" and len(v) > 4) for _, k, v in near)
+        if kind == "operator" and (value == "**" or (value == "*" and large)):
+            raise SettingsError(
+                f"template 'chat': the model's chat template computes {value} in line {line}, "
+                "which no prompt needs and which may never end; it is not run"
+            )
+
+
+def read_format(tokenizer: Any, now: datetime | None = None) -> ChatFormat:
+    """Returns the ChatFormat of a tokenizer's chat template.
+
+    Raises SettingsError for a template whose answers cannot be found in a conversation, or
+    whose answers begin inside a block of reasoning.
+    """
+    source = tokenizer.chat_template
+    for one in source.values() if isinstance(source, dict) else [source]:
+        check_source(one)
+    now = now or datetime.now()
+    asked = [{"role": "user", "content": QUESTION}]
+    with time_limit():
+        prompt = render_chat(tokenizer, asked, for_answer=True, now=now)
+        opened = render_chat(tokenizer, asked, for_answer=False, now=now)
+        full = _answered(tokenizer, asked, ANSWER, now)
+        strips = f" {ANSWER} " not in _answered(tokenizer, asked, f" {ANSWER} ", now)
+    if full.count(ANSWER) != 1 or QUESTION not in full.split(ANSWER)[0]:
+        raise SettingsError(
+            "template 'chat': the model's chat template does not write a question and then its "
+            "answer, once each; use a template of this project, such as 'alpaca'"
+        )
+    before, after = full.split(ANSWER)
+    tail, lead = None, ""
+    if before != prompt:
+        if before.startswith(prompt) and not before[len(prompt) :].strip():
+            lead = before[len(prompt) :]
+        elif before.startswith(opened):
+            tail = before[len(opened) :]
+        else:
+            raise SettingsError(
+                f"template 'chat': the model's chat template ends its prompt in {prompt[-60:]!r}, "
+                f"and has {before[-60:]!r} before an answer; neither contains the other"
+            )
+    marks = list(OPEN_OR_CLOSED.finditer(before))
+    if marks and not marks[-1][1]:
+        raise SettingsError(
+            f"template 'chat': the model's chat template has an answer inside {marks[-1][0]}, "
+            "which is a block of reasoning; use a template of this project, such as 'alpaca'"
+        )
+    return ChatFormat(tail=tail, lead=lead, after=after, strips=strips)
+
+
+def _answered(tokenizer: Any, asked: Messages, text: str, now: datetime) -> str:
+    conversation = [*asked, {"role": "assistant", "content": text}]
+    return render_chat(tokenizer, conversation, for_answer=False, now=now)
+
+
+def render_turn(tokenizer: Any, text: str, form: ChatFormat, now: datetime | None = None) -> str:
+    """Returns the prompt of one user message: everything before the answer."""
+    messages = [{"role": "user", "content": text}]
+    if form.tail is None:
+        return render_chat(tokenizer, messages, for_answer=True, now=now)
+    return render_chat(tokenizer, messages, for_answer=False, now=now) + form.tail
+
+
+def write_published(source: str, tail: str | None, prefix: str) -> str:
+    """Returns a chat template that writes ``prefix`` before everything, and ``tail`` as the
+    generation prompt (None: its own)."""
+    before = after = ""
+    if prefix:
+        before = f"{{{{- {json.dumps(prefix, ensure_ascii=False)} }}}}"
+    if tail is not None:
+        before += "{% set for_answer = add_generation_prompt %}"
+        before += "{% set add_generation_prompt = false %}"
+        text = json.dumps(tail, ensure_ascii=False)
+        after = f"{{% if for_answer %}}{{{{- {text} }}}}{{% endif %}}"
+    if not before:
+        return source
+    # A newline after a block is dropped, so the source begins a line, as it did.
+    return before + "{% set published = true %}\n" + source.removesuffix("\n") + after
