@@ -42,15 +42,16 @@ NOTES = {  # of parameters whose meaning differs from the option's, or that need
 
 
 def check_value(lesson: str, name: str, value: Any, where: str) -> None:
-    """Validates a parameter that is an option: its range and its choices.
+    """Raises RunError for an option's value out of its range or its choices.
 
-    Raises RunError, which begins with ``where``.
+    The text begins with ``where``.
     """
     for model in OPTIONS.get(lesson, ()):
         if name in model.model_fields:
             try:
-                needed = [key for key, field in model.model_fields.items() if field.is_required()]
-                alone = model.model_construct(**dict.fromkeys(needed, "x"))
+                fields = model.model_fields.items()
+                needed: dict[str, Any] = {key: "x" for key, f in fields if f.is_required()}
+                alone = model.model_construct(**needed)
                 model.__pydantic_validator__.validate_assignment(alone, name, value)
             except ValidationError as error:
                 if error.errors()[0]["loc"]:  # not of a check across several options

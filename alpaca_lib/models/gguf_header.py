@@ -1,4 +1,4 @@
-"""Validates the header of a GGUF file before llama.cpp reads it.
+"""Checks the header of a GGUF file before llama.cpp reads it.
 
 llama.cpp trusts a header: a count or a shape that lies ends the process. Here every length is
 compared with the file's, and the counts of layers and heads with the tensors that are there.
@@ -56,7 +56,7 @@ class _Header:
         self.order = "<"
 
     def check(self) -> None:
-        """Validates the whole header. Raises ValueError with what is wrong."""
+        """Reads the whole header. Raises ValueError with what is wrong."""
         if self.stream.read(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         version = self.number("I")
@@ -115,7 +115,7 @@ class _Header:
         return name, shape, self.number("I"), self.number("Q")
 
     def check_tensors(self, tensors: list[tuple[str, list[int], int, int]]) -> None:
-        """Validates that the data of each tensor is in the file."""
+        """Raises ValueError unless the data of each tensor is in the file."""
         from gguf import GGML_QUANT_SIZES
 
         sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
@@ -139,7 +139,7 @@ class _Header:
             names.add(name)
 
     def check_values(self, tensors: int) -> None:
-        """Validates the counts of the architecture: at least 1, and layers that have tensors."""
+        """Raises ValueError for a count below 1, or for layers without tensors."""
         architecture = self.values.get("general.architecture")
         if not isinstance(architecture, str):
             raise ValueError("general.architecture is missing")
