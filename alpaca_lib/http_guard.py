@@ -198,13 +198,32 @@ def run(app: App, listener: socket.socket) -> Iterator[None]:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Impatient(H11Protocol):
-        """Closes connections that send no request, and those above MOST_CONNECTIONS."""
+        """Closes connections that send no request or do not read, and those above the limit.
+
+        An abort, since a close waits for the client to read what is buffered.
+        """
+
+        writing: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > MOST_CONNECTIONS:
                 transport.abort()
             self.loop.call_later(MOST_SECONDS, self._close_if_silent)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.writing = self.loop.call_later(MOST_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.writing:
+                self.writing.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self.writing:
+                self.writing.cancel()
 
         def _close_if_silent(self) -> None:
             if self.cycle is None:
