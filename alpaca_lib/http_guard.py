@@ -26,6 +26,7 @@ from alpaca_lib.optional import require
 MOST_SECONDS = 20.0  # for the header and body of a request, and until a client reads on
 MOST_CONNECTIONS = 512  # at the same time; the system allows a process about 1024 files
 DISCARDED = 1 << 26  # bytes of a refused body that are read, so that the client sees the answer
+ALLOWS = "ALPACA_HOSTS=name in the server's environment allows a host name"
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -130,12 +131,12 @@ class Guard:
         hosts = [value for name, value in heads if name == b"host"]
         host = hosts[0] if len(hosts) == 1 else ""
         if not self.hosts.allow(host):
-            raise Refusal(
-                403, f"this server is not addressed as {host[:100]!r}; ALPACA_HOSTS=name allows it"
-            )
+            raise Refusal(403, f"this server is not addressed as {host[:100]!r}; {ALLOWS}")
         for name, value in heads:
             if name == b"origin" and not self.hosts.allow_origin(value, host):
-                raise Refusal(403, f"requests of pages of {value[:100]!r} are refused")
+                raise Refusal(
+                    403, f"requests of pages of {value[:100]!r} are refused; {ALLOWS} (a proxy's)"
+                )
         if self.closed.fullmatch(scope["path"]):
             raise Refusal(404, "not found")
 
@@ -198,13 +199,32 @@ def run(app: App, listener: socket.socket) -> Iterator[None]:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Impatient(H11Protocol):
-        """Closes connections that send no request, and those above MOST_CONNECTIONS."""
+        """Closes connections that send no request or do not read, and those above the limit.
+
+        An abort, since a close waits for the client to read what is buffered.
+        """
+
+        writing: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             if len(self.connections) > MOST_CONNECTIONS:
                 transport.abort()
             self.loop.call_later(MOST_SECONDS, self._close_if_silent)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.writing = self.loop.call_later(MOST_SECONDS, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.writing:
+                self.writing.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self.writing:
+                self.writing.cancel()
 
         def _close_if_silent(self) -> None:
             if self.cycle is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -93,13 +94,14 @@ def _check_versions() -> Iterator[tuple[str, str, str]]:
 
 def _check_hub() -> tuple[str, str, str]:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    shown = re.sub(r"//[^/]*@", "//", endpoint)  # without a name and a password
     try:
         urlopen(endpoint, timeout=5).close()
     except HTTPError:  # it answers, with an error of its own
         pass
     except (OSError, ValueError):
-        return "note", "hub", f"{endpoint} is not reachable; the embedded model needs no hub"
-    return "OK", "hub", f"{endpoint} answers"
+        return "note", "hub", f"{shown} is not reachable; the embedded model needs no hub"
+    return "OK", "hub", f"{shown} answers"
 
 
 if __name__ == "__main__":

@@ -204,4 +204,7 @@ def start(
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
     hosts.trust(shared or "")
+    # Gradio puts its CORS layer before ours, where it would answer preflights of any page.
+    page.app.user_middleware.sort(key=lambda layer: layer.cls is not http_guard.Guard)
+    page.app.middleware_stack = None  # it is built again with the next request
     return str(address)

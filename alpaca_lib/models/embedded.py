@@ -72,12 +72,10 @@ def cache_folder() -> Path:
     named = os.environ.get(variable, "")
     if os.path.isabs(named):  # an empty or relative one does not count, says XDG
         return Path(named) / "alpaca_lib"
-    try:
-        return Path.home() / default / "alpaca_lib"
-    except RuntimeError:
-        raise ModelError(
-            "no home folder, so no place to keep models: set ALPACA_CACHE to a folder"
-        ) from None
+    with contextlib.suppress(RuntimeError):
+        if (home := Path.home()).is_absolute():  # HOME may be any text
+            return home / default / "alpaca_lib"
+    raise ModelError("no home folder, so no place to keep models: set ALPACA_CACHE to a folder")
 
 
 def find_damage(folder: Path, thorough: bool = False) -> str:

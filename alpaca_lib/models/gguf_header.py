@@ -139,7 +139,7 @@ class _Header:
             names.add(name)
 
     def check_values(self, tensors: int) -> None:
-        """Raises ValueError for a count below 1, or for layers without tensors."""
+        """Raises ValueError for numbers out of range, and for layers without tensors."""
         architecture = self.values.get("general.architecture")
         if not isinstance(architecture, str):
             raise ValueError("general.architecture is missing")
@@ -147,6 +147,13 @@ class _Header:
             value = self.values.get(f"{architecture}.{name}", 1)
             if not isinstance(value, int) or not 1 <= value < MOST_NUMBERS:
                 raise ValueError(f"{architecture}.{name} is {value!r}")
+        for name, value in self.values.items():
+            numeric = type(value) in (int, float)
+            bad = isinstance(value, float) and not math.isfinite(value)
+            bad |= name.endswith("_epsilon") and not (numeric and value >= 0)
+            bad |= name.endswith("rope.freq_base") and not (numeric and value > 0)
+            if bad:  # llama.cpp ends the process, or writes noise
+                raise ValueError(f"{name} is {value!r}")
         layers = self.values.get(f"{architecture}.block_count", 1)
         if layers > max(tensors, 1):
             raise ValueError(f"{architecture}.block_count is {layers}, with {tensors} tensors")

@@ -54,7 +54,8 @@ def serve(
     parameters.api_prefix = inner = f"/{secrets.token_hex(16)}"
     parameters.ui = parameters.endpoint_slots = parameters.cors_credentials = False
     parameters.cors_origins = ""
-    parameters.n_threads_http = slots + 64  # each waits for an answer
+    # Each waits for an answer, and for a client to read it: one per connection.
+    parameters.n_threads_http = http_guard.MOST_CONNECTIONS
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context
     # llama.cpp's threads wait for each other by spinning: where another program needs a

@@ -137,3 +137,11 @@ def test_a_project_that_cannot_be_written_is_said_as_that(monkeypatch):
     with pytest.raises(course.SetupError, match=r"cannot be written.*Copy the project") as caught:
         course.make_venv(Path("no-such-python"))
     assert "apt" not in str(caught.value)
+
+
+def test_the_hub_is_shown_without_its_password(monkeypatch):
+    from alpaca_lib.course import check
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:secret@127.0.0.1:9/hub")
+    status, _, text = check._check_hub()
+    assert (status, "secret" in text) == ("note", False) and "http://127.0.0.1:9/hub" in text

@@ -187,6 +187,8 @@ def test_the_page_answers_its_own_origin_and_gives_out_no_file(opened, repositor
     for origin in ("http://evil.example", "null", "http://localhost:3000"):
         assert status("/config", Origin=origin) == 403
         assert status("/gradio_api/queue/join", "POST", Origin=origin) == 403
+        preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        assert status("/gradio_api/queue/join", "OPTIONS", **preflight) == 403
     for file in (repository / "README.md", "README.md", "/etc/passwd", "..%2f..%2fREADME.md"):
         for way in ("/gradio_api/file=", "/gradio_api/file/", "/static/", "/assets/", "/svelte/"):
             assert status(f"{way}{file}") >= 400, way

@@ -64,6 +64,17 @@ def test_layers_that_are_not_there(value, good, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base"])
+def test_numbers_that_are_none(name, value, good, tmp_path):
+    """An epsilon of NaN or below 0 ended the process in llama.cpp."""
+    field = gguf.GGUFReader(good).fields[name]
+    place = field.offset + 8 + len(field.name) + 4
+    file = change(good, tmp_path, int(place), struct.pack("<f", value))
+    with pytest.raises(ModelError, match=f"{name} is {value}"), llama_server.serve(file):
+        pass
+
+
 def test_tensors_that_lie(good, tmp_path):
     """Offsets beyond the file, shapes of 2**40, unknown types, no dimension."""
     tensor = gguf.GGUFReader(good).tensors[0]

@@ -374,6 +374,15 @@ def test_the_cache_is_in_the_home_folder_by_default(value, monkeypatch, tmp_path
         embedded.cache_folder()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="HOME is not Windows's")
+def test_a_relative_home_does_not_put_models_into_the_current_folder(monkeypatch):
+    for name in ("ALPACA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(ModelError, match="set ALPACA_CACHE to a folder"):
+        embedded.cache_folder()
+
+
 # --- where a name leads -------------------------------------------------------------
 
 
