@@ -23,6 +23,7 @@ from alpaca_lib.export.gguf_tokenizer import add_tokenizer
 from alpaca_lib.files import atomic_path
 from alpaca_lib.inference.model_pool import as_source
 from alpaca_lib.models import ModelSource
+from alpaca_lib.models.adapters import warn_of_other_base
 from alpaca_lib.optional import require
 
 KINDS = {  # name: (llama.cpp's name, bits per weight of a matrix, scales included)
@@ -111,6 +112,7 @@ def export_adapter(model: str | ModelSource, file: Path) -> Path:
     gguf, source = require("gguf"), as_source(model)
     adapter = _read_adapter_config(source.folder)
     target = _Target(source)
+    warn_of_other_base(source.folder, source.base.folder, source.base.name)
     rank, alpha = int(adapter["r"]), float(adapter["lora_alpha"])
     with ExitStack() as stack:
         saved = _open_safetensors(find_adapter_file(source.folder), stack)
