@@ -16,15 +16,27 @@ from alpaca_lib.errors import AdapterError, AlpacaError, FileError, ModelError
 from alpaca_lib.files import parse_json, read_small, sha256_text
 from alpaca_lib.optional import require
 
+MOST_SCALE = 10**6  # of an adapter's rank and alpha; published ones are below 10,000
+# Initialisations that change the base: the saved matrices belong to what was left of it.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Reads an adapter's adapter_config.json. Raises AdapterError if there is no readable one."""
+    """Reads an adapter's adapter_config.json. Raises AdapterError if there is no readable one, or
+    if its rank or alpha is no number that can be."""
     try:
         config = parse_json(read_small(folder / "adapter_config.json"))
     except (FileError, ValueError):
         config = None
     if not isinstance(config, dict):
         raise AdapterError(f"{folder}: no adapter there (no readable adapter_config.json)")
+    for name, kinds in (("r", int), ("lora_alpha", int | float)):
+        value = config.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MOST_SCALE:
+            raise AdapterError(
+                f"{folder}: its adapter_config.json has {name} {str(value)[:40]}, and a number "
+                f"from 1 to {MOST_SCALE:,} is needed"
+            )
     return config
 
 
