@@ -1,7 +1,7 @@
 """Chat templates of models: rendered with limits, and read for where an answer begins and ends.
 
 A chat template is a program of a model's maker (Jinja). transformers runs it in a sandbox; here
-it also gets a time limit, and every fault of it is a SettingsError.
+it also gets limits of time and memory, and every fault of it is a SettingsError.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import ctypes
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from alpaca_lib.errors import SettingsError
+from alpaca_lib.memory import resident
 from alpaca_lib.optional import require
 
 Messages = Sequence[dict[str, str]]
@@ -24,6 +26,7 @@ QUESTION, ANSWER = "Qzxquestion7", "Qzxanswer7"  # texts that no template writes
 OPEN_OR_CLOSED = re.compile(r"[<\[](/?)(?:[\w:|-]*think\w*|reasoning|thought)[>\]]", re.IGNORECASE)
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 SECONDS = 10.0  # for one prompt; most templates need a ten-thousandth of it
+BYTES = 1 << 30  # of main memory, for the same
 
 
 @dataclass(frozen=True)
@@ -81,39 +84,52 @@ def pin_time(source: str, now: datetime) -> str:
 
 @contextlib.contextmanager
 def time_limit(seconds: float = SECONDS) -> Iterator[None]:
-    """Raises SettingsError if the block, which renders chat templates, takes longer."""
+    """Raises SettingsError if the block, which renders chat templates, takes longer, or if the
+    process grows by more than BYTES in it."""
     thread, lock, finished = threading.get_ident(), threading.Lock(), threading.Event()
+    limits: list[str] = []
 
-    def interrupt() -> None:
-        with lock:
-            if not finished.is_set():
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread), ctypes.py_object(_TooSlow)
-                )
+    def watch() -> None:
+        end, most = time.monotonic() + seconds, resident() + BYTES
+        while not finished.wait(min(0.02, seconds)):
+            if time.monotonic() >= end:
+                limits.append(f"did not end within {seconds:.0f} seconds")
+            elif resident() > most:
+                limits.append(f"takes more than {BYTES >> 30} GB of memory")
+            else:
+                continue
+            with lock:
+                if not finished.is_set():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(_Interrupted)
+                    )
+            return
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
-    except (SettingsError, _TooSlow) as error:
-        if not isinstance(error if isinstance(error, _TooSlow) else error.__cause__, _TooSlow):
+    except (SettingsError, _Interrupted) as error:
+        cause = error if isinstance(error, _Interrupted) else error.__cause__
+        if not isinstance(cause, _Interrupted):
             raise
         raise SettingsError(
-            f"template 'chat': the model's chat template did not end within {seconds:.0f} seconds"
+            f"template 'chat': the model's chat template {limits[0]}; use a template of this "
+            "project, such as 'alpaca'"
         ) from None
     finally:
         with lock:
             finished.set()
-        timer.cancel()
 
 
-class _TooSlow(Exception):
+class _Interrupted(Exception):
     """Interrupts a template that does not end."""
 
 
 def check_source(source: str) -> None:
-    """Raises SettingsError for a template with arithmetic that no time limit can interrupt."""
+    """Raises SettingsError for a template with arithmetic that no limit can interrupt.
+
+    A rule of twenty dashes (``'-' * 20``) and a product of two numbers are no such arithmetic.
+    """
     jinja2 = require("jinja2")
     try:
         tokens = [t for t in jinja2.Environment().lex(source) if t[1] != "whitespace"]
@@ -123,12 +139,26 @@ def check_source(source: str) -> None:
         ) from None
     for place, (line, kind, value) in enumerate(tokens):
         near = tokens[max(place - 1, 0) : place + 2]
-        large = any(k == "string" or (k == "integer" and len(v) > 4) for _, k, v in near)
-        if kind == "operator" and (value == "**" or (value == "*" and large)):
-            raise SettingsError(
-                f"template 'chat': the model's chat template computes {value} in line {line}, "
-                "which no prompt needs and which may never end; it is not run"
-            )
+        if kind == "integer" and len(value) > 9:
+            refused = f"has the number {value[:20]} in line {line}"
+        elif kind == "operator" and (value == "**" or (value == "*" and _is_large(near))):
+            refused = f"computes {value} in line {line}"
+        else:
+            continue
+        raise SettingsError(
+            f"template 'chat': the model's chat template {refused}, which no prompt needs and "
+            "which may never end; it is not run"
+        )
+
+
+def _is_large(product: Sequence[tuple[int, str, str]]) -> bool:
+    """Returns whether a product of two operands may be a text of many millions of characters."""
+    operands = [product[0], product[-1]]
+    numbers = [value for _, kind, value in operands if kind == "integer"]
+    if len(numbers) == 2:
+        return False
+    has_text = any(kind == "string" for _, kind, _ in operands)
+    return any(len(value) > 4 for value in numbers) or (has_text and not numbers)
 
 
 def read_format(tokenizer: Any, now: datetime | None = None) -> ChatFormat:

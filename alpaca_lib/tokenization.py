@@ -154,7 +154,10 @@ class PromptEncoder:
         """Returns the ids from an answer's end to the first special token of the template."""
         eos = self.tokenizer.eos_token_id
         if self.format is not None:
-            ids = self._tokenize([self.format.after])[0]
+            after = self.format.after
+            joint, answer, ids = self._tokenize([ANSWER + after, ANSWER, after])
+            if joint[: len(answer)] == answer:  # SentencePiece puts a space before a text alone
+                ids = joint[len(answer) :]
             places = [place for place, token in enumerate(ids) if token in self._control_ids]
             if places:
                 return ids[: places[0] + 1]
@@ -165,9 +168,8 @@ class PromptEncoder:
         if self.format is None or not self.format.lead:
             return ""
         text, lead = self.render(Example(QUESTION)), self.format.lead
-        joint, prompt, bare, led = self._tokenize(
-            [text + lead + ANSWER, text, ANSWER, lead + ANSWER]
-        )
+        texts = [text + lead + ANSWER, text, ANSWER, lead + ANSWER]
+        joint, prompt, bare, led = self._tokenize(texts)
         return "" if joint == prompt + bare and joint != prompt + led else lead
 
     def _own_control(self, has_input: bool) -> list[int]:

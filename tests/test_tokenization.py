@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
@@ -210,12 +211,39 @@ def test_a_space_before_an_answer(kind, build_tokenizer):
     assert prompt == tokenizer.apply_chat_template(messages[:1], **options)
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+def test_a_space_after_an_answer(kind, build_tokenizer):
+    """ "[/INST] answer </s>", as LLaMA 2 has it: the end is the conversation's, one space."""
+    tokenizer = build_tokenizer(kind, "template")
+    tokenizer.chat_template = MISTRAL.replace("m.content }}{{ eos", "m.content + ' ' }}{{ eos")
+    row = encode(ASKED, tokenizer, CHAT)
+    messages = [{"role": "user", "content": "Hi there."}, {"role": "assistant", "content": "Yes."}]
+    assert row["input_ids"] == tokenizer.apply_chat_template(messages, return_dict=False)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ '-' * 20 + '\n' }}", "{{ 40 * '=' }}", "{% set most = 1048576 * 2 %}{{ most }}",
+     "{% set day = 20240726 %}{{ day }}", "{% set n = messages|length * 2 %}"],
+)  # fmt: skip
+def test_ordinary_arithmetic_in_a_template(source, tokenizer):
+    """A rule of dashes, a product of numbers and a date are rendered."""
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = source + generation(HEAD)
+    assert decoded(ASKED, other).endswith(
+        "<|im_start|>user\nHi there.<|im_end|>\n" + HEAD + "Yes.<|im_end|>"
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("{{ 'x'|center(60000000000) }}", "has the number 60000000000 in line 1"),
         ("{% for i in range(10**12) %}x{% endfor %}", r"computes \*\* in line 1"),
         ("{{ 'a' * 1000000000000 }}", r"computes \* in line 1"),
-        ("{% for i in range(1000000000000) %}x{% endfor %}", "cannot be rendered .Range too big"),
+        ("{% for i in range(999999999) %}x{% endfor %}", "cannot be rendered .Range too big"),
         ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__'"),
         ("{{ messages.append(1) }}", "cannot be rendered"),
         ("{% if %}", "cannot be rendered"),
@@ -261,6 +289,22 @@ def test_a_template_that_does_not_end(tokenizer):
     ):
         chat_format.render_chat(other, [{"role": "user", "content": "Hi."}], for_answer=True)
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is measured on Linux")
+@pytest.mark.parametrize("grown", ["ns.a ~ ns.a", "ns.a.replace('x', 'xxxxxxxx')"])
+def test_a_template_that_grows(grown, tokenizer, monkeypatch):
+    """A text that doubles in each pass is stopped before it fills the memory."""
+    import copy
+
+    from alpaca_lib import chat_format
+
+    monkeypatch.setattr(chat_format, "BYTES", 1 << 26)
+    other = copy.deepcopy(tokenizer)
+    loop = "{% for i in range(30) %}{% set ns.a = GROWN %}{% endfor %}".replace("GROWN", grown)
+    other.chat_template = "{% set ns = namespace(a='x' * 999) %}" + loop + generation(HEAD)
+    with pytest.raises(SettingsError, match="chat template takes more than"):
+        prompt_ids(ASKED, other, CHAT)
 
 
 # --- the published templates --------------------------------------------------------

@@ -10,7 +10,6 @@ final name when it is complete.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from alpaca_lib.export.gguf_tokenizer import add_tokenizer
 from alpaca_lib.files import atomic_path
 from alpaca_lib.inference.model_pool import as_source
 from alpaca_lib.models import ModelSource
+from alpaca_lib.models.adapters import CHANGE_THE_BASE, read_adapter_config, warn_of_other_base
 from alpaca_lib.optional import require
 
 KINDS = {  # name: (llama.cpp's name, bits per weight of a matrix, scales included)
@@ -74,6 +74,12 @@ def export_gguf(
         tensors = _open_tensors(source, stack)
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
+        rows = tensors.get("model.embed_tokens.weight", ((config.vocab_size,), None))[0][0]
+        if rows != config.vocab_size:
+            raise ModelError(
+                f"{source.name}: its config.json has vocab_size {config.vocab_size}, and its "
+                f"embedding {rows} rows; they are of two models"
+            )
         writer = gguf.GGUFWriter(stack.enter_context(atomic_path(file)), target.architecture)
         _add_shape(gguf, writer, Path(source.name).name, config, kind)
         add_tokenizer(writer, source.load_tokenizer(), config.vocab_size, template)
@@ -111,6 +117,7 @@ def export_adapter(model: str | ModelSource, file: Path) -> Path:
     gguf, source = require("gguf"), as_source(model)
     adapter = _read_adapter_config(source.folder)
     target = _Target(source)
+    warn_of_other_base(source.folder, source.base.folder, source.base.name)
     rank, alpha = int(adapter["r"]), float(adapter["lora_alpha"])
     with ExitStack() as stack:
         saved = _open_safetensors(find_adapter_file(source.folder), stack)
@@ -196,18 +203,16 @@ class _Target:
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
     """Returns an adapter's settings. Raises ModelError if llama.cpp cannot express them."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
+    if not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: is no LoRA adapter (no adapter_config.json)")
-    try:
-        adapter: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read ({error})") from None
+    adapter = read_adapter_config(folder)
     if adapter.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= set(adapter):
         raise ModelError(f"{folder}: is an adapter of another kind; a GGUF adapter is LoRA")
     for key, meaning in NOT_IN_AN_ADAPTER_FILE.items():
         if adapter.get(key):
             raise ModelError(f"{folder}: a GGUF adapter cannot hold {meaning}; merge it instead")
+    if str(how := adapter.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
+        raise ModelError(f"{folder}: was initialised as {how}, which changes the base; merge it")
     return adapter
 
 

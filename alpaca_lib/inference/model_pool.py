@@ -11,6 +11,7 @@ from typing import Any
 from alpaca_lib.errors import ModelError
 from alpaca_lib.inference.decoding import Decoding, TextStream, stream
 from alpaca_lib.models import ModelSource, Placement, attach_adapter, place
+from alpaca_lib.models.adapters import warn_of_other_base
 from alpaca_lib.records import Example
 
 
@@ -55,6 +56,7 @@ class ModelPool:
                 self._tokenizers[below.path] = below.load_tokenizer()
             adapter = f"adapter{number}" if source.is_adapter else None
             if adapter:
+                warn_of_other_base(source.folder, below.folder, below.name)
                 self._loaded[below.path] = attach_adapter(
                     self._loaded[below.path], source.folder, adapter
                 )

@@ -13,18 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import AdapterError, AlpacaError, FileError, ModelError
-from alpaca_lib.files import parse_json, read_small
+from alpaca_lib.files import parse_json, read_small, sha256_text
 from alpaca_lib.optional import require
+
+MOST_SCALE = 10**6  # of an adapter's rank and alpha; published ones are below 10,000
+# Initialisations that change the base: the saved matrices belong to what was left of it.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Reads an adapter's adapter_config.json. Raises AdapterError if there is no readable one."""
+    """Reads an adapter's adapter_config.json. Raises AdapterError if there is no readable one, or
+    if its rank or alpha is no number that can be."""
     try:
         config = parse_json(read_small(folder / "adapter_config.json"))
     except (FileError, ValueError):
         config = None
     if not isinstance(config, dict):
         raise AdapterError(f"{folder}: no adapter there (no readable adapter_config.json)")
+    for name, kinds in (("r", int), ("lora_alpha", int | float)):
+        value = config.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MOST_SCALE:
+            raise AdapterError(
+                f"{folder}: its adapter_config.json has {name} {str(value)[:40]}, and a number "
+                f"from 1 to {MOST_SCALE:,} is needed"
+            )
     return config
 
 
@@ -36,6 +48,47 @@ def base_name(folder: Path) -> str:
     if not base:
         raise ModelError(f"{folder}: its adapter_config.json names no base model")
     return str(base)
+
+
+def weights_checksum(folder: Path) -> str:
+    """Returns a checksum of a model folder's weights, however they are split into files.
+
+    It is of every tensor's name, dtype, shape and first 4 KB: read in milliseconds. Empty for a
+    folder without readable safetensors files.
+    """
+    tensors = []
+    try:
+        for file in folder.glob("model*.safetensors"):
+            with open(file, "rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = parse_json(stream.read(min(size, 1 << 27)))
+                header.pop("__metadata__", None)
+                for name, entry in header.items():
+                    begin, end = entry["data_offsets"]
+                    stream.seek(8 + size + begin)
+                    values = stream.read(min(end - begin, 4096)).hex()
+                    tensors.append(f"{name} {entry['dtype']} {entry['shape']} {values}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return ""  # refused where it is loaded
+    return sha256_text("\n".join(sorted(tensors))) if tensors else ""
+
+
+def warn_of_other_base(adapter: Path, base: Path, name: str) -> None:
+    """Prints a line if the base ``name`` has other weights than those an adapter was trained on.
+
+    They are compared by the checksum in the adapter's run.json; without one there is no line.
+    """
+    try:
+        recorded = parse_json(read_small(adapter / "run.json"))["base_checksum"]
+    except (FileError, ValueError, KeyError, TypeError):
+        return
+    if recorded and (found := weights_checksum(base)) and recorded != found:
+        print(
+            f"{adapter}: was trained on other weights than those of {name} now (base_checksum in "
+            "its run.json), so its answers may be wrong; use the base that it was trained on, or "
+            "train it again",
+            file=sys.stderr,
+        )
 
 
 def attach_adapter(model: Any, folder: Path, name: str = "default") -> Any:

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.models.adapters import attach_adapter, base_name, explained, merge_exactly
+from alpaca_lib.models.adapters import (
+    attach_adapter,
+    base_name,
+    explained,
+    merge_exactly,
+    warn_of_other_base,
+)
 from alpaca_lib.models.config_checks import check_config, check_loaded
 from alpaca_lib.models.device import Placement, place
 from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED, dense_folder, fetch_gguf
@@ -147,6 +153,7 @@ class ModelSource:
                 f"quantization {quantization!r}: use one of {', '.join(QUANTIZATIONS)}"
             )
         if self.is_adapter:
+            warn_of_other_base(self.folder, self.base.folder, self.base.name)
             return attach_adapter(self.base.load_model(placement, quantization), self.folder)
         transformers = require("transformers")
         options: dict[str, Any] = {"dtype": placement.torch_dtype}

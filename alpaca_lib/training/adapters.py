@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from alpaca_lib.errors import AdapterError, FileError
 from alpaca_lib.models import ModelSource
-from alpaca_lib.models.adapters import read_adapter_config, shares_weight
+from alpaca_lib.models.adapters import CHANGE_THE_BASE, read_adapter_config, shares_weight
 from alpaca_lib.optional import hide_progress_bars, require
 from alpaca_lib.options import nearest
 from alpaca_lib.tokenization import publish_prompts
@@ -117,7 +117,7 @@ def _load_values(adapted: Any, folder: Path) -> None:
     ]
     # Scales per module, and initialisations that change the base, are not in our LoraConfig.
     differ += [f"it has a {key}" for key in ("alpha_pattern", "rank_pattern") if config.get(key)]
-    if str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq")):
+    if str(config.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
         differ.append(f"it was initialised as {config['init_lora_weights']}")
     if differ:
         raise AdapterError(f"{folder}: {'; '.join(differ)}; use the adapter's own values")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from alpaca_lib.errors import ModelError
 from alpaca_lib.models import ModelSource, Placement
+from alpaca_lib.models.adapters import warn_of_other_base
 from alpaca_lib.training import adapters, attention, sharding
 from alpaca_lib.training.loss import LabelLoss, logits_transform, unwrap_peft
 from alpaca_lib.training.packing import Encoded, collate, join
@@ -98,6 +100,8 @@ def prepare(module: LabelLoss, settings: Settings) -> None:
 
 def _load(settings: Settings, storage: Placement, source: ModelSource) -> Any:
     model = source.load_model(storage, settings.quantization)
+    if settings.adapter:
+        warn_of_other_base(Path(settings.adapter), source.folder, settings.model)
     return adapters.add_lora(model, settings) if settings.method == "lora" else model
 
 

@@ -23,6 +23,7 @@ import transformers
 from alpaca_lib.errors import NotEnoughMemory, TrainingStopped
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.models import ModelSource, Placement, place
+from alpaca_lib.models.adapters import weights_checksum
 from alpaca_lib.training import (
     adapters,
     counts,
@@ -317,4 +318,6 @@ class _Run:
             "flops_per_token": self.flops_per_token,
             "gemm_flops_per_second": self.gemm * self.dist.size,
         }
+        if self.settings.method == "lora":
+            facts["base_checksum"] = weights_checksum(self.source.folder)
         return metrics.write_run(self.folder, self.settings, self.placement, facts)

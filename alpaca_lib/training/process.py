@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from alpaca_lib.memory import resident
+
 
 def keep_freed_memory() -> None:
     """Makes the C library reuse freed memory instead of returning it to the system, on Linux.
@@ -55,15 +57,6 @@ class Heap:
             self.most = 0
             return True
         return False
-
-
-def resident() -> int:
-    """Returns the bytes of main memory that this process holds now; 0 outside Linux."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alpaca_lib import models
-from alpaca_lib.errors import FileError, ModelError
+from alpaca_lib.errors import AdapterError, FileError, ModelError
 from alpaca_lib.export import parity
 from alpaca_lib.export.gguf import KINDS, export_adapter, export_gguf, permute
 from alpaca_lib.export.parity import measure_parity, post
@@ -148,6 +148,35 @@ def test_what_an_adapter_file_cannot_hold(adapter, tmp_path):
     with pytest.raises(ModelError, match=r"DoRA; merge it"):
         export_adapter(str(folder), tmp_path / "lora.gguf")
     assert not [f for f in tmp_path.iterdir() if "lora" in f.name]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        *(({"lora_alpha": v}, "lora_alpha") for v in (float("nan"), float("inf"), 1e300, None, 0)),
+        *(({"r": v}, "adapter_config.json has r") for v in (None, 0, -1, "8", 2.5, True, 10**9)),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base; merge it"),
+    ],
+)
+def test_settings_of_an_adapter_that_cannot_be(values, message, adapter, tmp_path):
+    """A rank or alpha that is no number, and matrices of a changed base: no file."""
+    folder = adapter()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | values))
+    with pytest.raises((ModelError, AdapterError), match=message):
+        export_adapter(str(folder), tmp_path / "lora.gguf")
+    if "init_lora_weights" not in values:
+        with pytest.raises((ModelError, AdapterError), match=r"adapter"):
+            models.ModelSource.resolve(str(folder)).load_model(EXACT)
+
+
+def test_a_vocabulary_that_is_not_there(tiny_folder, tmp_path):
+    """A vocab_size of a hundred million beside a small embedding is refused at once."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "lies")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 10**8}))
+    with pytest.raises(ModelError, match="vocab_size 100000000, and its embedding"):
+        export_gguf(str(folder), tmp_path / "x.gguf")
 
 
 def test_an_adapter_that_is_a_pickle(adapter, tmp_path):

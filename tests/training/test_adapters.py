@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alpaca_lib import models
 from alpaca_lib.errors import ModelError
+from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.training import adapters
 from alpaca_lib.training.__main__ import main
 from alpaca_lib.training.loop import train
@@ -233,6 +234,37 @@ def test_an_adapter_of_another_model(settings, trained_adapter, small_folder, ma
     with pytest.raises(adapters.AdapterError, match="no-such"):
         train(settings.replace(adapter=str(tmp_path / "no-such")))
     assert not Path(settings.output_dir).exists()
+
+
+def test_a_base_that_was_exchanged(
+    settings, trained_adapter, small_folder, make_tiny, small, tmp_path, capsys
+):
+    """Other weights of equal shapes: each use says so; the base itself does not."""
+    line = "was trained on other weights than those of"
+    base, folder = shutil.copytree(small_folder, tmp_path / "base"), tmp_path / "adapter"
+    shutil.copytree(trained_adapter, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+    def uses(number):
+        source, again = models.ModelSource.resolve(str(folder)), settings.replace(model=str(base))
+        yield source.load_model(models.place("cpu", "float32"))
+        yield ModelPool({"it": source}, models.place("cpu", "float32"))
+        yield adapters.merge(str(folder), tmp_path / f"merged-{number}")
+        yield train(again.replace(adapter=str(folder), output_dir=str(tmp_path / f"run-{number}")))
+
+    for _ in uses(1):
+        assert line not in capsys.readouterr().err
+    (base / "model.safetensors").unlink()
+    plain(small_folder).save_pretrained(base, max_shard_size="20KB")
+    assert len(list(base.glob("model*.safetensors"))) > 1
+    assert models.adapters.weights_checksum(base) == models.adapters.weights_checksum(small_folder)
+    for file in base.glob("model*"):
+        file.unlink()
+    make_tiny(seed=1, vocab_size=461, **small).save_pretrained(base)
+    for _ in uses(2):
+        assert line in capsys.readouterr().err
 
 
 # --- tied weights, and patterns in an adapter's configuration ---------------------------
