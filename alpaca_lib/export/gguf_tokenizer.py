@@ -70,12 +70,25 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
         encoder = PromptEncoder(tokenizer, template)
         if encoder.end and encoder.end[-1] != ids["eos"]:
             ids["eot"] = encoder.end[-1]  # an answer of a conversation ends there
-        writer.add_chat_template(encoder.published_template())
+        published = encoder.published_template()
+        _check_strips(rules, published)
+        writer.add_chat_template(published)
     for name, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)
     writer.add_add_bos_token(bool(prefix))
     writer.add_add_eos_token(False)
+
+
+def _check_strips(rules: dict[str, Any], template: str) -> None:
+    """Raises ModelError if a token of the template removes white space next to it."""
+    for added in rules["added_tokens"]:
+        if (added["lstrip"] or added["rstrip"]) and added["content"] in template:
+            raise ModelError(
+                f"the chat template writes {added['content']}, a token that removes white space "
+                "next to it (lstrip or rstrip in tokenizer.json); llama.cpp keeps that white "
+                "space, so its prompts would differ: export with a template of this project"
+            )
 
 
 def _tokens(gguf: Any, rules: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:

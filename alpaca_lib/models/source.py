@@ -137,6 +137,11 @@ class ModelSource:
             return self.base.load_tokenizer()
         with hide_progress_bars(), self._explained():
             tokenizer = load_tokenizer(self.path)
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ModelError(
+                f"{self.name}: tokenizer_config.json has model_max_length "
+                f"{tokenizer.model_max_length!r}; write a number of tokens there"
+            )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,6 +159,19 @@ def test_a_conversation_without_reasoning_in_llama_cpp(build_tokenizer, save, tm
     assert "<think>" not in tokenizer.decode(ids)
     with served(folder, None, tmp_path) as root:
         assert chat_ids(root, chat_messages(EXAMPLES[0], CHAT)) == ids
+
+
+def test_a_token_that_strips_is_refused(build_tokenizer, save, tmp_path):
+    """Phi-3's tokens take the newline after them away, and llama.cpp does not."""
+    folder = save(build_tokenizer("byte-level", "nobody", "<|im_end|>"))
+    file = Path(folder) / "tokenizer.json"
+    rules = json.loads(file.read_text(encoding="utf-8"))
+    for token in rules["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_start|>"
+    file.write_text(json.dumps(rules), encoding="utf-8")
+    with pytest.raises(ModelError, match="im_start.*removes white space"):
+        export_gguf(folder, tmp_path / "m.gguf", "f32", CHAT)
+    assert export_gguf(folder, tmp_path / "m.gguf", "f32", "alpaca").stat().st_size
 
 
 def test_parity_says_which_prompts_differ(build_tokenizer, save, tmp_path, capsys):
