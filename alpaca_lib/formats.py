@@ -26,7 +26,15 @@ from alpaca_lib.errors import DataError, UsageError
 from alpaca_lib.json_rows import SURROGATE, describe, name_row, read_rows, read_text, show, walk
 from alpaca_lib.optional import require
 from alpaca_lib.options import nearest
-from alpaca_lib.records import COLUMN_NAMES, FIELDS, find_unused, is_blank, similar_columns
+from alpaca_lib.records import (
+    A_CHAT,
+    COLUMN_NAMES,
+    FIELDS,
+    find_chat,
+    find_unused,
+    is_blank,
+    similar_columns,
+)
 
 # What a mapping of columns is called; the first whose columns are all there names the layout.
 LAYOUTS = {
@@ -180,6 +188,8 @@ def detect_columns(table: Table, given: Mapping[str, str] | None = None) -> dict
                 f"{table.path}: has no `{name}`, but `{spelled[0]}`; if this is what is meant, "
                 f"add --map {name}={spelled[0]}"
             )
+    if "instruction" not in found and (chat := find_chat(columns)):
+        raise DataError(f"{table.path}: holds in `{chat}` {A_CHAT}")
     if "instruction" not in found:
         raise DataError(
             f"{table.path}: none of its columns ({_list(columns)}) is known as an instruction; "

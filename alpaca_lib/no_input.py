@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 
@@ -13,6 +14,13 @@ _MARK = (
     rf"(?:(?:there is )?no ?{_KIND}inputs?(?: data| text)?(?: (?:is |was |are )?{_GIVEN})?"
     r"(?: (?:for|by) (?:this|the) (?:task|instruction|question|prompt))?"
     rf"|inputs? (?:is )?(?:not {_GIVEN}|none)|none(?: {_GIVEN})?|n/a|not (?:applicable|required)"
+    r"|n a|not needed|(?:(?:this|the) (?:task|instruction|question) )?"
+    rf"(?:requires no|needs no|(?:does not|doesn't|doesn t) (?:require|need)(?: any)?) {_KIND}input"
+    rf"|no {_KIND}(?:information|context) (?:is )?{_GIVEN}|no external inputs?|inputs? none inputs?"
+    r"|noinput noinput"
+    r"|特になし|入力(?:は|が)?(?:なし|無し|ありません|不要)|없음|입력 ?없음|해당 ?없음"
+    r"|aucune entrée|pas d entrée|keine eingabe|sin entrada|ninguna entrada"
+    r"|нет (?:входных данных|ввода)"
     r"|無|无|没有|沒有|不适用|不適用|暂无|暫無|无需|無需|未提供"
     r"|(?:(?:此|本|该|這個|这个)(?:任务|指令|任務))?"
     r"(?:无|無|没有|沒有|无需|無需|无须|無須|不需要?|不用|未提供|暂无|暫無|未给出|没有提供)"
@@ -28,7 +36,8 @@ LONGEST = 80  # characters: a longer text is text
 
 
 def says_no_input(text: str) -> bool:
-    """Returns whether a text only says that there is no input, in English or Chinese.
+    """Returns whether a text only says that there is no input, in English, Chinese
+    or a few other languages.
 
     Case, width, brackets, quotes and snake_case do not matter. A text that says more than that
     ("None of the above, pick B") is an input.
@@ -36,6 +45,7 @@ def says_no_input(text: str) -> bool:
     text = text.strip()
     if len(text) > LONGEST:
         return False
+    text = html.unescape(text).replace("\\", "")
     plain = unicodedata.normalize("NFKC", text).translate(_QUOTES).strip()
     if _BRACKETED.fullmatch(re.sub(r"\s", "", plain)):
         return True

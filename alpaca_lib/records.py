@@ -33,7 +33,26 @@ COLUMN_NAMES = {
     "output": ("output", "response", "answer", "completion", "reply", "输出", "回答", "答案"),
 }
 # Columns that change what a row means and have no place in a prompt of Alpaca's.
-UNUSED_COLUMNS = ("system", "system_prompt", "history", "tools", "images", "videos", "audios")
+UNUSED_COLUMNS = (
+    "system",
+    "system_prompt",
+    "system_message",
+    "history",
+    "messages",
+    "conversation",
+    "conversations",
+    "dialogue",
+    "tools",
+    "functions",
+    "image",
+    "images",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+)
+CHAT_COLUMNS = ("messages", "conversation", "conversations", "dialogue")
+A_CHAT = "a conversation; write its question into `instruction` and its answer into `output`"
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
 _FLAGS = {"instruction": "--map instruction=COLUMN", "output": "--drop-unanswered"}
 Answers = Literal["required", "optional"]
@@ -113,13 +132,25 @@ def example_from_row(row: object, answers: Answers = "required") -> Example:
             flags = "" if is_known else f"--map {shlex.quote(f'{name}={other}')}"
             raise RowError(f"has no `{name}` (it has {has}; `{other}` looks like it)", flags)
         if name == "instruction" or (name == "output" and answers == "required"):
+            if chat := find_chat(row):
+                raise RowError(f"has no `{name}`, but `{chat}`, {A_CHAT}")
             raise RowError(f"has no `{name}` (it has {has})", _FLAGS[name])
     values = {name: row.get(name, "") for name in FIELDS}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise RowError(f'has `{name}` that is {describe(value)}, not text (write "" for none)')
+            is_readable = isinstance(value, int | float) or (value is None and name == "input")
+            raise RowError(
+                f'has `{name}` that is {describe(value)}, not text (write "" for none)',
+                "" if is_readable else None,
+            )
     if not values["instruction"].strip():
         raise RowError("has an empty `instruction`")
+    for name in ("input", "output"):
+        if name in row and not values[name].strip():
+            known = [one for one in row if one != name and _plain(one) in COLUMN_NAMES[name]]
+            if other := next((one for one in known if not is_blank(row[one])), None):
+                flags = f"--map {shlex.quote(f'{name}={other}')}"
+                raise RowError(f"has an empty `{name}`, but text in `{show(other)}`", flags)
     if unused := find_unused({**extra, **row}):
         named, flags = "`, `".join(unused), f"--drop {shlex.quote(','.join(unused))}"
         raise RowError(f"has `{named}`, which would be silently unused", flags)
@@ -142,6 +173,11 @@ def _plain(column: str) -> str:
 def find_unused(row: Mapping[str, Any]) -> list[str]:
     """Returns the columns that hold something which no prompt of ours would show."""
     return [name for name in row if name.lower() in UNUSED_COLUMNS and not is_blank(row[name])]
+
+
+def find_chat(columns: Iterable[object]) -> str:
+    """Returns the column that holds a whole conversation, or ""."""
+    return next((show(str(one)) for one in columns if _plain(str(one)) in CHAT_COLUMNS), "")
 
 
 def is_blank(value: object) -> bool:

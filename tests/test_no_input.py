@@ -109,3 +109,32 @@ def test_words_for_no_input(text):
 def test_inputs(text):
     """A text that says more, or that may be an input by itself, is one."""
     assert not says_no_input(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n.a.",
+        "入力なし",
+        "特になし",
+        "없음",
+        "입력 없음",
+        "Aucune entrée",
+        "Keine Eingabe",
+        "Sin entrada",
+        "This task does not require any input.",
+        "The task requires no input.",
+        "No context needed",
+        "&lt;noinput&gt;",
+        "\\<noinput\\>",
+        "нет входных данных",
+        "No external input",
+    ],
+)
+def test_other_languages_and_escapes(text):
+    assert says_no_input(text)
+
+
+@pytest.mark.parametrize("text", ["Нет", "なし", "keine", "aucun", "ninguna", "This needs input."])
+def test_words_that_may_be_an_input(text):
+    assert not says_no_input(text)

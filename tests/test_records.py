@@ -358,3 +358,38 @@ def test_write_text_keeps_line_breaks(tmp_path):
     """Line breaks are written as given on every system."""
     path = write_text(tmp_path / "t.txt", "a\nb\r\nc")
     assert path.read_bytes() == b"a\nb\r\nc"
+
+
+@pytest.mark.parametrize(
+    "column", ["system_message", "image", "messages", "conversations", "functions", "Audio"]
+)
+def test_more_columns_that_no_prompt_shows(tmp_path, column):
+    path = tmp_path / "rows.json"
+    row = {"instruction": "Say hello.", "input": "", "output": "Hi."}
+    path.write_text(json.dumps([{**row, column: [{"role": "user", "content": "x"}]}]))
+    with pytest.raises(DataError, match=f"row 1 .*`{column}`.*unused[^$]*--drop {column}"):
+        load_examples(path)
+    path.write_text(json.dumps([{**row, column: []}]))
+    assert load_examples(path)[0].output == "Hi."
+
+
+@pytest.mark.parametrize(("field", "other"), [("input", "context"), ("output", "response")])
+def test_text_beside_an_empty_field(tmp_path, field, other):
+    """The text that a field should hold stands under another name: it would be lost."""
+    path = tmp_path / "rows.json"
+    row = {"instruction": "Say hello.", "input": "x", "output": "y", field: "", other: "text"}
+    path.write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=f"empty `{field}`, but text in `{other}`"):
+        load_examples(path)
+    path.write_text(json.dumps([{**row, field: "x"}]))
+    assert load_examples(path)[0].instruction == "Say hello."
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+def test_conversations_are_named(tmp_path, column):
+    """No command turns one into rows, so none is advised."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{column: [{"role": "user", "content": "x"}]}]))
+    with pytest.raises(DataError, match=f"`{column}`, a conversation; write") as error:
+        load_examples(path)
+    assert "alpaca convert" not in str(error.value)

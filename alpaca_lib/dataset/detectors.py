@@ -60,6 +60,7 @@ def _match(
     def find(example: Example) -> Iterator[Hit]:
         for field in fields:
             text = getattr(example, field)
+            text = patterns.simplify(text)
             if needs and not _has_any(text, needs):
                 continue
             if (found := find_match(text)) and not unless(example):
@@ -98,7 +99,9 @@ def _any_of(*functions: Find) -> Find:
 
 
 _PART_NAMES = ("instruction", "input", "output", "response", "指令", "输入", "输出", "回答")
-_second_task = _match(patterns.SECOND_TASK, "output", flags=re.IGNORECASE | re.MULTILINE)
+_second_task = _match(
+    f"{patterns.SECOND_TASK}|{patterns.BARE_TASK}", "output", flags=re.IGNORECASE | re.MULTILINE
+)
 _PARTS = {"input": "input", "output": "output", "输入": "input", "输出": "output"}
 _ASKS_FOR_A_TEXT = _asks(r"\b(letter|e-?mail|dialogue|conversation|flow|message|speech|story)\b")
 _ASKS_ABOUT_FORMATS = _asks(
@@ -143,18 +146,19 @@ def _word_for_no_input(example: Example) -> Iterator[Hit]:
 def _empty_output(example: Example) -> Iterator[Hit]:
     """there is no output, or only a word such as "N/A"."""
     text = example.output.strip()
-    if not text or (len(text) < 20 and patterns.NO_OUTPUT.fullmatch(text)):
+    if not text or (len(text) < 20 and patterns.NO_OUTPUT.fullmatch(patterns.simplify(text))):
         yield "output", (0, len(example.output))
 
 
 @_rule("merged tasks", "error", "split the row, or drop it", BOTH)
 def _merged_tasks(example: Example) -> Iterator[Hit]:
     """the output contains a second task: the parser missed a separator."""
-    if not _has_any(example.output, _PART_NAMES):
+    if not _has_any(patterns.simplify(example.output), _PART_NAMES):
         return
     found = next(_second_task(example), None)
     parts = {
-        (m[1], _PARTS[m[2].lower()]): m for m in patterns.NUMBERED_PART.finditer(example.output)
+        (m[1], _PARTS[m[2].lower()]): m
+        for m in patterns.NUMBERED_PART.finditer(patterns.simplify(example.output))
     }
     for number, name in parts:
         if name == "input" and (number, "output") in parts:
@@ -166,7 +170,7 @@ def _merged_tasks(example: Example) -> Iterator[Hit]:
 @_rule("input missing", "review", "write the input, or drop the row", BOTH)
 def _missing_input(example: Example) -> Iterator[Hit]:
     """the instruction refers to a text that is missing."""
-    found = patterns.REFERS_TO_MATERIAL.search(example.instruction)
+    found = patterns.REFERS_TO_MATERIAL.search(patterns.simplify(example.instruction))
     # A full stop, a colon or a quotation mark may be followed by the text itself.
     given = re.search(r"[:\[\"'“\n：「《]|[.?!] \S| - |[。？！].", example.instruction)
     if found and not example.input.strip() and not given:

@@ -20,7 +20,22 @@ _LAST_WORD = re.compile(r"[^\W_]+\Z")
 _OPEN_WORDS = frozenset(
     ("a", "an", "the", "and", "or", "of", "to", "as", "is", "are", "was", "be", "its", "their")
 ) | {"than"}
-_OPEN_CHINESE = ("以及", "和", "与", "或", "或者", "并且", "而且", "因为", "但是", "所以", "如果")
+_OPEN_CHINESE = (
+    "以及",
+    "和",
+    "与",
+    "或",
+    "或者",
+    "并且",
+    "而且",
+    "因为",
+    "但是",
+    "所以",
+    "如果",
+    "與",
+    "並且",
+    "因為",
+)
 _COMMA = re.compile(r"\w{1,40} \w{1,40} \w{1,40} \w{1,40},\Z")
 _LABEL = re.compile(r"(?<!\w)[A-Z]\Z|\d\Z")  # "Vitamin A", "is 12"
 _TWENTY = re.compile(r"(?<![\d.,$€£:/-])\b20\Z")

@@ -8,6 +8,18 @@ from __future__ import annotations
 
 import re
 
+# Traditional characters of the Chinese patterns, and the simplified ones that these are written in.
+_SIMPLIFIED = str.maketrans(
+    "無輸沒給對這個為語機備執覽開訪問幫確務還並與圖郵碼話詩說識謝閱讀戶",
+    "无输没给对这个为语机备执览开访问帮确务还并与图邮码话诗说识谢阅读户",
+)
+
+
+def simplify(text: str) -> str:
+    """Returns a text of the same length whose Chinese the patterns know."""
+    return text if text.isascii() else text.translate(_SIMPLIFIED)
+
+
 REFERS_TO_MATERIAL = re.compile(
     r"\b(the|this|these) (following|given|above|below|attached)? ?"
     r"(text|passage|paragraph|sentences?|article|story|list|table|email|code)"
@@ -26,6 +38,12 @@ NO_OUTPUT = re.compile(
 SECOND_TASK = (
     r"\b\d{1,2}[.)．、][ \t]*(?:Instruction|指令)[ \t]*[:：]"
     r"|^#{2,4}[ \t]*(?:Instruction|Input|Output|Response|指令|输入|输出|回答)[ \t]*[:：]"
+)
+# Headings without a number, one below the other: a task of three parts.
+BARE_TASK = (
+    r"^(?:Instruction|指令)[ \t]*[:：][^\n]{1,300}\n{1,2}"
+    r"(?:Input|输入)[ \t]*[:：][^\n]{0,300}\n{1,2}"
+    r"(?:[^\n]{1,300}\n{1,2})?(?:Output|输出)[ \t]*[:：]"
 )
 NUMBERED_PART = re.compile(
     r"^(\d{1,2})[.)．、][ \t]*(Input|Output|输入|输出)[ \t]*[:：]", re.MULTILINE | re.IGNORECASE

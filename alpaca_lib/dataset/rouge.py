@@ -32,12 +32,11 @@ MODES = ("rouge", "unicode", "auto")
 THRESHOLD = 0.7  # Self-Instruct's limit: above it two instructions count as the same
 SCORES_AT_ONCE = 1 << 22  # float64 scores in memory at a time
 _ROUGE_TOKEN = re.compile(r"[a-z0-9]+")
+_CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff"
+# Vowel signs and accents: part of a word in Hindi, Thai or Arabic, though no letters.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x2100)) if unicodedata.category(c)[0] == "M")
 # One token per CJK character (ideographs, kana, Hangul), a run of letters elsewhere.
-_UNICODE_TOKEN = re.compile(
-    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U0003ffff]"
-    r"|[^\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"
-    r"\U00020000-\U0003ffff]+"
-)
+_UNICODE_TOKEN = re.compile(rf"[{_CJK}]|[^\W_{_CJK}](?:[^\W_{_CJK}]|[{_MARKS}])*")
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,16 @@ _FIELD_OF = {
     for name in names
 }
 _GAP = r"[ \t\u00a0\u3000]"
-_START = rf"^{_GAP}*(?P<prefix>#{{1,4}}{_GAP}+|>{_GAP}*)?(?P<a>\*\*\*|\*\*|__|\*|_)?"
-# A heading without a number may be an item of a list.
-_BARE_START = _START.replace("(?P<prefix>", rf"(?P<prefix>[-*+]{_GAP}+|")
+_START = (  # a heading may be an item of a list
+    rf"^{_GAP}*(?P<prefix>#{{1,4}}{_GAP}+|>{_GAP}*|[-*+]{_GAP}+)?(?P<a>\*\*\*|\*\*|__|\*|_)?【?"
+)
 _MARK = r"(?:(?P=a)|(?P=b))?"  # the bold mark that a heading opens with
 # Without a colon, a heading is in bold or has a # before it, and a line of its own.
-_END = rf"{_MARK}{_GAP}*(?:(?P<colon>[:：]){_MARK}|(?P<bare>$))"
+_END = rf"{_MARK}{_GAP}*(?:(?P<colon>[:：]|】[:：]?){_MARK}|(?P<bare>$))"
 _ALL = "|".join(name for table in (NAMES, OTHER_NAMES) for one in table.values() for name in one)
 _NUMBERED = re.compile(
-    rf"{_START}(?:\(?(?P<number>\d{{1,6}}){_GAP}?(?P<stop>[.)．、）:：-])(?P=a)?{_GAP}*"
-    rf"(?P<b>\*\*|__)?(?P<name>{_ALL})|(?P<name2>{_ALL}){_GAP}*[#№]?(?P<number2>\d{{1,6}})){_END}",
+    rf"{_START}(?:[(\[]?(?P<number>\d{{1,6}}){_GAP}?(?P<stop>[.)\]．、）:：-]|{_GAP})(?P=a)?"
+    rf"{_GAP}*(?:-{_GAP}+)?(?P<b>\*\*|__)?(?P<name>{_ALL})|(?P<name2>{_ALL}){_GAP}*[#№]?(?P<number2>\d{{1,6}})){_END}",
     re.MULTILINE | re.IGNORECASE,
 )
 _OTHERS = frozenset(name.lower() for one in OTHER_NAMES.values() for name in one)
@@ -91,7 +91,7 @@ def _bare(field: str, others: bool) -> re.Pattern[str]:
     names = f"{names}|{names.upper()}"
     absent = "".join(f"(?P<{group}>(?!))?" for group in ("b", "number", "stop", "number2", "name2"))
     return re.compile(
-        rf"{_BARE_START}{absent}(?P<name>{names}){_END}",
+        rf"{_START}{absent}(?P<name>{names}){_END}",
         re.MULTILINE,
     )
 

@@ -16,6 +16,7 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError,
 MOST_TOKENS = 10_000_000  # no model reads or writes more at once: a larger count is no count
 BYTES_PER_TOKEN = 8  # more than any tokenizer reaches on average over a text
 REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+_MESSAGES = ("message", "msg", "error_msg", "error_message")  # what servers call their words
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # UTF-8 cannot encode it
 # A part of an error's code, and the HTTP status that it stands for.
 STATUS_OF_CODE = {
@@ -228,7 +229,7 @@ def read_error(
     if isinstance(error, list) and error and isinstance(error[0], dict):
         error = error[0] if "message" in error[0] else error
     if not error and (status or body.get("object") == "error" or "choices" not in body):
-        error = body if body.get("message") else None
+        error = body if any(body.get(name) for name in _MESSAGES) else None
     if not error:
         return None
     table: dict[str, Any] = error if isinstance(error, dict) else {"message": error}
@@ -239,7 +240,7 @@ def read_error(
     if not status:
         known = (number for word, number in STATUS_OF_CODE.items() if word in words)
         status = next(iter(numbers), 0) or next(known, 500)
-    message = table.get("message") or table.get("msg") or error
+    message = next((table[name] for name in _MESSAGES if table.get(name)), error)
     text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
     code = next((c for c in codes if isinstance(c, str) and c), "")
     parameter = table.get("param")

@@ -30,6 +30,7 @@ __all__ = ["Rejected", "Reply", "parse_json_reply", "parse_reply", "reply_schema
 
 _FENCE = re.compile(r"^[ \t]{0,3}```[^`\n]*$", re.MULTILINE)
 _QUOTED = re.compile(r"^>[ \t]?", re.MULTILINE)
+_WRAPPER = re.compile(r"\s*<([A-Za-z][\w-]{0,40})>[ \t]*\n")
 _BLANK_LINES = re.compile(r"\s*\n")
 
 
@@ -46,7 +47,7 @@ def parse_reply(
         return parse_stanford(text, finish_reason, first_number)
     split = split_reasoning(text.lstrip("\ufeff").replace("\r\n", "\n"))
     reply, cut = open_reply(split, finish_reason)
-    text = _remove_fences(_remove_quotation(split.answer), reply)
+    text = _remove_tags(_remove_fences(_remove_quotation(split.answer), reply))
     if not text.strip():
         if not split.is_open:
             reply.reject(cut or "empty reply", "")
@@ -81,9 +82,29 @@ def _add_tasks(layout: Layout, reply: Reply, cut: str | None, first_number: int)
 
 
 def _remove_quotation(text: str) -> str:
-    lines = text.strip().split("\n")
-    if text.strip() and all(line.startswith(">") for line in lines if line):
+    """Returns a text without Markdown's > before its lines.
+
+    Separators may lack it, and the first line, which continues the prompt's, if it does not stand
+    before headings alone.
+    """
+    lines = [line for line in text.strip().split("\n") if line]
+    spoken = [line for line in lines[1:] if re.search(r"\w", line)]
+    heads = len(find_headings(text))
+    if all(line.startswith(">") for line in lines) or (
+        2 * len(spoken) >= 3 * heads > 0 and all(line.startswith(">") for line in spoken)
+    ):
         return _QUOTED.sub("", text.strip())
+    return text
+
+
+def _remove_tags(text: str) -> str:
+    """Returns a text without the lines <tasks>, </tasks> of tags that an Instruction follows."""
+    while (opening := _WRAPPER.match(text)) and (heads := find_headings(text)):
+        if _next_line(text, opening.end() - 1) != heads[0].start:
+            inner = _WRAPPER.match(text, opening.end())
+            if inner is None or _next_line(text, inner.end() - 1) != heads[0].start:
+                break
+        text = re.sub(rf"^[ \t]*</?{opening[1]}>[ \t]*$", "", text, flags=re.MULTILINE)
     return text
 
 

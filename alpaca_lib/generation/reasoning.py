@@ -29,11 +29,13 @@ _TAG = (
 )
 _OPEN = (
     r"<\|(?:begin_of_thought|START_THINKING|inner_prefix|thought_start)\|>|<unused94>(?:thought)?"
+    r"|<｜begin▁of▁(?:think|thinking|thought|reasoning)｜>"
     r"|<\|channel>[ \t]?(?:thought|analysis)|<details\b[^<>\n]{0,200}reasoning[^<>\n]{0,200}>"
     r"|(?:<\|start\|>[ \t]?\w{0,12}[ \t]?)?<\|channel\|>[ \t]?(?:analysis|commentary)"
     r"[^<\n]{0,200}(?:<\|constrain\|>\w{0,20}[ \t]?)?<\|message\|>"
 )
 _CLOSE = r"<\|(?:end_of_thought|END_THINKING|inner_suffix|thought_end)\|>|<unused95>"
+_CLOSE += r"|<｜end▁of▁(?:think|thinking|thought|reasoning)｜>"
 _CLOSE_INSIDE = r"<channel\|>|</details>|<\|end\|>"  # outside, these are other marks
 _FINAL = (
     r"(?:<\|end\|>\s{0,9})?(?:<\|start\|>[ \t]?assistant[ \t]?)?"
@@ -64,6 +66,19 @@ _PHRASES = tuple(
         (r"\s*analysis(?=[A-Z])", r"assistantfinal"),  # gpt-oss without its marks
     )
 )
+# Other reasoning at the beginning of a reply that tasks follow: a block of any tag, a comment or a
+# code block of thoughts, on lines of their own, or a heading for thoughts and one for the answer.
+_LEADING = re.compile(
+    r"\s*(?:<(?P<tag>[A-Za-z][\w:.-]{1,40})\b[^<>\n]{0,200}>[\s\S]*?"
+    r"(?:^[ \t]*</(?P=tag)>|</(?P=tag)>[ \t]*$)|<!--[\s\S]*?-->"
+    rf"|```[ \t]*(?:{_CORE}|{_OTHER})[ \t]*\n[\s\S]*?^[ \t]*```[ \t]*$"
+    r"|[#*_\s]{0,8}(?:my )?(?:thinking|thoughts?|thought process|reasoning|chain of thought"
+    r"|思考|思考过程|推理)(?:[ \t]*[:：][^\n]{0,2000}|[*_ \t]{0,4}:?[*_ \t]{0,4})\n[\s\S]*?"
+    r"^[#*_ \t]{0,8}(?:final |here is my )?(?:answer|response|tasks?|list|答案|最终答案|任务)s?"
+    r"[*_ \t]{0,4}[:：]?[*_ \t]{0,4}$)",
+    re.MULTILINE | re.IGNORECASE,
+)
+_NEXT_INPUT = re.compile(rf"^{_FIELD.pattern}", re.MULTILINE | re.IGNORECASE)
 _ANSWER = re.compile(
     r"\s*(?:<(?P<name>answer|response|final_answer|final|solution|output)>"
     r"|<\|(?P<mark>begin_of_solution|START_RESPONSE)\|>)",
@@ -117,6 +132,9 @@ def split_reasoning(text: str) -> Split:
             ended = closing.search(text, begun.end())
             end = ended.end() if ended else len(text)
             return Split(_unwrap(text[end:]), [text[:end].strip()], ended is None)
+    if led := _find_leading(text):
+        rest = split_reasoning(text[led:])
+        return Split(rest.answer, [text[:led].strip(), *rest.reasoning], rest.is_open)
     if not any(mark in text for mark in "<[◁＜&"):
         return Split(text)
     tags = list(_find_tags(text))
@@ -133,6 +151,17 @@ def split_reasoning(text: str) -> Split:
     return Split(
         _unwrap(answer), [one for one in reasoning if _EVENT.sub("", one).strip()], is_open
     )
+
+
+def _find_leading(text: str) -> int:
+    """Returns where reasoning of another kind than _EVENT's ends at the beginning, or 0."""
+    known = _EVENT.match(text, len(text) - len(text.lstrip()))
+    led = None if known and not known["fence"] else _LEADING.match(text)
+    if led is None or _NEXT_INPUT.search(text, led.end()) is None:
+        return 0
+    # A tag that opens again is around each of the tasks.
+    is_wrapper = led["tag"] is not None and f"<{led['tag']}" in text[led.end() :]
+    return 0 if is_wrapper else led.end()
 
 
 def _find_tags(text: str) -> Iterator[_Tag]:

@@ -21,16 +21,30 @@ _PREFACE = re.compile(
     re.IGNORECASE,
 )
 _CLOSING = re.compile(
-    r"\W*(?:(?:please )?let me know\b|(?:i )?hope (?:this|these|that|it|you)\b"
-    r"|(?:please )?feel free to\b|if you(?:['’]d| would)? (?:need|want|like|have|require|wish)\b"
+    r"\W*(?:(?:please )?let me know\b|(?:i )?hope (?:this|these|that|it|you)\b[^\n]{0,60}"
+    r"\b(?:help\w*|useful|enjoy|find|meets?|works?|needs?|suits?|fits?|looking for|like)\b"
+    r"|(?:please )?feel free to (?:ask|request|reach|tell|contact|let)\b"
+    r"|if you(?:['’]d| would)? (?:need|want|like|have|require|wish)\b[^\n]{0,80}\b(?:let me|tell me"
+    r"|feel free|ask|say so|i can|i['’](?:ll|d|m)|tasks|instructions|examples)\b"
     r"|would you like (?:me|more|any|another|to)\b|do you (?:want|need) (?:me|more|any|another)\b"
     r"|is there anything else\b|(?:these|the above|all of these|this list of|the list of) "
     r"(?:\d+ |\w+ )?(?:tasks|instructions|examples|list|entries)\b"
     r"|that['’]?s (?:all|it|everything)\b|that is all\b|this (?:concludes|completes)\b|enjoy\W*$"
-    r"|happy (?:to|prompting|learning|training|tuning)\b|i['’]m happy to\b"
-    r"|(?:\[|\()?end (?:of|of the) (?:list|tasks|response|output)\b|\[end\]|done\W*$|the end\W*$"
+    r"|happy (?:to|prompting|learning|training|tuning)\b|i['’]m happy to\b|please tell me if\b"
+    r"|(?:\[|\()?end (?:of|of the) (?:list|tasks|response|output)\b|(?<=[(\[<*])end\W*$"
+    r"|(?<=### )end\W*$|done\W*$"
     r"|i(?:['’]ve| have)? (?:written|created|generated|provided|listed|completed)\b"
-    r"|(?:please )?note(?: that|:)? (?:these|the above|all|each|i)\b|good luck\b|thank you\W*$"
+    r"|i(?:['’]d| would| can| could|['’]ll| will)(?: be \w+ to)? (?:provide|generate|create|write"
+    r"|add|continue)\b[^\n]{0,40}\b(?:more|another|further|if (?:you|needed)|upon request)\b"
+    r"|more (?:tasks|instructions|examples) (?:can|could|are|will)\b"
+    r"|(?:all|each|every one)(?: of (?:the|these))? (?:tasks?|instructions?) "
+    r"(?:follow|can be|is|are|has|have|was|were|meets?|covers?)\b"
+    r"|(?:please )?note(?: that|:)?\W{1,3}(?:these|the above|all|each|i)\b"
+    r"|good luck\b|thank you\W*$"
+    r"|(?:j['’]espère|ich hoffe|espero|spero|надеюсь)\b[^\n]{0,40}"
+    r"(?:aid|utile|hilf|hilft|nützlich|ayud|útil|aiut|utili|помож|помог|полез)"
+    r"|n['’]hésitez pas\b|lass(?:en sie)? (?:es )?mich wissen\b|avísame\b"
+    r"|fammi sapere\b|дайте знать\b|[^\n]{0,20}(?:お役に立て|参考になれば)|[^\n]{0,20}도움이 되"
     r"|希望(?:这|以上|对|能|您|你|這|對)|如(?:果|需|有|您|你|若)[^\n]{0,30}(?:告诉|告訴|需要|联系|问题|說|说)"
     r"|请(?:随时|告诉|告知|让我)|請(?:隨時|告訴)|以上(?:就是|是|为|為|\d+|所有|任务|內容|内容)"
     r"|(?:您|你)?(?:还)?需要(?:我|更多|其他)|还有(?:什么|其他)|(?:任务|列表|全部)?(?:结束|完成|完毕|结束)[。.!！]*$"
@@ -83,30 +97,42 @@ def split_closing(task: Example, is_last: bool) -> tuple[str, str]:
 
     Before another task, only a paragraph that announces it is a remark. After the last one, a
     short last paragraph that begins as remarks do is: after a line such as --- for certain, after
-    a blank line alone not in a letter or another text to somebody.
+    a blank line alone not in a letter or another text to somebody. Without one, it has to
+    name the tasks.
     """
     output = task.output
     end = len(output)
     may_be_letter = bool(_LETTER.match(output) or _ASKS_FOR_LETTER.search(task.instruction))
     for _ in range(3):
-        tail = output[max(end - 2 * LONGEST, 0) : end].rstrip()
+        begin = max(end - 2 * LONGEST, 0)
+        tail = output[begin:end].rstrip()
         blank = max(tail.rfind("\n\n"), tail.rfind("\n \n"))
-        if blank < 0:
+        line = tail.rfind("\n")
+        place = blank
+        if is_last and line > blank + 2 and _is_certain(tail, line):
+            place = line
+        if place < 0:
             break
-        paragraph = tail[blank:].strip()
+        paragraph = tail[place:].strip()
         rule, _, after = paragraph.partition("\n")
-        above = tail[:blank].rstrip().rpartition("\n")[2]
+        above = tail[:place].rstrip().rpartition("\n")[2]
         is_ruled = bool(_RULE.fullmatch(rule) or _RULE.fullmatch(above))
         words = after if _RULE.fullmatch(rule) else paragraph
         is_short = len(words) <= LONGEST and words.count("\n") <= 2
         is_one = _CLOSING.match(words) if is_last else is_preface(words)
-        if not words or not is_short or not is_one:
+        if not (words and is_short and is_one):
             break
         if may_be_letter and not is_ruled and not re.search(_TASKS, words, re.IGNORECASE):
             break
-        start = max(end - 2 * LONGEST, 0) + blank
-        kept = output[:start].rstrip()
+        kept = output[: begin + place].rstrip()
         if is_ruled and _RULE.fullmatch(above):
             kept = kept[: len(kept) - len(above)].rstrip()
         end = len(kept)
     return output[:end].rstrip(), output[end:].strip()
+
+
+def _is_certain(text: str, line: int) -> bool:
+    """Returns whether the last line, without a blank one above, is a remark on the tasks."""
+    above, words = text[text.rfind("\n", 0, line) + 1 : line], text[line + 1 :]
+    speaks = _CLOSING.match(words) and re.search(_TASKS, words, re.IGNORECASE)
+    return bool(speaks or _RULE.fullmatch(above))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alpaca_lib.generation.headings import (
     Heading,
@@ -32,12 +32,18 @@ from alpaca_lib.prompts import unescape_task_text
 from alpaca_lib.records import Example
 
 _HASHES = re.compile(r"^[ \t]*[#＃]{3}[ \t]*$", re.MULTILINE)
+# One mark again and again, or a long dash; not ``` or ~~~, which delimit code, nor "..." or ">>>".
 _RULE = re.compile(
-    r"[ \t]*(?P<rule>[#＃]+|-{3,}|\*{3,}|_{3,}|={3,}|(?:\*[ \t]){2,}\*|(?:-[ \t]){2,}-|[—─]{2,})"
+    r"[ \t]*(?P<rule>[#＃][#＃ \t]*(?<![ \t])"
+    r"|(?P<mark>_|[^\w\s#＃`~.…>|])(?:[ \t]?(?P=mark)){2,}|[—─⸻]{1,2})"
     r"[ \t]*"
 )
 _WORD = re.compile(r"\w")
 _BLANK_LINES = re.compile(r"\s*\n")
+# A line that only numbers the task below it.
+_LABEL = re.compile(
+    r"[^\w\n]{0,8}(?:[^\W\d_]{1,12}[^\w\n]{0,4})?(\d{1,6})(?:[个個]?[^\W\d_]{0,2})?[^\w\n]{0,8}"
+)
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,31 @@ class Layout:
         bare: list[Heading] = []
         while head := find_bare("instruction", self.text, bare[-1].end if bare else 0):
             bare.append(head)
+        bare = self._with_labels(bare)
         for heads in (others, bare):
             ends = [*(head.start for head in heads[1:]), len(self.text)]
             pairs = zip(heads, ends, strict=False)  # one end more if there is no heading
             if complete := [head for head, end in pairs if self._find_fields(head, end)]:
                 return found + complete
         return found
+
+    def _with_labels(self, bare: list[Heading]) -> list[Heading]:
+        """Returns headings that begin with the label above them, such as **5.** or Example 5:.
+
+        Only numbers in order are labels.
+        """
+        labels = []
+        for head in bare:
+            start, end = _line_above(self.text, head.start)
+            label = _LABEL.fullmatch(self.text, start, min(end, start + 80))
+            labels.append((start, int(label[1])) if label and end <= start + 80 else (0, None))
+        out = []
+        for place, (head, (start, number)) in enumerate(zip(bare, labels, strict=True)):
+            near = {one[1] for one in labels[max(place - 1, 0) : place + 2]}
+            if number is not None and {number - 1, number + 1} & near:
+                head = replace(head, start=start, number=number)
+            out.append(head)
+        return out
 
     def has_fields_before(self, limit: int) -> bool:
         """Returns whether a task's headings stand before the first Instruction heading."""
@@ -99,7 +124,8 @@ class Layout:
             parts = [Part(0, first.start, reason=NOT_A_TASK if is_broken else PREFACE)]
         above = [self._separator_above(head) for head in self.starts]
         kinds = Counter(kind for _, kind in above[1:])
-        rules = {kind for kind in kinds if kind in "-*_=—─" and kinds[kind] >= kinds["###"]}
+        rules = {kind for kind in kinds if len(kind) == 1 and kind != "#"}
+        rules = {kind for kind in rules if kinds[kind] >= kinds["###"]}
         current = first
         following = [head.start for head in self.starts[1:]] + [len(self.text)]
         for place, head in enumerate(self.starts[1:], start=1):
@@ -192,8 +218,7 @@ class Layout:
         return self.heads[bisect_left(self._places, start) : bisect_left(self._places, end)]
 
     def _has_instruction(self, start: int, end: int) -> bool:
-        inside = self._between(start, end)
-        return any(head.field == "instruction" and not head.is_other for head in inside)
+        return any(start <= head.start < end for head in self.starts)
 
     def _text(self, head: Heading, end: int) -> str:
         return self.text[head.end : end].strip().removesuffix(head.mark).strip()

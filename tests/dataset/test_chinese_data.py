@@ -8,7 +8,7 @@ from alpaca_lib.course import runner
 from alpaca_lib.course.notebooks import LESSONS, REPO
 from alpaca_lib.dataset import find_faults, nearest
 from alpaca_lib.evaluation.constraint_checks import CHECKS, detect_language, meets
-from alpaca_lib.records import load_examples
+from alpaca_lib.records import Example, load_examples
 
 TRAINING, EVALUATION = "chinese_72.json", "chinese_eval_16.json"
 COUNTED = {"chars_max": lambda n, limit: n <= limit, "chars_min": lambda n, limit: n >= limit}
@@ -79,3 +79,23 @@ def test_the_card_describes_them():
         assert f"`{name}`" in card
     rows = json.loads((REPO / "data" / EVALUATION).read_text(encoding="utf-8"))
     assert f"{sum('check' in row for row in rows)} have a condition" in card
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (Example("說一下今天天氣。", "", "作為一個AI語言模型，我無法獲取天氣。"), "refusal"),
+        (Example("說一下今天天氣。", "", "抱歉，我無法回答。"), "refusal"),
+        (Example("說一下。", "", "無"), "empty output"),
+        (
+            Example("說一下。", "", "一。\n5. 指令：說顏色。\n5. 輸入：\n無\n5. 輸出：\n紅。"),
+            "merged tasks",
+        ),
+        (Example("说一下。", "", "一。\n\n指令：说颜色。\n输入：无\n输出：红。"), "merged tasks"),
+        (Example("Say it.", "", "One.\n\nInstruction: Two.\nInput: 2\nOutput: 2"), "merged tasks"),
+        (Example("修改以下句子", "", "好。"), "input missing"),
+        (Example("說一下。", "", "蘋果、梨與"), "cut off"),
+    ],
+)
+def test_traditional_characters_and_headings_without_numbers(row, kind):
+    assert kind in {fault.kind for fault in find_faults([row])}

@@ -441,3 +441,16 @@ def test_unknown_mode():
     ):
         with pytest.raises(ValueError, match="rouge, unicode"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("वसंत पर कविता लिखिए", ["वसंत", "पर", "कविता", "लिखिए"]),
+        ("น้ำ ปลา", ["น\u0e49\u0e4d\u0e32", "ปลา"]),
+        ("كِتَابٌ", ["كِتَابٌ"]),
+    ],
+)
+def test_signs_belong_to_their_word(text, tokens):
+    """Without its vowel signs, another word of Hindi or Thai would be the same."""
+    assert tokenize(text, "unicode") == tokens

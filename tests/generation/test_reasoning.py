@@ -6,6 +6,7 @@ import pytest
 
 from alpaca_lib.generation.parsing import parse_json_reply, parse_reply
 from alpaca_lib.generation.reasoning import split_reasoning
+from alpaca_lib.generation.reply import REASONING
 
 DRAFT = (
     "Let me think.\n###\n4. Instruction: A draft of no worth here.\n4. Input:\n<noinput>\n"
@@ -182,3 +183,32 @@ def test_json_with_reasoning():
 def test_texts_without_reasoning(text):
     """Other texts come back as they are."""
     assert split_reasoning(text).answer == text and split_reasoning(text).reasoning == []
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<plan>", "</plan>"),
+        ("<chain-of-thought>", "done.</chain-of-thought>"),
+        ("<thinking_process>", "</thinking_process>"),
+        ("<details><summary>Reasoning</summary>", "</details>"),
+        ("<｜begin▁of▁thinking｜>", "<｜end▁of▁thinking｜>"),
+        ("<!--", "-->"),
+        ("```thinking", "```"),
+        ("**Thinking:**", "**Answer:**"),
+        ("Thought: I plan.", "Final answer:"),
+        ("## Reasoning", "## Tasks"),
+        ("思考过程：", "最终答案："),
+    ],
+)
+@pytest.mark.parametrize("draft", ["I plan.", "###\n" + TASKS.replace("Nets", "Drafts")])
+def test_other_reasoning_at_the_beginning(opening, closing, draft):
+    reply = parse_reply(f"{opening}\n{draft}\n{closing}\n{TASKS}", "stop", 4)
+    assert [one.output for one in reply.tasks] == OUTPUTS
+    assert [one.reason for one in reply.rejected] == [REASONING]
+
+
+def test_a_tag_around_each_task_is_no_reasoning():
+    first, second = TASKS.split("###\n")
+    reply = parse_reply(f"<task>\n{first}</task>\n<task>\n{second}</task>", "stop", 4)
+    assert [one.output for one in reply.tasks] == OUTPUTS

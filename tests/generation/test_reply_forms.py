@@ -286,3 +286,116 @@ def test_large_replies_of_one_kind(text):
     many = text * (100_000 // len(text))
     for one in (many, f" Name a thing, please.\n4. Input:\n{many}", block(4) + "###\n" + many):
         assert len(parse_reply(one, "length", 4).tasks) <= 1
+
+
+def _three(form, separator, output="Nets and mats."):
+    """Returns a reply of three tasks by the form of its headings."""
+    tasks = [
+        "\n".join(
+            (
+                form.replace("N", str(number)).replace("F", "Instruction") + " " + instruction,
+                (form.splitlines()[-1].replace("N", str(number)).replace("F", "Input")),
+                "<noinput>",
+                (form.splitlines()[-1].replace("N", str(number)).replace("F", "Output")),
+                output,
+            )
+        )
+        for number, instruction in enumerate(INSTRUCTIONS[:3], start=4)
+    ]
+    return f"\n{separator}\n".join(tasks)
+
+
+@pytest.mark.parametrize("separator", ["⸻", "–––", "+++", "• • •", "_____", "—", "", "###", "---"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "N. F:",
+        "N.\nF:",
+        "**N.**\n\n**F:**",
+        "#N\nF:",
+        "Example N:\nF:",
+        "### Item N\n- F:",
+        "第N个任务\nF:",
+        "N. - F:",
+        "- **N. F:**",
+        "[N] F:",
+        "【N. F】",
+        "N F:",
+    ],
+)
+def test_separators_and_labels(form, separator):
+    """Any mark may separate tasks, and a line of its own may number them."""
+    reply = parse_reply(_three(form, separator), "stop", 4)
+    assert [task.instruction for task in reply.tasks] == INSTRUCTIONS[:3]
+    assert {task.output for task in reply.tasks} == {"Nets and mats."}
+
+
+@pytest.mark.parametrize("form", ["F:", "Task N:\nF:", "N.\nF:"])
+@pytest.mark.parametrize("separator", ["####", "# # #", "### ###"])
+def test_tasks_without_a_separator_are_never_merged(form, separator):
+    """Where it is open which task a text belongs to, the tasks are dropped."""
+    reply = parse_reply(_three(form, separator), "stop", 4)
+    assert not any("Instruction" in task.output or "#" in task.output for task in reply.tasks)
+    assert len(reply.tasks) == 3 or NOT_A_TASK in {one.reason for one in reply.rejected}
+
+
+def test_quoted_reply():
+    """Markdown quotes may leave out the separators, and the line that the prompt began."""
+    text = "\n".join(
+        line if line in ("###", "") else f"> {line}" for line in _three("N. F:", "###").split("\n")
+    )
+    for reply in (text, text.removeprefix("> 4. Instruction:")):
+        tasks = parse_reply(reply, "stop", 4).tasks
+        assert [task.output for task in tasks] == ["Nets and mats."] * 3
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("<tasks>\n", "\n</tasks>"), ("```xml\n<list>\n<tasks>\n", "\n</tasks>\n</list>\n```")],
+)
+def test_tags_around_the_tasks(opening, closing):
+    reply = parse_reply(opening + _three("N. F:", "</tasks>\n<tasks>") + closing, "stop", 4)
+    assert [task.output for task in reply.tasks] == ["Nets and mats."] * 3
+
+
+@pytest.mark.parametrize(
+    "remark",
+    [
+        "(End)",
+        "### End",
+        "**Note:** All tasks follow the given constraints.",
+        "I can provide more tasks if needed.",
+        "Each of these tasks can be completed by a text model.",
+        "J'espère que cela vous aide.",
+        "これらのタスクがお役に立てば幸いです。",
+    ],
+)
+def test_more_closing_remarks(remark):
+    reply = parse_reply(_three("N. F:", "###") + "\n\n" + remark, "stop", 4)
+    assert reply.tasks[-1].output == "Nets and mats."
+    assert [(one.reason, one.text) for one in reply.rejected] == [(REMARK, remark)]
+
+
+@pytest.mark.parametrize(
+    "remark", ["That's all 20 tasks.", "以上就是所有任务。", "---\nEnd of list."]
+)
+def test_closing_remark_directly_below(remark):
+    """Without a blank line a remark has to name the tasks, or stand below a rule."""
+    reply = parse_reply(_three("N. F:", "###") + "\n" + remark, "stop", 4)
+    assert reply.tasks[-1].output == "Nets and mats."
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "def f\n  1\n\nend",
+        "A tale.\n\nThe end.",
+        "Bake it.\n\nI hope that one day I can travel.",
+        "Ask politely.\n\nIf you need help, call the police.",
+        "Stir.\n\nFeel free to add salt.",
+        "Plan your day.\n\nAll tasks should be done early.",
+        "I studied.\n\nI can write clean code.",
+    ],
+)
+def test_endings_that_are_no_remarks(output):
+    assert parse_reply(_three("N. F:", "###", output), "stop", 4).tasks[-1].output == output

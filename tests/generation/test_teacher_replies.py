@@ -508,3 +508,18 @@ def test_a_count_above_what_was_allowed_is_reported(fake, seeds, tmp_path, capsy
     outcome = run(tmp_path / "run", seeds, SETTINGS.replace(tasks_wanted=9), **limits)
     assert outcome.ended == "budget" and outcome.usd == pytest.approx(2 * 0.0902)
     assert capsys.readouterr().out.count("counts 90000 prompt") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"code": 429, "msg": "slow down"}, 429, "slow down"),
+        ({"status": "error", "error_msg": "no such model"}, 500, "no such model"),
+        ({"base_resp": {}, "error_message": "quota is used up", "code": "quota"}, 402, "quota"),
+    ],
+)
+def test_errors_whose_message_has_another_name(body, status, words):
+    """The server's words are shown, whatever it calls them."""
+    with pytest.raises(ErrorReply, match=words) as caught:
+        parse_completion(body)
+    assert caught.value.error.status == status
