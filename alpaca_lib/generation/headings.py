@@ -55,7 +55,7 @@ class Heading:
     mark: str
     is_alone: bool  # nothing else on its line
     is_other: bool  # one of OTHER_NAMES
-    form: str  # what stands after the number, or "" if the name comes first
+    form: str  # what stands before the number, and after it; "" if the name comes first
 
 
 def find_headings(text: str) -> list[Heading]:
@@ -113,7 +113,7 @@ def _read(match: re.Match[str], text: str) -> Heading | None:
         "" if match[0].count(mark or "-") > 1 else mark,
         not after.strip(),
         name in _OTHERS,
-        unicodedata.normalize("NFKC", match["stop"] or ""),
+        (match["prefix"] or "").strip() + unicodedata.normalize("NFKC", match["stop"] or ""),
     )
 
 

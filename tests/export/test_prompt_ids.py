@@ -169,7 +169,7 @@ def test_a_token_that_strips_is_refused(build_tokenizer, save, tmp_path):
     for token in rules["added_tokens"]:
         token["rstrip"] = token["content"] == "<|im_start|>"
     file.write_text(json.dumps(rules), encoding="utf-8")
-    with pytest.raises(ModelError, match="im_start.*removes white space"):
+    with pytest.raises(ModelError, match=r"im_start.*removes white space"):
         export_gguf(folder, tmp_path / "m.gguf", "f32", CHAT)
     assert export_gguf(folder, tmp_path / "m.gguf", "f32", "alpaca").stat().st_size
 
