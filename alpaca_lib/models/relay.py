@@ -23,6 +23,7 @@ OPEN = {
     "/tokenize": "POST",
     "/apply-template": "POST",  # the text of a chat's prompt
 }
+MOST_PROBABILITIES = 1000  # per token; of a whole vocabulary they would fill the memory
 
 
 class Relay:
@@ -98,6 +99,9 @@ def _check(method: str, path: str, prefix: str, body: bytes) -> str:
         raise Refusal(400, f"the body is not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise Refusal(400, "the body is not a JSON object")
+    asked = [fields.get(key) for key in ("n_probs", "logprobs", "top_logprobs")]
+    if not prefix and any(isinstance(n, int) and n > MOST_PROBABILITIES for n in asked):
+        raise Refusal(400, f"at most {MOST_PROBABILITIES} log-probabilities per token")
     if name == "/v1/completions" and fields.get("echo"):
         raise Refusal(
             400,

@@ -87,6 +87,12 @@ def test_echo_is_refused_and_a_long_prompt_too(address):
     assert ask(address, "/v1/chat/completions", {"messages": prompt})[0] == 413
 
 
+@pytest.mark.parametrize("field", ["n_probs", "logprobs", "top_logprobs"])
+def test_the_log_probabilities_of_a_vocabulary_are_refused(address, field):
+    status, _, text = ask(address, "/v1/chat/completions", CHAT | {field: 20_000})
+    assert status == 400 and "at most 1000 log-probabilities" in text
+
+
 def test_fifty_requests_at_once(address):
     with ThreadPoolExecutor(50) as pool:
         found = list(pool.map(lambda _: ask(address, "/v1/chat/completions", CHAT), range(50)))
