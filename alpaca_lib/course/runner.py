@@ -126,7 +126,8 @@ def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Para
     course: dict[str, dict[str, str]] = {}  # {notebook: {parameter: type}}
     steps: dict[str, str] = {}  # {notebook: its own max_steps}
     for name in LESSONS:
-        found = papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb"))
+        file = NOTEBOOKS / f"{name}.ipynb"
+        found = papermill.inspect_notebook(str(file)) if file.is_file() else {}
         course[name] = {key: info["inferred_type_name"] for key, info in found.items()}
         steps[name] = found["max_steps"]["default"] if "max_steps" in found else "0"
     types = {name: course[name] for name in names}
