@@ -184,7 +184,7 @@ def test_outputs_and_back(tmp_path):
     [
         ("{", "is no JSON"),
         ("[]", "at least one"),
-        ('[{"instruction": "a", "output": 3, "generator": "m"}]', "row 0 needs"),
+        ('[{"instruction": "a", "output": 3, "generator": "m"}]', "row 1 needs"),
         (
             '[{"instruction": "a", "output": "", "generator": "m"},'
             ' {"instruction": "b", "output": "", "generator": "n"}]',

@@ -421,7 +421,13 @@ def test_a_second_interrupt_says_what_it_does(capsys):
     def interrupt(event):
         raise KeyboardInterrupt
 
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    def interrupt_again():
+        while not said:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt_again, daemon=True).start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_async(work, events, interrupt, said.append)
