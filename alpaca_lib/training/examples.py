@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.records import Example, load_examples
@@ -17,6 +17,7 @@ from alpaca_lib.tokenization import PromptEncoder
 from alpaca_lib.training.packing import IGNORE, Encoded, Row, count_labels, pack
 from alpaca_lib.training.settings import Settings
 
+_Item = TypeVar("_Item")
 __all__ = [
     "IGNORE",
     "Data",
@@ -133,8 +134,6 @@ def load_data(settings: Settings, tokenizer: Any, now: datetime | None = None) -
             f"{settings.data_path}: {len(examples)} rows, of which validation_rows takes "
             f"{settings.validation_rows}; leave some to train on"
         )
-    if settings.validation_rows:
-        held, examples, drawn = split_examples(examples, settings.validation_rows, settings.seed)
     now = now or datetime.now()
     encoder = PromptEncoder(tokenizer, settings.template, now)
     if settings.add_eos and not encoder.end:
@@ -154,7 +153,7 @@ def load_data(settings: Settings, tokenizer: Any, now: datetime | None = None) -
     rows = encode_file(settings.data_path, examples)
     validation = encode_file(settings.validation_path, held)
     if settings.validation_rows:
-        validation, rows = rows[: settings.validation_rows], rows[settings.validation_rows :]
+        validation, rows, drawn = split_examples(rows, settings.validation_rows, settings.seed)
     kept = [one for one in rows if one.kept and count_labels(one.row)]
     if not kept:
         raise DataError(
@@ -177,8 +176,8 @@ def load_data(settings: Settings, tokenizer: Any, now: datetime | None = None) -
 
 
 def split_examples(
-    examples: Sequence[Example], held_out: int, seed: int
-) -> tuple[list[Example], list[Example], list[int]]:
+    examples: Sequence[_Item], held_out: int, seed: int
+) -> tuple[list[_Item], list[_Item], list[int]]:
     """Returns (validation examples, training examples, row numbers of the first, from 1).
 
     The validation examples are drawn at random by the seed: the same at every start of a run.
