@@ -162,7 +162,8 @@ def _check_loss(module: Any, settings: Settings, placement: Placement, sharded: 
             vars(module).pop("forward", None)
     if abs(two / 2 - one) > (1e-4 if exact else 0.03) * one:
         raise ModelError(f"{name}: packed examples would see one another; set batching to bucket")
-    tolerance = 1e-3 if exact else 0.05  # of the largest value
+    # Shares of the largest value: int8 rounds activations by the row, and rows differ (0.09 seen).
+    tolerance = 1e-3 if exact else 0.05 if settings.quantization == "none" else 0.25
     ours, theirs, enlarged = heads.outputs
     if not _alike(theirs.reshape(ours.shape[0] + 1, -1)[:-1], ours, tolerance):
         raise ModelError(f"{name}: it changes what its head reads, and cannot be trained here")
