@@ -130,7 +130,7 @@ def test_base_and_trained_models_answer_in_the_same_memory(profile, model):
     needed = base + fully_trained + cache + logits + prefill
     said = gigabytes(claims(profile)["memory of the GPU"])
     assert parse_machine(claims(profile)["machine"]).needed(needed) <= said
-    # Merged in float32, and saved in 2 bytes a parameter.
+    # Merged in float32, and saved in 2 bytes per parameter.
     numbers = sum(weight.numel for weight in weights)
     assert 4 * numbers + 2e9 <= gigabytes(claims(profile)["main memory"])
 
