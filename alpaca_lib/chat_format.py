@@ -92,10 +92,11 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
     def watch() -> None:
         end, most = time.monotonic() + seconds, resident() + BYTES
         while not finished.wait(min(0.02, seconds)):
-            if time.monotonic() >= end:
+            # Memory first: an operation on a huge text keeps this thread waiting.
+            if resident() > most:
+                limits.append(f"takes more than {BYTES / 2**30:.2g} GB of memory")
+            elif time.monotonic() >= end:
                 limits.append(f"did not end within {seconds:.0f} seconds")
-            elif resident() > most:
-                limits.append(f"takes more than {BYTES >> 30} GB of memory")
             else:
                 continue
             with lock:

@@ -281,7 +281,7 @@ def remove_old(folder: Path, keep: int, newest: int | None = None) -> None:
     current = [path for step, path in found if newest is None or step <= newest]
     for _, path in found:
         if path not in current[-keep:]:
-            shutil.rmtree(path)
+            _delete(path)
 
 
 def remove_superseded(folder: Path) -> None:
@@ -293,7 +293,16 @@ def remove_superseded(folder: Path) -> None:
     needed = {sum(step < at for step in steps): path for at, path in best}
     for _, path in best:
         if path not in needed.values():
-            shutil.rmtree(path)
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a checkpoint under the name of an unfinished save: a kill leaves nothing foreign."""
+    work = path.with_name(f".{path.name}-partial")
+    if work.exists():
+        shutil.rmtree(work)
+    os.replace(path, work)
+    shutil.rmtree(work)
 
 
 def save_dense(model: Any, state: State, dtype: torch.dtype, folder: Path) -> None:
