@@ -28,6 +28,17 @@ _FIRST_BYTES = {
 }
 
 
+class RowError(ValueError):
+    """Reports what is wrong with a row; ``flags`` are those of `alpaca convert` that mend it.
+
+    None: the command does not help.
+    """
+
+    def __init__(self, text: str, flags: str | None = None) -> None:
+        super().__init__(text)
+        self.flags = flags
+
+
 class Repeated(dict[str, Any]):
     """A JSON object in which a key occurs twice; ``key`` is the first such key."""
 

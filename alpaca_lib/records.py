@@ -21,10 +21,27 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from alpaca_lib.conversations import Conversation, Turn
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import dump_json, write_text
-from alpaca_lib.json_rows import convert_command, describe, read_rows, read_text, show, walk
+from alpaca_lib.json_rows import (
+    RowError,
+    convert_command,
+    describe,
+    read_rows,
+    read_text,
+    show,
+    walk,
+)
 
+__all__ = [
+    "Conversation",
+    "Example",
+    "RowError",
+    "Turn",
+    "load_examples",
+    "save_examples",
+]
 FIELDS = ("instruction", "input", "output")
 # Names that other people's files give to the three fields; the first is Alpaca's.
 COLUMN_NAMES = {
@@ -56,17 +73,6 @@ A_CHAT = "a conversation; write its question into `instruction` and its answer i
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
 _FLAGS = {"instruction": "--map instruction=COLUMN", "output": "--drop-unanswered"}
 Answers = Literal["required", "optional"]
-
-
-class RowError(ValueError):
-    """Reports what is wrong with a row; ``flags`` are those of `alpaca convert` that mend it.
-
-    None: the command does not help.
-    """
-
-    def __init__(self, text: str, flags: str | None = None) -> None:
-        super().__init__(text)
-        self.flags = flags
 
 
 @dataclass(frozen=True)
