@@ -262,6 +262,20 @@ def test_the_rouge_tokenizer_does_not_judge_chinese():
     assert all("take --mode unicode" in line.found for line in near)
 
 
+def test_chinese_is_compared_with_foreign_sets_by_character():
+    """By a-z alone a copy is 0.00 from its source, and two tasks that name JSON are one."""
+    rows = [Example(f"请把{w}的历史写成JSON。", "", f"{w}的历史很长。") for w in "水火土木金风"]
+    copied, apart = rows[2], Example("怎样用JSON记账？", "", "用数组。")
+    for theirs, passed in (([copied], False), ([apart], True)):
+        lines = check(rows, foreign={"them": theirs})
+        near = next(line for line in lines if line.name == "nearest in them")
+        assert near.passed is passed, near
+    english = [Example(f"Tell me of {w} and its history.", "", w) for w in ("fire", "café", "ice")]
+    lines = check(english, foreign={"them": [Example("Tell me of cafe and its history.", "", "C")]})
+    near = next(line for line in lines if line.name == "nearest in them")
+    assert near.found == "0.86"  # "caf" is not "cafe": a published figure stays what it was
+
+
 def test_the_check_names_the_line_of_a_row(tmp_path, capsys):
     """As the loader does, also in an indented file."""
     rows = good_set()

@@ -26,6 +26,7 @@ from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples, save_examples
 
 SETS = ("alpaca_520.json", "eval_60.json", "seed_tasks.jsonl", "seed_tasks_zh.jsonl")
+CHINESE = ("chinese_120.json", "chinese_eval_20.json")  # see test_chinese_data.py
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +152,10 @@ def test_proofs_hold(name, sets, proofs):
     assert len(mine) >= 20
 
 
-def test_proofs_belong_to_rows_and_can_fail(sets, proofs):
+def test_proofs_belong_to_rows_and_can_fail(data, sets, proofs):
     """No proof is left over, and each one fails for some wrong answer."""
-    rows = {e.instruction: e for examples in sets.values() for e in examples}
+    chinese = [load_examples(data / name) for name in CHINESE]
+    rows = {e.instruction: e for examples in (*sets.values(), *chinese) for e in examples}
     assert set(proofs) <= set(rows)
     blind = []
     for instruction, proof in proofs.items():

@@ -32,7 +32,7 @@ CASES = [(name, model) for name in GPU_PROFILES for model in SHAPES if re.search
 def claims(profile: str) -> dict[str, str]:
     """Returns what a profile's comments say: machine, memory, models."""
     text = (runner.PROFILES / f"{profile}.toml").read_text(encoding="utf-8")
-    keys = "machine|memory of the GPU|main memory|models"
+    keys = "machine|memory of the GPU|main memory|models|small model|its memory"
     return dict(re.findall(rf"^# ({keys}): (.*)$", text, re.MULTILINE))
 
 
@@ -150,18 +150,43 @@ def fresh() -> int:
     return int(float(run.stdout))
 
 
-@pytest.mark.parametrize("profile", ["laptop", "epoch", "quick"])
+def rows_of(profile: str) -> Work:
+    """Returns the rows of a profile's training file, in the embedded model's tokens."""
+    path = REPO / parameters(FULL, profile)["data_path"]
+    run = settings(FULL, profile).replace(data_path=str(path))
+    return Work.of(load_data(run, ModelSource.resolve(run.model).load_tokenizer()).rows)
+
+
+KERNEL = 1.2e9  # the notebook's own process, once its model is deleted
+
+
+@pytest.mark.parametrize("profile", ["laptop", "epoch", "quick", "chinese"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_laptop_has_the_memory(profile, dtype, fresh, monkeypatch):
     monkeypatch.setattr(layout, "resident", lambda: fresh)  # not what earlier tests left here
-    run = settings(FULL, profile, dtype=dtype).replace(data_path="data/alpaca_520.json")
-    tokenizer = ModelSource.resolve(run.model).load_tokenizer()
-    work = Work.of(load_data(run.replace(data_path=str(REPO / run.data_path)), tokenizer).rows)
+    work = rows_of(profile)
     processes = parameters(FULL, profile)["processes"]
-    kernel = 1.2e9  # the notebook's own process, once its model is deleted
-    full = processes * plan(run, f"{processes}xcpu", work).peak + kernel
+    run = settings(FULL, profile, dtype=dtype)
+    full = processes * plan(run, f"{processes}xcpu", work).peak + KERNEL
     lora = plan(settings(LORA, profile, dtype=dtype), "cpu", work).peak
     assert max(full, lora) <= gigabytes(claims(profile)["main memory"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_small_chinese_model_has_the_memory_that_its_profile_states(dtype, fresh, monkeypatch):
+    """With the parameters that the profile names; the embedded tokenizer makes more tokens."""
+    monkeypatch.setattr(layout, "resident", lambda: fresh)
+    said = claims("chinese")
+    model = said["small model"].split("/")[-1].lower()
+    text = (runner.PROFILES / "chinese.toml").read_text(encoding="utf-8")
+    assert f"-p model={said['small model']} -p processes=1 -p rows_per_micro_batch=1" in text
+    work = rows_of("chinese")
+    run = settings(FULL, "chinese", dtype=dtype, model=model, rows_per_micro_batch=1)
+    alone = plan(run, "cpu", work).peak + KERNEL
+    both = 2 * plan(run, "2xcpu", work).peak + KERNEL
+    lora = settings(LORA, "chinese", dtype=dtype, model=model, rows_per_micro_batch=1)
+    assert max(alone, plan(lora, "cpu", work).peak) <= gigabytes(said["its memory"])
+    assert both <= gigabytes(said["its memory"].split("in two: ")[1])
 
 
 @pytest.mark.parametrize("profile", ["gpu", "gpus", "epoch", "quick"])
