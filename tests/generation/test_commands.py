@@ -10,7 +10,8 @@ import pytest
 from alpaca_lib.command_line import main
 from alpaca_lib.errors import SettingsError, UsageError
 from alpaca_lib.generation.commands import GENERATE
-from alpaca_lib.generation.pipeline import choose_teacher, describe_cost
+from alpaca_lib.generation.pipeline import choose_teacher
+from alpaca_lib.generation.plan import describe_plan
 from alpaca_lib.generation.settings import Limits, Sampling, Settings
 
 
@@ -80,9 +81,9 @@ def test_the_environment_chooses_the_teacher(monkeypatch):
 
 def test_the_cost_is_described():
     """A known price gives an estimate with the limit; an unknown model is named."""
-    text = describe_cost(Settings(tasks_wanted=52_000), Limits(max_usd=3.0), "gpt-6-luna")
+    text = describe_plan(Settings(tasks_wanted=52_000), Limits(max_usd=3.0), "gpt-6-luna")
     assert "cost: about $" in text and "never over 3.0" in text
-    assert "no-such-model (online) is not in" in describe_cost(
+    assert "no-such-model (online) is not in" in describe_plan(
         Settings(), Limits(), "no-such-model"
     )
 
