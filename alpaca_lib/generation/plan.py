@@ -51,7 +51,7 @@ def describe_plan(
     lines = [_describe_size(found, left, settings, basis)]
     mean = sum(reply.completion_tokens for reply in sample) / len(sample)
     if not has_budget and mean > settings.max_tokens:
-        room = 1 << (int(1.5 * mean) - 1).bit_length()
+        room = 1 << (int(1.25 * mean) - 1).bit_length()
         lines.append(
             f"warning: a reply is expected to take {mean:,.0f} tokens, reasoning included, and "
             f"max_tokens {settings.max_tokens} cuts it; set max_tokens to {room}, or lower "

@@ -124,12 +124,12 @@ class Server:
 
         Raises TeacherError, with the fix, if it does not answer or has no such list.
         """
-        httpx = require("httpx2")
+        httpx, openai = require("httpx2"), require("openai")
         try:
             async with self.open_client(Limits(connect_timeout=5.0, idle_timeout=15.0)) as client:
                 response = await client.get("/models", cast_to=httpx.Response)
             return read_models(response.json())
-        except MALFORMED:
+        except (openai.NotFoundError, *MALFORMED):
             raise TeacherError(f"{self.address}: has no list of models") from None
         except Exception as error:
             raise TeacherError(self.redact(self.explain(error).text)[:500]) from None
