@@ -84,7 +84,7 @@ def _describe_size(found: Estimate, left: int, settings: Settings, basis: str) -
         effort = settings.reasoning_effort or "its default"
         reasoning = f", {found.reasoning_tokens[1]:,.0f} of them reasoning (effort {effort})"
     return (
-        f"plan: about {middle:.0f} requests ({low:.0f} to {high:.0f}) of "
+        f"plan: about {middle:.0f} request{'s' * (round(middle) != 1)} ({low:.0f} to {high:.0f}) of "
         f"{settings.tasks_per_request} tasks for {left} tasks, {found.prompt_tokens[1]:,.0f} "
         f"prompt and {found.completion_tokens[1]:,.0f} reply tokens{reasoning}; judging by {basis}"
     )
