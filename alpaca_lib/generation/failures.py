@@ -25,7 +25,7 @@ from alpaca_lib.generation.messages import (
 from alpaca_lib.optional import require
 
 # What a request cannot do without.
-REQUIRED = ("model", "messages", "prompt", "grammar", "stream", "stream_options")
+REQUIRED = ("model", "messages", "prompt", "grammar", "stream")
 REASONING_PARAMETERS = (
     "reasoning_effort",
     "reasoning",

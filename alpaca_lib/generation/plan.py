@@ -79,12 +79,13 @@ def describe_plan(
 
 def _describe_size(found: Estimate, left: int, settings: Settings, basis: str) -> str:
     low, middle, high = found.requests
+    noun = "request" if round(middle) == 1 else "requests"
     reasoning = ""
     if found.reasoning_tokens[1]:
         effort = settings.reasoning_effort or "its default"
         reasoning = f", {found.reasoning_tokens[1]:,.0f} of them reasoning (effort {effort})"
     return (
-        f"plan: about {middle:.0f} request{'s' * (round(middle) != 1)} ({low:.0f} to {high:.0f}) of "
+        f"plan: about {middle:.0f} {noun} ({low:.0f} to {high:.0f}) of "
         f"{settings.tasks_per_request} tasks for {left} tasks, {found.prompt_tokens[1]:,.0f} "
         f"prompt and {found.completion_tokens[1]:,.0f} reply tokens{reasoning}; judging by {basis}"
     )

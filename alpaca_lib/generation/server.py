@@ -58,7 +58,9 @@ class Server:
         if limit is not None and name:
             left[name] = limit
         if self.streams:
-            left |= {"stream": True, "stream_options": {"include_usage": True}}
+            left["stream"] = True
+        if self.streams and "stream_options" not in self.refused:
+            left["stream_options"] = {"include_usage": True}
         return left
 
     def can_leave_out(self, parameter: str, body: dict[str, Any]) -> bool:
@@ -67,7 +69,7 @@ class Server:
         Without a limit under either name a reply could cost anything.
         """
         if parameter == "stream":
-            return not self.streams
+            return "stream" not in body
         is_last_limit = parameter in LENGTHS and bool(self.refused & (set(LENGTHS) - {parameter}))
         return parameter in body and not is_last_limit
 

@@ -181,6 +181,39 @@ def test_a_way_that_a_server_lacks_is_refused_before_any_request(fake, seeds, tm
     assert fake.requests == []
 
 
+PRICES = """
+dated: 2026-11-28
+models: {fake-model: {input: 1.0, output: 10.0}}
+"""
+
+
+@pytest.mark.parametrize("name", ["openai", "deepseek", "qwen"])
+def test_the_budget_holds_with_reasoning_and_after_a_resume(fake, seeds, tmp_path, name):
+    """Hidden tokens are paid for, each request is reserved at its most, a resume adds up."""
+    fake.respond = server_of(name)
+    prices = tmp_path / "prices.yaml"
+    prices.write_text(PRICES, encoding="utf-8")
+    cost = (200 * 1.0 + 400 * 10.0) / 1e6  # one reply: 100 tokens of answer, 300 of reasoning
+    most = 0.0
+    for max_usd in (0.03, 0.06):
+        limits = Limits(concurrency=2, max_usd=max_usd, prices_path=prices)
+        with open_teacher(name, "fake-model") as teacher:
+            settings = Settings(
+                tasks_wanted=10_000, tasks_per_request=3, max_tokens=800, reasoning_effort="low"
+            )
+            done = generate(
+                teacher, seeds, "{count}", settings, tmp_path / "run", limits, progress=print
+            )
+            request = teacher.request(
+                "x" * 300, first_number=4, tasks=3, seed=0, sampling=settings.sampling()
+            )
+            most = (200 + request.most_tokens[1] * 10.0 + 2000) / 1e6
+        assert done.ended == "budget" and done.lost_usd == 0
+        assert done.usd == pytest.approx(done.requests * cost)
+        assert max_usd - most < done.usd <= max_usd
+    assert done.reasoning_tokens >= 290 * done.requests
+
+
 # --- keys and addresses -------------------------------------------------------------
 
 
