@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import json
 import socket
 import time
 from dataclasses import replace
@@ -11,7 +13,9 @@ import pytest
 
 from alpaca_lib.errors import DataError, SettingsError, TeacherError, UsageError
 from alpaca_lib.generation import presets
+from alpaca_lib.generation.ledger import Ledger
 from alpaca_lib.generation.presets import ANY_SERVER, find_preset, load_presets, preset_at
+from alpaca_lib.generation.rate_limit import RateLimit
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
 from tests.generation.preset_server import server_of
@@ -212,6 +216,45 @@ def test_the_budget_holds_with_reasoning_and_after_a_resume(fake, seeds, tmp_pat
         assert done.usd == pytest.approx(done.requests * cost)
         assert max_usd - most < done.usd <= max_usd
     assert done.reasoning_tokens >= 290 * done.requests
+
+
+def test_servers_of_your_own_have_ten_minutes_for_their_first_byte(fake):
+    """A large model on a slow machine reads a prompt for minutes; the setting wins."""
+    fake.models = [{"id": "m"}]
+    for name in NAMES:
+        with open_teacher(name, "m") as teacher:
+            expected = 600 if teacher.preset.is_local else 90
+            assert teacher.idle_timeout(Limits()) == expected
+            assert teacher.idle_timeout(Limits(idle_timeout=7.0)) == 7
+
+
+def test_a_reply_that_trickles_in_chunks_is_waited_for(fake, make_chat, monkeypatch):
+    """DeepSeek sends blank lines while it is busy: each of them restarts the time limit."""
+
+    def do_POST(self):
+        fake.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for part in (*[b"\n"] * 6, json.dumps(make_chat("fine")).encode()):
+            time.sleep(0.2)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+            self.wfile.flush()
+        self.wfile.write(b"0\r\n\r\n")
+
+    monkeypatch.setattr(fake.server.RequestHandlerClass, "do_POST", do_POST)
+    with open_teacher("openai", "m") as teacher:
+        request = teacher.request(
+            "p", first_number=4, tasks=3, seed=0, sampling=Settings().sampling()
+        )
+
+        async def ask():
+            limits = Limits(idle_timeout=0.8)
+            async with teacher.connect(RateLimit(1), Ledger(), limits) as connection:
+                return await connection.ask(request)
+
+        assert asyncio.run(ask()).text == "fine"
+    assert len(fake.requests) == 1
 
 
 # --- keys and addresses -------------------------------------------------------------
