@@ -62,7 +62,7 @@ def describe_plan(
     elif price is None:
         lines.append(f"cost: unknown, {model} ({limits.way}) is not in the prices file")
     else:
-        low, middle, high = found.usd
+        low, middle, high = (f"{usd:.2f}" if usd >= 0.1 else f"{usd:.4f}" for usd in found.usd)
         limit = (
             "--max_usd sets a limit"
             if limits.max_usd is None
@@ -71,8 +71,7 @@ def describe_plan(
         )
         note = f"; {model}: {price.note}" if price.note else ""
         lines.append(
-            f"cost: about ${middle:.2f} (${low:.2f} to ${high:.2f}) by prices of {price.dated}; "
-            f"{limit}{note}"
+            f"cost: about ${middle} (${low} to ${high}) by prices of {price.dated}; {limit}{note}"
         )
     return "\n".join(lines)
 
