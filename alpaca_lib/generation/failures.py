@@ -34,6 +34,7 @@ REASONING_PARAMETERS = (
     "thinking_budget",
     "chat_template_kwargs",
 )
+PROSE = ("reasoning", "thinking")  # also words of a sentence about another parameter
 REFUSED_PARAMETER = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 REFUSAL_TEXTS = (
     "unsupported",
@@ -179,7 +180,8 @@ def _classify_error(
         text = f"{address}: the key in {key_name} is refused; set a valid one"
         return Failure("fatal", text + words)
     if status == 404:
-        text = f"{address}: no model {model!r} there; set another model name"
+        text = f"{address}: no model {model!r} there; set another model name, or {_CHECK}, which "
+        text += "usually ends in /v1"
         return Failure("fatal", text + words)
     if code in ("content_filter", "content_policy_violation"):
         return Failure("filtered", error.message)
@@ -204,7 +206,8 @@ def _classify_error(
 def _refused_parameter(error: ServerError, sent: Iterable[str]) -> str:
     """Returns the parameter that a 400 is about, if the request can do without it.
 
-    Servers name it as a field, or in the message alone: then the first one there is meant.
+    Servers name it as a field, or in the message alone: then the first one there is meant, and
+    a name that is an ordinary word too only if there is no other one.
     """
     message = error.message.lower()
     optional = [name for name in sent if name not in REQUIRED]
@@ -213,9 +216,12 @@ def _refused_parameter(error: ServerError, sent: Iterable[str]) -> str:
         return named if named in optional else ""
     if STREAM_ONLY.search(message):
         return "stream"
-    places = {name: re.search(rf"(?<!\w){name}(?!\w)", message) for name in optional}
-    found = [(place.start(), name) for name, place in places.items() if place]
-    name = named if named in optional else min(found, default=(0, ""))[1]
+    found = []
+    for name in optional:
+        if place := re.search(rf"(?<!\w){name}(?!\w)", message):
+            is_prose = name in PROSE and not re.search(rf"[`'\"]{name}[`'\"]", message)
+            found.append((is_prose, place.start(), name))
+    name = named if named in optional else min(found, default=(False, 0, ""))[2]
     texts = list(REFUSAL_TEXTS)
     if name in (*REASONING_PARAMETERS, "response_format"):
         texts += VALUE_TEXTS

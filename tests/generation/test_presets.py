@@ -13,7 +13,9 @@ import pytest
 
 from alpaca_lib.errors import DataError, SettingsError, TeacherError, UsageError
 from alpaca_lib.generation import presets
+from alpaca_lib.generation.failures import _refused_parameter
 from alpaca_lib.generation.ledger import Ledger
+from alpaca_lib.generation.messages import ServerError
 from alpaca_lib.generation.presets import ANY_SERVER, find_preset, load_presets, preset_at
 from alpaca_lib.generation.rate_limit import RateLimit
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
@@ -144,6 +146,39 @@ def test_an_effort_that_is_refused_is_said_once_with_the_servers_words(fake, see
     assert "`reasoning_effort`" in note and "Input should be 'low'" in note
     assert ["reasoning_effort" in body for body in fake.requests] == [True, False, False]
     assert done.ended == "enough"
+
+
+@pytest.mark.parametrize(
+    "words, refused",
+    [
+        ("Reasoning models do not support temperature.", "temperature"),
+        ("`reasoning` is not supported with temperature", "reasoning"),
+        ("reasoning is not supported by this provider", "reasoning"),
+        ("Unknown field: top_p", "top_p"),
+        ("seed and temperature are unsupported", "seed"),
+        ("temperature must be one of 0 and 1", ""),  # a value of the user's own: not left out
+        ("the model is unavailable", ""),
+    ],
+)
+def test_the_parameter_that_a_message_is_about(words, refused):
+    sent = ["model", "messages", "temperature", "top_p", "seed", "reasoning"]
+    assert _refused_parameter(ServerError(400, "", words), sent) == refused
+
+
+@pytest.mark.parametrize(
+    "words, is_stream",
+    [
+        ("This model only support stream mode, please enable the stream parameter.", True),
+        ("parameter.enable_thinking must be set to false for non-streaming calls", True),
+        ("stream must be set to true", True),
+        ("This model requires streaming", True),
+        ("the upstream server is required", False),
+        ("temperature is not supported", False),
+    ],
+)
+def test_a_message_that_asks_for_a_stream(words, is_stream):
+    found = _refused_parameter(ServerError(400, "", words), ["temperature"])
+    assert (found == "stream") == is_stream
 
 
 @pytest.mark.parametrize("name, kind", [("deepseek", "json_object"), ("openai", "json_schema")])
