@@ -16,7 +16,7 @@ import argparse
 import difflib
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -35,6 +35,7 @@ class Command:
     examples: tuple[str, ...]  # two complete command lines, shown at the end of --help
     about: str = ""  # the text of --help, if it says more than ``help``
     error_code: int | None = None  # the exit code of errors, if not that of the error
+    notes: Callable[[], Mapping[str, list[str]]] = dict  # {heading: lines}, read for --help alone
 
 
 def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse.ArgumentParser:
@@ -51,7 +52,12 @@ def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse
     )
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     found = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog=prog
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        help=argparse.SUPPRESS,
+        prog=prog,
+        parser_class=_Parser,
     )
     for command in commands:
         one = found.add_parser(
@@ -62,15 +68,26 @@ def build_parser(prog: str, about: str, commands: Iterable[Command]) -> argparse
             allow_abbrev=False,  # --learning-rat would set --learning-rate
         )
         command.add_arguments(one)
-        one.epilog = _epilog(one, command.examples)
+        one.command = command
         one.usage = _usage(one)
         one.set_defaults(run=command.run, error_code=command.error_code, parser=one)
     return parser
 
 
-def _epilog(parser: argparse.ArgumentParser, examples: Iterable[str]) -> str:
-    """Returns the end of --help: the templates, if one can be chosen, and the examples."""
-    blocks = {"examples": list(examples)}
+class _Parser(argparse.ArgumentParser):
+    """Shows its command's notes and examples at the end of --help, and reads them only then."""
+
+    command: Command | None = None
+
+    def format_help(self) -> str:
+        if self.command is not None:
+            self.epilog = _epilog(self, self.command)
+        return super().format_help()
+
+
+def _epilog(parser: argparse.ArgumentParser, command: Command) -> str:
+    """Returns the end of --help: the templates, if one can be chosen, notes and the examples."""
+    blocks = {**command.notes(), "examples": list(command.examples)}
     if any(action.dest == "template" for action in parser._actions):
         blocks = {"templates": describe_templates(), **blocks}
     return "\n\n".join("\n  ".join([f"{head}:", *lines]) for head, lines in blocks.items())

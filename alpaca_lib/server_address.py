@@ -60,9 +60,9 @@ def parse_address(text: str) -> Address:
     return Address(url, headers, query, tuple(secrets))
 
 
-def server_address() -> Address:
-    """Returns the Address in OPENAI_BASE_URL, or OpenAI's own if it is not set."""
-    return parse_address(os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT)
+def server_address(default: str = DEFAULT) -> Address:
+    """Returns the Address in OPENAI_BASE_URL, or the default (OpenAI's own) if it is not set."""
+    return parse_address(os.environ.get("OPENAI_BASE_URL", "").strip() or default)
 
 
 class Redactor:

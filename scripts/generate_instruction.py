@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
 
 import flags
 from flags import Flag, Given, Script
 from pydantic import PositiveInt
 
+from alpaca_lib.generation.presets import BUILT_IN, load_presets
 from alpaca_lib.generation.settings import TEACHER_DEFAULTS, Limits, Settings
 
 FUNCTION = "generate_instruction_following_data"
@@ -66,7 +66,7 @@ that. --documents asks for tasks about your own texts.
             default="",
             help="the teacher's model",
             becomes="model {}",
-            unset="local: the embedded smollm2-135m; openai: OPENAI_MODEL, or give it here",
+            unset="local: the embedded smollm2-135m; else OPENAI_MODEL, or the server's only one",
         ),
         Flag("num_prompt_instructions", sets="seeds_per_prompt", default=3, kind=PositiveInt),
         Flag(
@@ -87,8 +87,7 @@ that. --documents asks for tasks about your own texts.
         Flag(
             "teacher",
             default="",
-            kind=Literal["", "local", "openai", "replay"],
-            help="who writes: local (llama.cpp), openai (any such server), replay",
+            help=f"who writes: {', '.join([*BUILT_IN, *load_presets()])} (data/teachers.yaml)",
             becomes="teacher {}",
             unset="openai if OPENAI_API_KEY is set, else local",
         ),

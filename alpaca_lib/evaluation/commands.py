@@ -161,8 +161,8 @@ JUDGE = Command(
     _add_judge_arguments,
     _run_judge,
     (
-        "alpaca judge ab/a.json ab/b.json --judge gpt-4o",
-        "alpaca judge a.json b.json --judge gpt-4o --kept replies.jsonl --at-once 8",
+        "alpaca judge ab/a.json ab/b.json --judge gpt-6-luna",
+        "alpaca judge a.json b.json --judge gpt-6-luna --kept replies.jsonl --at-once 8",
     ),
 )
 COMMANDS = (COMPARE, OUTPUTS, JUDGE)

@@ -6,7 +6,8 @@
 
 ``generate`` writes regen.json and a journal from which it resumes. The steps one by one:
 ``Prompter`` composes a prompt, ``parse_reply`` finds the tasks in a reply, ``rule_broken``
-filters one. ``load_prices`` and ``estimate`` compute the cost before a run.
+filters one. ``load_prices`` and ``estimate`` compute the cost before a run, ``describe_plan``
+says it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from alpaca_lib.generation.filtering import Outcome, Progress
     from alpaca_lib.generation.parsing import parse_reply, rule_broken
     from alpaca_lib.generation.pipeline import run_generation
+    from alpaca_lib.generation.plan import describe_plan
     from alpaca_lib.generation.prompting import Prompter
     from alpaca_lib.generation.self_instruct import generate
     from alpaca_lib.generation.settings import Limits, Sampling, Settings

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 from alpaca_lib.errors import ReplyError, SettingsError, TeacherError
 from alpaca_lib.generation.backoff import compute_wait
 from alpaca_lib.generation.client import refuse_error
-from alpaca_lib.generation.failures import DROPPABLE, REFUSED_PARAMETER, classify_failure
+from alpaca_lib.generation.failures import REFUSED_PARAMETER, REQUIRED
 from alpaca_lib.generation.messages import (
     MALFORMED,
     RawReply,
@@ -268,8 +268,11 @@ class Batches:
             run.journal.append(number, RawReply("", "content_filter", 0, 0, refusal=message))
             return
         self.failed[number] += 1
-        if code in REFUSED_PARAMETER and error.get("param") in DROPPABLE:
-            run.teacher.leave_out(str(error["param"]))
+        parameter = str(error.get("param") or "")
+        if code in REFUSED_PARAMETER and parameter not in (*REQUIRED, "service_tier"):
+            body = run.request(number).body
+            if run.teacher.can_leave_out(parameter, body):
+                run.teacher.leave_out(parameter, message)
         if self.failed[number] >= ROUNDS:
             raise TeacherError(
                 f"{run.teacher.address}: request {number} failed in {ROUNDS} batches: {message}"
@@ -305,7 +308,7 @@ class Batches:
                     'way="online" works without it'
                 ) from None
             except (self.openai.OpenAIError, TimeoutError, ReplyError) as error:
-                failure = classify_failure(error, teacher.address, teacher.model, teacher.redact)
+                failure = teacher.explain(error)
                 attempt += 1
                 passing = failure.kind in ("rate", "busy", "late", "lost", "garbled")
                 if not passing or attempt >= teacher.tries:

@@ -10,7 +10,7 @@ import datetime
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ PRICES = Path(__file__).resolve().parents[2] / "data" / "prices.yaml"
 WAYS = ("online", "flex", "batch")
 MILLION = 1_000_000.0
 RESAMPLES = 2000  # of the bootstrap
+# The part of a reply's tokens that is reasoning, by effort: the parts of max_tokens that
+# OpenRouter's page "Reasoning Tokens" gives. An effort that is not sent counts as medium.
+REASONING_SHARE = {
+    "none": 0.0,
+    "minimal": 0.1,
+    "low": 0.2,
+    "medium": 0.5,
+    "high": 0.8,
+    "xhigh": 0.95,
+    "max": 0.95,
+}
+PRIOR = 4  # replies that REASONING_SHARE counts as, next to replies that were seen
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Price:
     cached: float
     dated: str
     note: str = ""
+    gone: str = ""  # the day from which the model is not there any more, if it is known
 
     def cost(self, prompt: float, completion: float, cached: float = 0) -> float:
         """Returns the dollars of a reply with these numbers of tokens; prompt includes cached."""
@@ -80,20 +93,31 @@ def _price(path: Path, name: str, row: Any, way: str, dated: str) -> Price | Non
     if share is None:
         return None
     note = str(row.get("note", ""))
-    if gone := row.get("gone"):
-        verb = "is" if str(gone) <= datetime.date.today().isoformat() else "will be"
+    if gone := str(row.get("gone", "")):
+        verb = "is" if gone <= datetime.date.today().isoformat() else "will be"
         note = f"{note}; {verb} gone from {gone}".removeprefix("; ")
     uncached, output, cached = (number * numbers[3] for number in numbers[:3])
-    return Price(name, uncached, output, cached, dated, note)
+    return Price(name, uncached, output, cached, dated, note, gone)
+
+
+def load_withdrawn(path: Path = PRICES) -> dict[str, str]:
+    """Returns the day from which each withdrawn model is not there any more, by name."""
+    import yaml
+
+    table = yaml.safe_load(read_text(path))
+    rows = {name: row.get("gone") for name, row in table["models"].items()}
+    found = {**rows, **table.get("withdrawn", {})}
+    return {str(name): str(date) for name, date in found.items() if date}
 
 
 @dataclass(frozen=True)
 class Sampled:
     """One reply of a sample: tasks kept from it, and its tokens."""
 
-    kept: int
+    kept: float
     prompt_tokens: int
-    completion_tokens: int
+    completion_tokens: int  # those of reasoning included
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,30 @@ class Estimate:
     prompt_tokens: tuple[float, float, float]
     completion_tokens: tuple[float, float, float]
     usd: tuple[float, float, float]
+    reasoning_tokens: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of the completion tokens
+
+
+def expect_reasoning(
+    sample: Sequence[Sampled], effort: str, seen: Sequence[Sampled] = ()
+) -> list[Sampled]:
+    """Returns a sample of answers without reasoning, with the reasoning that an effort adds.
+
+    seen: this model's own replies. Each moves the expectation from REASONING_SHARE to their
+    share, as one of PRIOR + 1, PRIOR + 2, ... replies.
+    """
+    expected = REASONING_SHARE.get(effort, REASONING_SHARE["medium"])
+    if total := sum(reply.completion_tokens for reply in seen):
+        measured = sum(reply.reasoning_tokens for reply in seen) / total
+        expected = (PRIOR * expected + len(seen) * measured) / (PRIOR + len(seen))
+    factor = 1 / (1 - min(expected, 0.99))  # of reasoning and answer to the answer alone
+    found = []
+    for reply in sample:
+        answer = reply.completion_tokens - reply.reasoning_tokens
+        tokens = round(answer * factor)
+        found.append(
+            replace(reply, completion_tokens=tokens, reasoning_tokens=max(tokens - answer, 0))
+        )
+    return found
 
 
 def estimate(
@@ -115,7 +163,10 @@ def estimate(
     run's end, as a share of the sample's; new tasks get rarer as the pool grows, and each
     resample draws its own share from falls_to to 1.
     """
-    table = np.array([[s.kept, s.prompt_tokens, s.completion_tokens] for s in sample], dtype=float)
+    table = np.array(
+        [[s.kept, s.prompt_tokens, s.completion_tokens, s.reasoning_tokens] for s in sample],
+        dtype=float,
+    )
     if not len(table) or not table[:, 0].sum():
         raise ValueError("an estimate needs a sample in which at least one task was kept")
     if not 0 < falls_to <= 1:
@@ -124,11 +175,11 @@ def estimate(
     runs = []
     for _ in range(RESAMPLES):
         rows = table[[draw.randrange(len(table)) for _ in table]]
-        kept, prompt, reply = rows.mean(axis=0)
+        kept, prompt, reply, reasoning = rows.mean(axis=0)
         end = draw.uniform(falls_to, 1.0)
         if kept:
             requests = wanted / (kept * (1 + end) / 2)  # the share falls linearly from 1 to end
             tokens = requests * prompt, requests * reply
-            runs.append((requests, *tokens, price.cost(*tokens)))
+            runs.append((requests, *tokens, price.cost(*tokens), requests * reasoning))
     columns = np.percentile(np.array(runs), [5, 50, 95], axis=0).T.tolist()
     return Estimate(*(tuple(column) for column in columns))

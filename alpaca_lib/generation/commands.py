@@ -6,12 +6,16 @@ import argparse
 from pathlib import Path
 
 from alpaca_lib.command_line import Command
+from alpaca_lib.generation.presets import describe_presets
 from alpaca_lib.generation.settings import TEACHER_DEFAULTS, Limits, Settings
 from alpaca_lib.options import add_flags, from_flags
 
 # Texts and files, by flag: metavar and help.
 FLAGS = {
-    "model": ("NAME", "the teacher's model (default: the embedded one; openai: OPENAI_MODEL)"),
+    "model": (
+        "NAME",
+        "the teacher's model (local: the embedded one; else OPENAI_MODEL, or its only one)",
+    ),
     "seeds": ("FILE", "human-written tasks, .jsonl or .json (default: data/seed_tasks.jsonl)"),
     "prompt": ("FILE", "text above a prompt's tasks (default: data/prompts/generate_en.txt)"),
     "documents": ("FOLDER", ".txt, .md or .rst files: each prompt shows one passage of them"),
@@ -19,10 +23,7 @@ FLAGS = {
     "verbs": ("FILE", "one verb per line; each prompt asks for those used least so far"),
 }
 OUT_HELP = "folder for regen.json and journal.jsonl (default %(default)s)"
-TEACHER_HELP = (
-    "local: llama.cpp; openai: any compatible server; replay: recorded replies (default: openai "
-    "if OPENAI_API_KEY is set, else local)"
-)
+TEACHER_HELP = "one of those below (default: openai if OPENAI_API_KEY is set, else local)"
 
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/generated"), metavar="FOLDER", help=OUT_HELP
     )
-    parser.add_argument("--teacher", choices=list(TEACHER_DEFAULTS), default="", help=TEACHER_HELP)
+    parser.add_argument("--teacher", default="", metavar="NAME", help=TEACHER_HELP)
     for name, (metavar, text) in FLAGS.items():
         parser.add_argument(f"--{name}", default="", metavar=metavar, help=text)
     add_flags(parser, Settings, [name for name in Settings.model_fields if name not in FLAGS])
@@ -55,7 +56,7 @@ GENERATE = Command(
     run_generate,
     (
         "alpaca generate --out runs/generated --tasks-wanted 20",
-        "alpaca generate --teacher openai --model gpt-6-luna --max-usd 5 --way batch",
+        "alpaca generate --teacher deepseek --model deepseek-flash --max-usd 5",
     ),
     f"""
     Shows a teacher model a few human-written seed tasks, asks it for more of the kind, drops
@@ -65,4 +66,5 @@ GENERATE = Command(
 
     Defaults of --teacher local: {LOCAL}.
     """,
+    notes=describe_presets,
 )

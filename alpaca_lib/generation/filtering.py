@@ -38,6 +38,7 @@ class Outcome:
     resumed_requests: int = 0  # of these, replies that were in the journal at the start
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion tokens
     kept_after_request: list[int] = field(default_factory=list)  # tasks kept after each reply
     rejected_after_request: list[dict[str, int]] = field(default_factory=list)  # by reason
     samples: list[Sampled] = field(default_factory=list)  # one per reply, for an estimate
@@ -129,9 +130,11 @@ def filter_reply(
     outcome.requests += 1
     outcome.prompt_tokens += reply.prompt_tokens
     outcome.completion_tokens += reply.completion_tokens
+    outcome.reasoning_tokens += reply.reasoning_tokens
     outcome.kept_after_request.append(len(outcome.kept))
     gained = len(outcome.kept) - before
-    outcome.samples.append(Sampled(gained, reply.prompt_tokens, reply.completion_tokens))
+    tokens = (reply.prompt_tokens, reply.completion_tokens, reply.reasoning_tokens)
+    outcome.samples.append(Sampled(gained, *tokens))
     return decisions
 
 

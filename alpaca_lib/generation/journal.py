@@ -17,6 +17,7 @@ from typing import Any
 
 from alpaca_lib.errors import FileError, JournalError
 from alpaca_lib.files import JsonLine, JsonLines, acquire_lock, dump_json, read_json_lines
+from alpaca_lib.generation.budget import Sampled
 from alpaca_lib.generation.messages import MALFORMED, RawReply, read_usd
 
 
@@ -211,6 +212,25 @@ class Journal:
                 f"{self.path}: cannot be written ({error.strerror or error}). Every reply up to "
                 f"here is kept; {fix}, and start the same run again"
             ) from None
+
+
+def read_sample(folder: Path) -> list[Sampled]:
+    """Returns tasks kept and tokens of each filtered reply in a folder's journal, if it has one.
+
+    Damaged lines are left out: Journal names them.
+    """
+    kept: dict[int, int] = {}
+    tokens: dict[int, tuple[int, int, int]] = {}
+    for line in read_json_lines(folder / "journal.jsonl"):
+        row = line.row or {}
+        with contextlib.suppress(*MALFORMED):
+            if "reply" in row:
+                reply = RawReply.from_row(row["reply"])
+                counts = (reply.prompt_tokens, reply.completion_tokens, reply.reasoning_tokens)
+                tokens[read_number(row["request"])] = counts
+            elif "judged" in row:
+                kept[read_number(row["judged"])] = sum("dropped" not in t for t in row["tasks"])
+    return [Sampled(kept[number], *tokens[number]) for number in sorted(kept.keys() & tokens)]
 
 
 def has_journal(folder: Path) -> bool:

@@ -8,9 +8,9 @@ import threading
 import time
 
 from alpaca_lib.errors import BudgetSpent
+from alpaca_lib.generation.connection import Connection
 from alpaca_lib.generation.messages import RawReply, Request
 from alpaca_lib.generation.run_state import RunState
-from alpaca_lib.generation.teacher import Connection
 
 
 class LiveRequests:

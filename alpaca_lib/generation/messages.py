@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from alpaca_lib.errors import ReplyError
+from alpaca_lib.generation.event_stream import EVENTS, read_events
 
 # What decoded JSON of another shape than expected raises when it is taken apart.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
@@ -64,6 +65,7 @@ class Request:
         A token is at least one byte, and a schema is part of the prompt.
         """
         limit = self.body.get("max_completion_tokens") or self.body.get("max_tokens") or 0
+        limit += self.body.get("thinking_budget") or 0  # where the limit is of the answer alone
         shown = self.prompt + str(self.body.get("response_format", ""))
         return len(shown.encode("utf-8", "replace")) + 64, int(limit)
 
@@ -126,6 +128,10 @@ class ErrorReply(ReplyError):
         self.error = error
 
 
+class PageReply(ReplyError):
+    """Reports a web page in place of a completion."""
+
+
 def parse_completion(
     content: bytes | Mapping[str, Any], redact: Callable[[str], str] = str
 ) -> RawReply:
@@ -149,10 +155,14 @@ def parse_completion(
         raise
     except MALFORMED as error:
         reason = _describe(content, error, redact)
-        raise ReplyError(f"no completion in its reply, {reason}") from None
+        kind = PageReply if "a web page" in reason[:20] else ReplyError
+        raise kind(f"no completion in its reply, {reason}") from None
     prompt, completion, cached, reasoning = _read_usage(body.get("usage"))
+    thoughts = [message[name] for name in REASONING if message.get(name)]
+    if thoughts and not reasoning:
+        reasoning = _share_of_reasoning(thoughts[0], text, completion)
     reason = choice.get("finish_reason")
-    has_reasoning = bool(reasoning or any(message.get(name) for name in REASONING))
+    has_reasoning = bool(reasoning or thoughts)
     return RawReply(
         text=redact(text),
         finish_reason=redact(_clean(reason)) if isinstance(reason, str) and reason else "unknown",
@@ -165,7 +175,16 @@ def parse_completion(
     )
 
 
+def _share_of_reasoning(thoughts: Any, text: str, completion: int) -> int:
+    """Returns the reply's tokens that are reasoning, by bytes, where the server does not say."""
+    shown = thoughts if isinstance(thoughts, str) else json.dumps(thoughts, ensure_ascii=False)
+    thought, answer = (len(part.encode("utf-8", "replace")) for part in (shown, text))
+    return round(completion * thought / (thought + answer))
+
+
 def _decode(content: bytes) -> Any:
+    if EVENTS.match(content):
+        return read_events(content)
     return json.loads(content, parse_int=lambda digits: int(digits) if len(digits) < 20 else -1)
 
 
@@ -208,7 +227,11 @@ def _read_usage(usage: Any) -> tuple[int, int, int, int]:
     if prompt is None or completion is None:
         return 0, 0, 0, 0
     cached = count(usage, "prompt_tokens_details", "cached_tokens") or 0
-    reasoning = count(usage, "completion_tokens_details", "reasoning_tokens") or 0
+    reasoning = count(usage, "completion_tokens_details", "reasoning_tokens")
+    reasoning = reasoning or count(usage, "reasoning_tokens") or 0
+    total = count(usage, "total_tokens") or 0
+    if reasoning > completion or total == prompt + completion + reasoning:
+        completion += reasoning  # some servers count the answer alone as completion
     return prompt, completion, cached if cached <= prompt else 0, reasoning
 
 
@@ -268,7 +291,7 @@ def _describe(
     if not start:
         return "but an empty body"
     if start.startswith((b"data:", b"event:", b": ")):
-        return "but a stream of events, which was not requested"
+        return "but a stream of events without a complete answer"
     if start.startswith(b"<"):
         page = redact(content[:100_000].decode("utf-8", "replace"))
         return f"but a web page: {shorten(page, 200)!r}"

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import UsageError
-from alpaca_lib.generation.budget import estimate, load_prices
+from alpaca_lib.generation.budget import load_prices
 from alpaca_lib.generation.documents import load_passages
-from alpaca_lib.generation.filtering import Outcome, Progress, sample_replies
-from alpaca_lib.generation.messages import parse_completion
-from alpaca_lib.generation.replay_teacher import load_replies
+from alpaca_lib.generation.filtering import Outcome, Progress
+from alpaca_lib.generation.journal import read_sample
+from alpaca_lib.generation.plan import DATA, describe_plan
+from alpaca_lib.generation.presets import BUILT_IN, find_preset
 from alpaca_lib.generation.self_instruct import generate
 from alpaca_lib.generation.settings import TEACHER_DEFAULTS, Limits, Settings
-from alpaca_lib.generation.teacher import REPLIES, open_teacher
+from alpaca_lib.generation.teacher import open_teacher
 from alpaca_lib.prompts import load_header
 from alpaca_lib.records import load_examples, load_lines
 
-DATA = REPLIES.parent
 SEEDS, HEADER = DATA / "seed_tasks.jsonl", DATA / "prompts" / "generate_en.txt"
 
 
@@ -43,11 +43,13 @@ def run_generation(
     """Generates tasks into a folder, prints progress and a summary, and returns the outcome.
 
     options: the options of Settings that the user chose; the teacher's defaults fill the rest.
-    teacher: local, openai or replay; empty: openai if OPENAI_API_KEY is set, else local.
+    teacher: local, replay or a name of data/teachers.yaml; empty: openai if OPENAI_API_KEY is
+    set, else local.
     seeds, prompt, documents, topics, verbs: paths; empty: the project's own, or none.
     """
     kind, model, why = choose_teacher(teacher, model, model_flag)
-    chosen = {name: options.get(name, value) for name, value in TEACHER_DEFAULTS[kind].items()}
+    defaults = TEACHER_DEFAULTS.get(kind, TEACHER_DEFAULTS["openai"])
+    chosen = {name: options.get(name, value) for name, value in defaults.items()}
     files = {
         name: tuple(load_lines(path))
         for name, path in {"topics": topics, "verbs": verbs}.items()
@@ -58,13 +60,21 @@ def run_generation(
     passages = load_passages(Path(documents)) if documents else []
     with open_teacher(kind, model, slots=limits.concurrency) as opened:
         print(f"teacher: {kind}, {opened.model} ({why})")
-        if kind == "openai":
-            print(describe_cost(settings, limits, model))
+        if kind not in BUILT_IN:
+            plan = describe_plan(
+                settings,
+                limits,
+                opened.model,
+                is_free=opened.is_free,
+                has_budget=bool(opened.preset.budget),
+                seen=read_sample(folder),
+            )
+            print(plan, flush=True)
         print(f"{len(examples)} seed tasks; {', '.join(f'{k} {v}' for k, v in chosen.items())}")
         outcome = generate(
             opened, examples, header, settings, folder, limits, passages, print_progress
         )
-    print_summary(outcome, settings.tasks_wanted, opened.model, is_paid=kind == "openai")
+    print_summary(outcome, settings.tasks_wanted, opened.model, is_paid=not opened.is_free)
     print(folder / "regen.json")
     return outcome
 
@@ -72,39 +82,27 @@ def run_generation(
 def choose_teacher(kind: str = "", model: str = "", flag: str = "--model") -> tuple[str, str, str]:
     """Returns (teacher, model, reason); the environment decides what is empty.
 
-    Raises UsageError, naming ``flag``, if the openai teacher has no model.
+    Raises UsageError for an unknown teacher, and, naming ``flag``, for OpenAI without a model;
+    another server's model may be empty, if it has only one.
     """
     why = "as asked for"
     if not kind:
         has_key = bool(os.environ.get("OPENAI_API_KEY"))
         kind = "openai" if has_key else "local"
         why = f"OPENAI_API_KEY is {'set' if has_key else 'not set'}; --teacher chooses"
-    if kind == "openai":
-        model = model or os.environ.get("OPENAI_MODEL", "")
-        if not model:
+    if kind not in BUILT_IN:
+        find_preset(kind)
+        is_replaced = bool(os.environ.get("OPENAI_BASE_URL"))
+        if kind == "openai" or is_replaced:
+            model = model or os.environ.get("OPENAI_MODEL", "")
+        if kind == "openai" and not model and not is_replaced:
             raise UsageError(
                 "the openai teacher needs the name of a model (Stanford's text-davinci-003 was "
-                f"shut down in January 2024): give {flag} or set OPENAI_MODEL; or take "
-                "--teacher local, which needs no key"
+                f"shut down in January 2024): give {flag} or set OPENAI_MODEL (with a price: "
+                f"{', '.join(name for name, price in load_prices().items() if not price.gone)}); "
+                "or take --teacher local, which needs no key"
             )
     return kind, model, why
-
-
-def describe_cost(settings: Settings, limits: Limits, model: str) -> str:
-    """Returns a line with the estimated cost of a run, from the course's recorded replies."""
-    price = load_prices(limits.prices_path, limits.way).get(model)
-    if price is None:
-        return f"cost: unknown, {model} ({limits.way}) is not in the prices file"
-    replies = [parse_completion(reply) for reply in load_replies(REPLIES)]
-    sample = sample_replies(replies, load_examples(SEEDS), settings.threshold)
-    found = estimate(settings.tasks_wanted, sample, price, falls_to=0.5)
-    low, middle, high = found.usd
-    limit = "--max_usd sets a limit" if limits.max_usd is None else f"never over {limits.max_usd}"
-    return (
-        f"cost: about ${middle:.2f} (${low:.2f} to ${high:.2f}), {found.requests[1]:.0f} requests "
-        "of 20 tasks, judging by the course's recorded replies and prices of "
-        f"{price.dated}; {limit}"
-    )
 
 
 def print_progress(progress: Progress) -> None:
@@ -115,10 +113,12 @@ def print_progress(progress: Progress) -> None:
 
 def print_summary(outcome: Outcome, wanted: int, model: str, is_paid: bool) -> None:
     """Prints tasks, tokens, reasons for rejection, cost, and which limit ended the run."""
+    hidden = outcome.reasoning_tokens
+    reasoning = f", {hidden:,} of them reasoning" if hidden else ""
     print(
         f"{len(outcome.kept)} kept, {len(outcome.rejected)} rejected in {outcome.requests} "
         f"requests ({outcome.resumed_requests} from the journal), {outcome.prompt_tokens:,} "
-        f"prompt and {outcome.completion_tokens:,} reply tokens"
+        f"prompt and {outcome.completion_tokens:,} reply tokens{reasoning}"
     )
     for reason, count in outcome.reasons().most_common():
         print(f"  {count:4} rejected: {reason}")

@@ -58,7 +58,7 @@ class RunState:
             math.ceil(settings.tasks_wanted / settings.tasks_per_request) + 4
         )
         price = load_prices(limits.prices_path, limits.way).get(teacher.model)
-        self.ledger = Ledger(price if teacher.kind == "openai" else FREE, limits.max_usd)
+        self.ledger = Ledger(FREE if teacher.is_free else price, limits.max_usd)
         self.outcome = Outcome.start(seeds, settings.threshold, settings.rouge_mode)
         check_folder(folder)
         self.journal = Journal(folder, self._configuration(seeds, header))

@@ -57,7 +57,14 @@ async def send_requests(run: RunState, stop: threading.Event) -> Outcome:
 
     Raises SettingsError if a batch of the run is still open and ``way`` is another one.
     """
-    limits = run.limits
+    limits, preset = run.limits, run.teacher.preset
+    if (limits.way == "flex" and preset.flex is False) or (
+        limits.way == "batch" and preset.batch is False
+    ):
+        raise SettingsError(
+            f'way "{limits.way}": {preset.title} does not offer it (data/teachers.yaml); '
+            'way "online" works'
+        )
     try:
         if limits.way == "batch":
             await batch_api.send_all(run, stop)

@@ -9,6 +9,7 @@ from pydantic import Strict
 
 from alpaca_lib.options import Options, option
 
+Effort = Literal["", "none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Texts = Annotated[tuple[str, ...], Strict(False)]  # a list in JSON
 
 
@@ -19,13 +20,13 @@ class _Shared(Options):
     top_p: float = option(1.0, "sample from the likeliest tokens with this total", above=0, most=1)
     max_tokens: int = option(3072, "most tokens of a reply", least=1)
     reply_format: Literal["text", "json"] = option("text", "text as Stanford's, or structured JSON")
-    reasoning_effort: str = option(
+    reasoning_effort: Effort = option(
         "none", "how long a reasoning model thinks, billed as output; empty: not sent"
     )
 
 
 class Sampling(_Shared):
-    """Options of one request; only the "openai" teacher gets the last two.
+    """Options of one request; the local teacher does not get the last two.
 
     >>> Sampling(temperature=0.7, max_tokens=500)
     """
@@ -86,7 +87,7 @@ class Limits(Options):
     idle_timeout: float | None = option(
         None,
         "seconds without a byte after which an attempt is repeated, with twice the time; default: "
-        "90, and 600 for flex",
+        "90, and 600 for flex and servers of your own",
         above=0,
     )
     max_reply_bytes: int = option(10_000_000, "largest response, decompressed", least=1000)
@@ -98,6 +99,7 @@ class Limits(Options):
     )
 
 
+# By teacher; a server of data/teachers.yaml has those of openai.
 _LARGE = {"tasks_per_request": 20, "temperature": 1.0, "top_p": 1.0, "seed_words": 0}
 TEACHER_DEFAULTS: dict[str, dict[str, float]] = {
     "local": {"tasks_per_request": 3, "temperature": 0.8, "top_p": 0.95, "seed_words": 60},

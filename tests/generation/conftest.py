@@ -20,6 +20,8 @@ KEY = "secret-123"
 class FakeOpenAI:
     """Answers /v1/chat/completions with what ``respond`` says; remembers every request.
 
+    ``models``: the rows that GET /v1/models lists; None: there is no such page.
+
     ``respond(body)`` returns a text (a good reply), (status, headers, content), or None: the
     connection is reset.
     """
@@ -27,6 +29,7 @@ class FakeOpenAI:
     def __init__(self) -> None:
         self.requests: list[dict] = []
         self.headers: list[dict[str, str]] = []
+        self.models: list[dict] | None = None
         self.delay = lambda body: 0.0
         self.respond = lambda body: (500, {}, {"error": {"message": "not set up"}})
         fake, lock = self, threading.Lock()
@@ -62,6 +65,15 @@ class FakeOpenAI:
                         self.close_connection = True
                 except OSError:  # the client is gone
                     self.close_connection = True
+
+            def do_GET(self):
+                listed = self.path.endswith("/models") and fake.models is not None
+                data = json.dumps({"object": "list", "data": fake.models}).encode()
+                self.send_response(200 if listed else 404)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
             def log_message(self, *_):
                 pass

@@ -10,7 +10,9 @@ import pytest
 from alpaca_lib.command_line import main
 from alpaca_lib.errors import SettingsError, UsageError
 from alpaca_lib.generation.commands import GENERATE
-from alpaca_lib.generation.pipeline import choose_teacher, describe_cost
+from alpaca_lib.generation.pipeline import choose_teacher
+from alpaca_lib.generation.plan import describe_plan
+from alpaca_lib.generation.presets import load_presets
 from alpaca_lib.generation.settings import Limits, Sampling, Settings
 
 
@@ -78,11 +80,35 @@ def test_the_environment_chooses_the_teacher(monkeypatch):
     assert choose_teacher("local") == ("local", "", "as asked for")
 
 
+def test_help_lists_the_teachers_of_the_file(capsys):
+    """Each with its address, and its key's variable or the command that starts it."""
+    with pytest.raises(SystemExit):
+        generate("--help")
+    shown = capsys.readouterr().out
+    for preset in load_presets().values():
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"  {preset.name} ")]
+        assert preset.base_url in line and (preset.key or preset.start) in line
+
+
+@pytest.mark.parametrize("name", ["oracle", "deepsek"])
+def test_an_unknown_teacher_is_a_mistake_of_usage(tmp_path, capsys, name):
+    assert generate("--teacher", name, "--out", tmp_path / "out") == 2
+    assert f"no teacher {name!r}; there are local, replay, openai," in capsys.readouterr().err
+
+
+def test_the_model_of_openai_is_not_taken_for_another_provider(monkeypatch):
+    """OPENAI_MODEL belongs to OpenAI, or to the server at OPENAI_BASE_URL."""
+    monkeypatch.setenv("OPENAI_MODEL", "gpt-m")
+    assert choose_teacher("deepseek")[:2] == ("deepseek", "")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert choose_teacher("deepseek")[:2] == ("deepseek", "gpt-m")
+
+
 def test_the_cost_is_described():
     """A known price gives an estimate with the limit; an unknown model is named."""
-    text = describe_cost(Settings(tasks_wanted=52_000), Limits(max_usd=3.0), "gpt-6-luna")
+    text = describe_plan(Settings(tasks_wanted=52_000), Limits(max_usd=3.0), "gpt-6-luna")
     assert "cost: about $" in text and "never over 3.0" in text
-    assert "no-such-model (online) is not in" in describe_cost(
+    assert "no-such-model (online) is not in" in describe_plan(
         Settings(), Limits(), "no-such-model"
     )
 

@@ -382,7 +382,7 @@ SAMPLING = Sampling(
     service_tier="flex",
 )
 OPTIONAL = [
-    *("reasoning_effort", "temperature", "top_p", "seed", "response_format", "service_tier"),
+    *("reasoning_effort", "temperature", "top_p", "seed", "response_format"),
     "max_completion_tokens",
 ]
 
@@ -434,7 +434,7 @@ def test_several_parameters_in_a_row(fake, order):
     asked = ask(times=2, sampling=SAMPLING, tries=1)
     assert asked.ends[0].text == asked.ends[1].text == "fine"
     assert len(fake.requests) == len(order) + 2
-    assert set(fake.requests[-1]) == {"model", "messages", "max_tokens"}
+    assert set(fake.requests[-1]) == {"model", "messages", "service_tier", "max_tokens"}
     assert fake.requests[-1]["max_tokens"] == 77
     assert [note.split("`")[1] for note in asked.notes] == order
 
@@ -486,6 +486,15 @@ def test_the_same_parameter_refused_for_ever(fake, name, code):
     asked = ask(sampling=SAMPLING)
     assert len(fake.requests) <= 4
     assert f"{name} is not supported" in asked.error and len(asked.notes) <= 1
+
+
+def test_flex_that_is_refused_is_not_left_out(fake):
+    """Without it the same reply costs twice as much: an error that names the fix."""
+    fake.respond = refusing("service_tier")
+    asked = ask(sampling=SAMPLING)
+    assert "does not offer flex" in asked.error and 'way "online"' in asked.error
+    assert "Unsupported parameter: 'service_tier'" in asked.error
+    assert len(fake.requests) == 1 and asked.notes == []
 
 
 def test_a_parameter_that_was_not_sent(fake):
@@ -578,7 +587,7 @@ NO_REPLIES = {
     "content of numbers": b'{"choices": [{"message": {"content": [1, 2]}}]}',
     "a part without text": b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}',
     "deep": b"[" * 200_000,
-    "a stream of events": b'data: {"choices": [{"delta": {"content": "x"}}]}\n\ndata: [DONE]\n',
+    "a stream that is cut": b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n',
 }
 
 

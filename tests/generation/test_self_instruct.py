@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from alpaca_lib.errors import DataError, JournalError, TeacherError
+from alpaca_lib.errors import DataError, JournalError, TeacherError, UsageError
 from alpaca_lib.generation.prompting import Prompter
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
@@ -474,14 +474,15 @@ def test_usage_may_be_missing(fake, seeds, tmp_path, make_chat):
 
 
 def test_teacher_needs_key_model_and_kind(monkeypatch):
-    """What is missing is named before any connection."""
+    """A key and a kind that are missing are named before any connection, a model after one."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(TeacherError, match="OPENAI_API_KEY"), open_teacher("openai", "m"):
         pass
     monkeypatch.setenv("OPENAI_API_KEY", "x")
-    with pytest.raises(TeacherError, match="model"), open_teacher("openai"):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(TeacherError, match="needs the name of a model"), open_teacher("openai"):
         pass
-    with pytest.raises(TeacherError, match=r"'oracle'.*local, openai"), open_teacher("oracle"):
+    with pytest.raises(UsageError, match=r"'oracle'.*replay, openai"), open_teacher("oracle"):
         pass
 
 
