@@ -29,7 +29,7 @@ class Instruction:
     arguments: dict[str, Any]
 
     def is_followed(self, text: str) -> bool:
-        """Checks a text; an empty one follows nothing."""
+        """Returns whether a text follows the instruction; an empty one follows nothing."""
         return bool(text.strip()) and KINDS[self.kind].check(text, **self.arguments)
 
 
