@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from unittest import mock
 from alpaca_lib.errors import DataError
 from alpaca_lib.optional import require
 
-SECONDS = 5  # to wait for the hub
+SECONDS = 5.0  # to wait for the hub
 LOCAL = frozenset({"json", "csv", "parquet", "text", "arrow", "xml", "webdataset"})
 
 
@@ -66,8 +67,18 @@ def find_failure() -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if hub.constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and it is not in the cache"
-    try:
-        hub.get_session().head(endpoint, timeout=SECONDS)
-    except Exception as error:
-        return f"it is not in the cache, and {endpoint} is unreachable: {type(error).__name__}"
-    return ""
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            hub.get_session().head(endpoint, timeout=SECONDS)
+            found.append("")
+        except Exception as error:
+            found.append(type(error).__name__)
+
+    # A thread: a name server that does not answer has a timeout of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    failure = found[0] if found else f"no answer in {SECONDS} s"
+    return failure and f"it is not in the cache, and {endpoint} is unreachable: {failure}"

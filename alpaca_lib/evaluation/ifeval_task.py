@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from alpaca_lib.errors import MissingPackageError
 from alpaca_lib.evaluation.answers_file import AnswersFile
 from alpaca_lib.evaluation.benchmark_model import Benchmark, EvaluatedModel
 from alpaca_lib.evaluation.benchmark_results import Result, ResultsFile
@@ -41,9 +42,15 @@ class IfevalTask:
             self.data = sha256_text(dump_json(rows))
         self.of, self.prompts = len(prompts), prompts[: benchmark.limit]
         self.unjudged = find_unjudged(self.prompts)
+        if not any(self._is_judged(prompt) for prompt in self.prompts):
+            reasons = " ".join(sorted(set(self.unjudged.values())))
+            raise MissingPackageError(f"ifeval: none of the prompts can be judged: {reasons}")
         for reason in sorted(set(self.unjudged.values())):
             kinds = ", ".join(kind for kind, why in self.unjudged.items() if why == reason)
             report(f"not judged: {kinds} ({reason}, and repeat the command)")
+
+    def _is_judged(self, prompt: Prompt) -> bool:
+        return all(one.kind not in self.unjudged for one in prompt.instructions)
 
     def run(self, model: EvaluatedModel, saved: ResultsFile) -> Result:
         """Returns a model's result. Answers that are on the disk are not generated again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
 import time
 from pathlib import Path
@@ -203,6 +204,30 @@ def test_data_that_are_unreachable_are_named_within_seconds(no_hub, tiny_folder,
     said = capsys.readouterr().err
     for words in ("google/IFEval", "http://127.0.0.1:9 is unreachable", "--ifeval-data"):
         assert words in said
+
+
+def test_a_hub_that_does_not_answer_is_unreachable(monkeypatch):
+    """A server that takes the connection and says nothing: no more than SECONDS are lost."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(hub_data, "SECONDS", 0.5)
+        hub_data.find_failure.cache_clear()
+        start = time.monotonic()
+        assert "unreachable" in hub_data.find_failure()
+        assert time.monotonic() - start < 10
+    hub_data.find_failure.cache_clear()
+
+
+def test_prompts_that_nothing_can_judge_are_refused_first(
+    evaluate, tiny_folder, tmp_path, monkeypatch, capsys
+):
+    """No answer is generated if none can be judged."""
+    reason = "langdetect is not installed; run `pip install langdetect`"
+    kinds = dict.fromkeys((kind for _, kind, _ in PROMPTS), reason)
+    monkeypatch.setattr(ifeval_task, "find_unjudged", lambda prompts: kinds)
+    assert evaluate(f"m={tiny_folder}") == 1
+    assert "none of the prompts can be judged" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_without_lm_eval_the_install_line(monkeypatch, tiny_folder, capsys):
