@@ -1,9 +1,8 @@
 """alpaca: from seed tasks to a model that answers, on the command line.
 `alpaca COMMAND --help` lists its options, and ends with two worked examples.
-
     data      generate, or convert a file -> inspect
     model     plan -> train, or launch several processes, or cluster -> merge
-    answers   chat, compare, judge -> export, serve, publish
+    answers   chat, compare, judge, evaluate -> export, serve, publish
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import sys
 
 from alpaca_lib import command_line
 from alpaca_lib.dataset.commands import CONVERT, INSPECT
+from alpaca_lib.evaluation.benchmark_commands import EVALUATE
 from alpaca_lib.evaluation.commands import COMPARE, JUDGE
 from alpaca_lib.export.commands import EXPORT, PUBLISH, SERVE
 from alpaca_lib.generation.commands import GENERATE
@@ -33,6 +33,7 @@ COMMANDS = (
     CHAT,
     COMPARE,
     JUDGE,
+    EVALUATE,
     EXPORT,
     SERVE,
     PUBLISH,

@@ -15,20 +15,22 @@ from typing import Any
 from alpaca_lib.errors import MissingPackageError
 
 
-def require(package: str) -> Any:
+def require(module: str, install: str = "") -> Any:
     """Imports a module by name and returns it.
 
-    Raises MissingPackageError, with the line that installs the package, if it is missing; an
-    import that fails inside the package keeps its own error.
+    ``install``: what pip installs, for a package that requirements.txt leaves out. Raises
+    MissingPackageError, with the line that installs the package, if it is missing; an import
+    that fails inside the package keeps its own error.
     """
+    package = module.split(".")[0]
     try:
-        return importlib.import_module(package)
+        return importlib.import_module(module)
     except ImportError as error:
         if error.name and error.name.split(".")[0] != package:
             raise
+        everything = "" if install else " (or `pip install -r requirements.txt` for everything)"
         raise MissingPackageError(
-            f"{package} is not installed; run `pip install {package}` "
-            "(or `pip install -r requirements.txt` for everything)"
+            f"{package} is not installed; run `pip install {install or package}`{everything}"
         ) from None
 
 

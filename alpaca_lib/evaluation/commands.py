@@ -32,7 +32,7 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run_compare(options: argparse.Namespace) -> None:
     decoding = Decoding(**from_flags(options, Decoding))
-    sources = _resolve_models(options.models)
+    sources = resolve_models(options.models)
     tasks = evaluation.load_tasks(options.eval)
     template = options.template or inference.common_template(sources.values())
     print(f"template {template}", file=sys.stderr)
@@ -52,7 +52,7 @@ def _run_compare(options: argparse.Namespace) -> None:
     print_scores(scores)
 
 
-def _resolve_models(words: Iterable[str]) -> dict[str, ModelSource]:
+def resolve_models(words: Iterable[str]) -> dict[str, ModelSource]:
     """Returns the models of NAME=MODEL words by name. Raises ModelError for a name used twice."""
     sources: dict[str, ModelSource] = {}
     for word in words:
