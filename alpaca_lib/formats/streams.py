@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -16,9 +17,10 @@ from alpaca_lib.compression import TORN, inner_suffix, open_bytes
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import parse_json
 from alpaca_lib.formats.hub import split_name
-from alpaca_lib.formats.layouts import TREE_COLUMNS, read_row
+from alpaca_lib.formats.layouts import read_row
 from alpaca_lib.formats.parts import Part, Plan, convert_lines
 from alpaca_lib.formats.tables import Table, open_table
+from alpaca_lib.formats.trees import TREE_COLUMNS
 from alpaca_lib.json_rows import RowError
 
 PART_BYTES = 1 << 20  # of lines, per part
@@ -78,9 +80,9 @@ def _first_rows(head: bytes, path: Path) -> list[Any]:
 def has_conversation(source: Source, plan: Plan) -> bool:
     """Returns whether one of the first rows is more than one question and answer."""
     rows = source.first if isinstance(source, Lines) else source.rows
-    for number in range(min(len(rows), PART_ROWS)):
+    for row in islice(rows, PART_ROWS):
         try:
-            reading = read_row(rows[number], plan.options)
+            reading = read_row(row, plan.options)
         except RowError:
             continue
         is_kept = reading.has_answer or not plan.drop_unanswered
