@@ -132,7 +132,8 @@ def conversation_from_messages(
             what = "two turns of one role" if turns else "a conversation begins with the user"
             raise RowError(f"{where} is the {role}'s, not the {expected}'s: {what}")
         reasoning = _find_reasoning(message, where) if len(message) > 2 else ""
-        if role == "assistant" and "<think>" in content and (block := _THOUGHTS.match(content)):
+        may_think = role == "assistant" and content.lstrip().startswith("<think>")
+        if may_think and (block := _THOUGHTS.match(content)):
             reasoning, content = reasoning or block[1], content[block.end() :]
         if not content or content.isspace():
             raise RowError(f"{where} is empty")

@@ -179,8 +179,8 @@ def _write(
                 if report.counts.conversations and not plan.as_messages:
                     raise _NotExamples
                 if part.text and not (report.faults and not plan.drop_bad):
-                    start = ("[\n" if plan.is_array else "") if is_first else plan.between
-                    stream.write(start.encode())
+                    start = b"[\n" if plan.is_array else b""
+                    stream.write(start if is_first else plan.between)
                     stream.write(part.text)
                     is_first = False
             report.raise_faults()

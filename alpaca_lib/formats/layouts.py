@@ -69,11 +69,11 @@ def read_row(row: object, options: Options) -> Reading:
     names, given, drop = tuple(row), options.given, options.drop
     left_out = [name for name in drop if name in row and not is_blank(row[name])] if drop else []
     if (options.chat or not given) and (options.chat or _is_special(names)):
-        kept = [name for name in names if name not in drop]
+        kept = tuple(name for name in names if name not in drop) if drop else names
         if chat := find_chat(row, kept, options.chat):
             record = read_chat(row, kept, chat, options.answers)
             has_answer = bool(record.output if isinstance(record, Example) else record.is_answered)
-            layout = Layout(chat.name, (("messages", chat.column), ("keys", "/".join(chat.keys))))
+            layout = _chat_layout(chat.name, chat.column, chat.keys)
             left_out += chat.left_out
             return Reading(record, has_answer, has_answer, layout, tuple(left_out))
         by_name = {plain(name): name for name in kept}
@@ -97,6 +97,11 @@ def read_row(row: object, options: Options) -> Reading:
         layout = layout._replace(name=f"preference pairs, {layout.name}")
     left_out += [one for one in columns.shadowed if not is_blank(row[one])]
     return Reading(record, has_answer, has_output, layout, tuple(left_out))
+
+
+@lru_cache(maxsize=256)
+def _chat_layout(name: str, column: str, keys: tuple[str, str]) -> Layout:
+    return Layout(name, (("messages", column), ("keys", "/".join(keys))))
 
 
 @lru_cache(maxsize=4096)
