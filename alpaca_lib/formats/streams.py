@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -103,18 +104,31 @@ def iter_parts(source: Source, plan: Plan, workers: int, progress: Progress) -> 
     with ExitStack() as stack:
         stream = stack.enter_context(open_bytes(source.path))
         run: Callable[..., Any] = _run_here
+        by_range = False
         if workers > 1 and size >= _SEVERAL:
             pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.submit
+            run, by_range = pool.submit, isinstance(stream, BufferedReader)
         waiting: deque[Future[Part]] = deque()
+        start = 0
         for data, first_line in _blocks(stream, source.path):
-            waiting.append(run(convert_lines, data, plan, source.path, first_line))
+            block = (start, len(data)) if by_range else data
+            waiting.append(run(_convert_block, block, plan, source.path, first_line))
+            start += len(data)
             progress(len(data))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _convert_block(block: bytes | tuple[int, int], plan: Plan, path: Path, first_line: int) -> Part:
+    """Converts lines: their bytes, or (start, size) of them in a file that is not compressed."""
+    if isinstance(block, tuple):
+        with open(path, "rb") as stream:
+            stream.seek(block[0])
+            block = stream.read(block[1])
+    return convert_lines(block, plan, path, first_line)
 
 
 def _run_here(work: Callable[..., Part], *arguments: Any) -> Future[Part]:
