@@ -118,14 +118,20 @@ def _items(row: Mapping[str, Any], column: str | None) -> list[Any]:
             value = parse_json(value)
         except ValueError:
             return []
-    if isinstance(value, list) and not all(map(is_blank, value)):
-        return value
+    if not isinstance(value, list):
+        return []
+    for one in value:
+        if not is_blank(one):
+            return value
     return []
 
 
 def _read_items(items: list[Any], column: str) -> Chat:
     first = items[0]
     if isinstance(first, dict):
+        for keys, name in _NAMES.items():
+            if keys[0] in first and keys[1] in first:
+                return Chat(name, column, items, keys, (column,))
         role = next((key for key in _ROLE_KEYS if key in first), None)
         content = next((key for key in _CONTENT_KEYS if key in first), None)
         if role is not None:
