@@ -6,6 +6,7 @@ import csv
 import errno
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -15,7 +16,7 @@ import warnings
 import pytest
 
 from alpaca_lib.cli import main
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, FileError
 from alpaca_lib.formats import streams
 from alpaca_lib.formats.convert import convert_files
 from alpaca_lib.formats.layouts import Options
@@ -274,6 +275,22 @@ def test_a_text_is_encoded_as_json_does(monkeypatch):
         assert [quote(text) for text in texts] == [
             json.dumps(text, ensure_ascii=False).encode() for text in texts
         ]
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_is_named(tmp_path, monkeypatch):
+    """An error of the command, and nothing half-written."""
+    monkeypatch.setattr(streams, "_SEVERAL", 1)
+    monkeypatch.setattr(streams, "_convert_block", die)
+    monkeypatch.setitem(sys.modules, "test_convert_files", sys.modules[__name__])
+    monkeypatch.setattr(streams, "get_context", lambda _: multiprocessing.get_context("fork"))
+    path = write(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
+    with pytest.raises(FileError, match=r"d\.jsonl: a process that converts it was killed"):
+        convert_files([path], tmp_path / "o.jsonl", PLAN, 2)
+    assert [one.name for one in tmp_path.iterdir()] == ["d.jsonl"]
 
 
 def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -59,7 +59,7 @@ SETS = {
         {
             "conversations": [
                 {"from": "system", "value": "Be brief.", "weight": None},
-                {"from": "human", "value": ASK, "weight": 0.0} | {"weight": None},
+                {"from": "human", "value": ASK, "weight": 0.0},
                 {"from": "gpt", "value": ANSWER, "weight": 1.0},
             ]
         },
@@ -420,6 +420,12 @@ def test_a_column_can_be_given_for_the_conversation(tmp_path):
     words = ["convert", str(path), "--out", str(tmp_path / "o.jsonl"), "--map", "messages=talk"]
     assert main([*words, "--drop", "prompt"]) == 0
     assert load_records(tmp_path / "o.jsonl") == [TWO]
+
+
+def test_layouts_that_are_refused_by_name(tmp_path):
+    turn = {"Human": "<|Human|>: a<eoh>\n", "MOSS": "<|MOSS|>: b<eom>\n"}
+    path = save(tmp_path / "d.jsonl", [{"meta_instruction": "m", "chat": {"turn_1": turn}}])
+    assert "row 1 (line 1) has `chat` that is an object of turns, as in MOSS" in refusal(path)
 
 
 def test_examples_of_a_conversation(tmp_path):
