@@ -90,9 +90,10 @@ class RowDecoder:
 
     def __init__(self) -> None:
         self.has_repeated_keys = False
-        self._decode = json.JSONDecoder(object_pairs_hook=self._build).decode
+        self._decode = json.JSONDecoder(object_pairs_hook=self.build).decode
 
-    def _build(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def build(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Returns the object of decoded pairs: a Repeated if a key occurs twice."""
         row = dict(pairs)
         if len(row) == len(pairs):
             return row

@@ -265,6 +265,21 @@ def test_half_characters_in_a_stream_are_replaced_and_counted(tmp_path):
     assert found == ["whole \U0001f999", "half \ufffd of it", "plain"]
 
 
+@pytest.mark.parametrize(
+    ("cell", "fault"),
+    [
+        ('[{"role": "user", "content": "half \\ud83d"}]', r"half a character.*in `messages`"),
+        ('[{"role": "user", "content": "a", "content": "b"}]', r"the key `content` twice"),
+    ],
+)
+def test_json_in_a_cell_is_read_as_strictly(tmp_path, cell, fault):
+    path = write(tmp_path / "d.csv", [{"messages": cell}])
+    with pytest.raises(DataError, match=fault):
+        load_records(path)
+    with pytest.raises(DataError, match=fault):
+        convert_files([path], tmp_path / "o.jsonl", PLAN)
+
+
 def test_a_text_is_encoded_as_json_does(monkeypatch):
     """With orjson and without: the bytes of json.dumps."""
     draw = random.Random(4)

@@ -31,7 +31,7 @@ from alpaca_lib.formats.columns import (
     is_blank,
     plain,
 )
-from alpaca_lib.json_rows import RowError, describe, show
+from alpaca_lib.json_rows import RowDecoder, RowError, describe, find_damage, show
 
 _ROLE_KEYS = ("role", "from", "speaker", "角色")
 _CONTENT_KEYS = ("content", "value", "text", "内容")
@@ -115,9 +115,11 @@ def _items(row: Mapping[str, Any], column: str | None) -> list[Any]:
     value = row[column] if column is not None else None
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
-            value = parse_json(value)
+            value = parse_json(value, object_pairs_hook=RowDecoder().build)
         except ValueError:
             return []
+        if damage := find_damage({column: value}):
+            raise RowError(damage)
     if not isinstance(value, list):
         return []
     for one in value:
