@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from alpaca_lib.conversations import Conversation, Turn
+from alpaca_lib.conversations import Conversation, Turn, conversation_from_row
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.json_rows import (
@@ -40,6 +40,7 @@ __all__ = [
     "RowError",
     "Turn",
     "load_examples",
+    "load_records",
     "save_examples",
 ]
 FIELDS = ("instruction", "input", "output")
@@ -223,6 +224,29 @@ def load_examples(path: str | os.PathLike[str], answers: Answers = "required") -
     if not examples:
         raise DataError(f"{path}: contains no examples; put at least one row into it")
     return examples
+
+
+def load_records(
+    path: str | os.PathLike[str], answers: Answers = "required"
+) -> list[Example | Conversation]:
+    """Returns the examples and conversations of a file; a row with ``messages`` is the latter.
+
+    Raises DataError, as ``load_examples`` does.
+    """
+    rows = read_rows(path)
+    if not any(isinstance(row, dict) and "messages" in row for row in rows.values):
+        return [*load_examples(path, answers)]
+    found: list[Example | Conversation] = []
+    for number, row in enumerate(rows.values, start=1):
+        try:
+            if damage := rows.find_damage(number):
+                raise RowError(damage)
+            is_talk = isinstance(row, dict) and "messages" in row
+            read = conversation_from_row if is_talk else example_from_row
+            found.append(read(row, answers))
+        except RowError as error:
+            raise DataError(f"{path}: {rows.name(number)} {error}") from None
+    return found
 
 
 def _suggest_command(path: Path, faults: Sequence[RowError], some_are_good: bool) -> str:
