@@ -17,7 +17,8 @@ from alpaca_lib.conversations import Conversation
 from alpaca_lib.errors import SettingsError
 from alpaca_lib.text_encoding import TextEncoder
 
-_CHUNK = 1000  # conversations tokenised at once: each is there once per turn
+_CHUNK = 1000  # conversations tokenised at once
+_PLACES = 4  # of a conversation, tokenised at once: each with all that is before it
 _Part = tuple[int, int, int]  # a conversation's index, its first piece, its last piece + 1
 
 
@@ -29,12 +30,16 @@ class EncodedConversation:
     trained  [  0,  0,  1,  1,   1,  0,  0,  1,   1]
     ends     [4, 8]   places of the answers' end tokens
     stops    [5, 9]   where the conversation may be cut: after each answer
+    answers  2        answers to train on; more than ends where some lie beyond the limit
+    length   9        tokens up to the end of the last of them
     """
 
     ids: list[int]
     trained: list[bool]
     ends: list[int]
     stops: list[int]
+    answers: int
+    length: int
     joined: bool  # tokenised in pieces: the tokenizer would join a prompt's end with an answer
 
 
@@ -64,17 +69,25 @@ class ConversationEncoder:
         self._own: dict[object, list[list[int]]] = {}
 
     def encode(
-        self, records: Sequence[Conversation], train_on: TrainOn, numbers: Sequence[int]
+        self,
+        records: Sequence[Conversation],
+        train_on: TrainOn,
+        numbers: Sequence[int],
+        limit: float,
     ) -> list[EncodedConversation]:
         """Returns each conversation's ids, see ``PromptEncoder.conversations``."""
         found: list[EncodedConversation] = []
         for at in range(0, len(records), _CHUNK):
             some = slice(at, at + _CHUNK)
-            found += self._encode_some(records[some], train_on, numbers[some])
+            found += self._encode_some(records[some], train_on, numbers[some], limit)
         return found
 
     def _encode_some(
-        self, records: Sequence[Conversation], train_on: TrainOn, numbers: Sequence[int]
+        self,
+        records: Sequence[Conversation],
+        train_on: TrainOn,
+        numbers: Sequence[int],
+        limit: float,
     ) -> list[EncodedConversation]:
         with time_limit(SECONDS + 0.01 * sum(len(one.turns) for one in records)):
             rendered = [
@@ -85,20 +98,43 @@ class ConversationEncoder:
         def encode(parts: list[_Part]) -> list[list[int]]:
             return self._encode_parts(parts, records, rendered, train_on, numbers)
 
-        # The ids before each place, and of the whole: those before it are their beginning.
-        parts = [(i, 0, n + 1) for i, one in enumerate(rendered) for n in range(len(one.pieces))]
-        ids: list[list[list[int]]] = [[] for _ in records]
-        for (i, _, _), row in zip(parts, encode(parts), strict=True):
-            ids[i].append(self.with_prefix(row))
-        joined = {i for i, rows in enumerate(ids) if any(r != rows[-1][: len(r)] for r in rows)}
+        whole = [
+            self.with_prefix(row)
+            for row in encode([(i, 0, len(one.pieces)) for i, one in enumerate(rendered)])
+        ]
+        # The ids before each place are a beginning of the whole. A long conversation has many
+        # places: they are looked at in rounds, up to the limit.
+        before: list[list[int]] = [[] for _ in records]  # number of tokens before each place
+        joined, open_ones, size = set[int](), list(range(len(records))), _PLACES
+        while open_ones:
+            parts = [
+                (i, 0, n + 1)
+                for i in open_ones
+                for n in range(len(before[i]), len(rendered[i].places))[:size]
+            ]
+            for (i, _, _), row in zip(parts, encode(parts), strict=True):
+                ids = self.with_prefix(row)
+                before[i].append(len(ids))
+                if ids != whole[i][: len(ids)]:
+                    joined.add(i)
+            size *= 2
+            open_ones = [
+                i
+                for i in open_ones
+                if i not in joined
+                and len(before[i]) < len(rendered[i].places)
+                and before[i][-1] < limit
+            ]
         parts = [(i, n, n + 1) for i in sorted(joined) for n in range(len(rendered[i].pieces))]
-        for i in joined:
-            ids[i] = []
         for (i, n, _), row in zip(parts, encode(parts), strict=True):
-            ids[i].append([*ids[i][-1], *row] if n else self.with_prefix(row))
+            if n == 0:
+                whole[i], before[i] = self.with_prefix(row), []
+            else:
+                before[i].append(len(whole[i]))
+                whole[i] = [*whole[i], *row]
         return [
-            self._find_trained(rendered[i], rows, i in joined, numbers[i])
-            for i, rows in enumerate(ids)
+            self._find_trained(one, whole[i], before[i], i in joined, numbers[i])
+            for i, one in enumerate(rendered)
         ]
 
     def with_prefix(self, ids: list[int]) -> list[int]:
@@ -159,33 +195,42 @@ class ConversationEncoder:
         )
 
     def _find_trained(
-        self, one: Rendered, rows: list[list[int]], joined: bool, row: int
+        self, one: Rendered, ids: list[int], before: list[int], joined: bool, row: int
     ) -> EncodedConversation:
-        """Returns what is trained in the ids; ``rows`` are the ids before each place, and all."""
-        ids, places = list(rows[-1]), [len(before) for before in rows[:-1]]
-        index = dict(zip(one.places, places, strict=True))
-        if not self.is_closed:
-            ids += self.end
+        """Returns what is trained in the ids; ``before``: the number of ids before each place."""
+        index = dict(zip(one.places, before, strict=False))
+        ids = ids if self.is_closed else [*ids, *self.end]
         trained = [False] * len(ids)
-        starts = [index[place] for place in one.answers]
         ends, stops = [], []
-        for start, limit, marks in zip(starts, [*starts[1:], len(ids)], one.marks, strict=True):
-            found = (i for i in range(start, limit) if self.end and ids[i] == self.end[-1])
+        for answer, marks, after in zip(
+            one.answers, one.marks, [*one.answers[1:], len(one.text)], strict=True
+        ):
+            if any(place not in index for place in (answer, *chain(*marks))):
+                break  # beyond the limit
+            start, last = index[answer], index.get(after, len(ids))
+            found = (i for i in range(start, last) if self.end and ids[i] == self.end[-1])
             with by_row(row):
                 if (end := next(found, None)) is None:
                     raise SettingsError(
                         "the chat template writes no end token after one of its answers; use "
                         "another template, such as 'alpaca'"
                     )
-            ends.append(end)
             spans = [(index[a], index[b]) for a, b in marks] or [(start, end + 1)]
             for a, b in [*spans, (end, end + 1)]:
                 trained[a:b] = [True] * (b - a)
+            ends.append(end)
             stops.append(max(end + 1, spans[-1][1]))
+        if len(stops) == len(one.answers):
+            length = stops[-1]
+        else:
+            length = len(ids) - ids[::-1].index(self.end[-1])
+        size = stops[-1] if stops else len(ids)
         return EncodedConversation(
-            ids=ids[: stops[-1]],
-            trained=trained[: stops[-1]],
+            ids=ids[:size],
+            trained=trained[:size],
             ends=ends,
             stops=stops,
+            answers=len(one.answers),
+            length=length,
             joined=joined,
         )

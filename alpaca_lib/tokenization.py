@@ -10,6 +10,7 @@ becomes ordinary tokens, while those that a template writes stay what they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -151,14 +152,16 @@ class PromptEncoder:
         records: Sequence[Conversation],
         train_on: TrainOn = "all",
         numbers: Sequence[int] | None = None,
+        limit: float = math.inf,
     ) -> list[EncodedConversation]:
         """Returns the ids of each conversation, rendered once, and which of them are trained on.
 
         An answer begins after the ids of its prompt, so training sees what inference sees.
-        ``train_on``: "all" answers, or the "last". ``numbers`` and errors: see ``prompts``.
+        ``train_on``: "all" answers, or the "last". ``limit``: answers that begin after that many
+        tokens may be left out. ``numbers`` and errors: see ``prompts``.
         """
         numbers = range(len(records)) if numbers is None else numbers
-        return self._conversations.encode(records, train_on, numbers)
+        return self._conversations.encode(records, train_on, numbers, limit)
 
     def answers(
         self, records: Sequence[Record], numbers: Sequence[int] | None = None

@@ -181,7 +181,7 @@ def _encode(
         for number, talk, encoded in zip(
             conversations,
             talks,
-            encoder.conversations(talks, train_on, list(conversations)),
+            encoder.conversations(talks, train_on, list(conversations), max_length),
             strict=True,
         ):
             fitted = _fit_conversation(encoded, max_length, mask_prompt, add_eos)
@@ -212,10 +212,10 @@ def _fit_conversation(
     return _Fitted(
         row={"input_ids": ids, "labels": labels},
         kept=sum(encoded.trained[:size]),
-        cut=len(fits) < len(stops),
-        length=stops[-1],
+        cut=len(fits) < encoded.answers,
+        length=encoded.length if add_eos else encoded.length - 1,
         turns=len(fits),
-        turns_left_out=len(stops) - len(fits),
+        turns_left_out=encoded.answers - len(fits),
         joined=encoded.joined,
     )
 

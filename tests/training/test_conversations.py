@@ -12,6 +12,7 @@ from alpaca_lib.errors import DataError
 from alpaca_lib.files import dump_json
 from alpaca_lib.planning.planner import Work
 from alpaca_lib.records import Conversation, Turn
+from alpaca_lib.tokenization import PromptEncoder
 from alpaca_lib.training.examples import IGNORE, count_labels, encode, load_data
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.metrics import read_metrics
@@ -114,16 +115,18 @@ def test_the_loss_of_named_templates_is_that_of_incremental_prompts(settings, sm
 
 def test_cut_at_a_turn(tokenizer):
     """The last complete answer that fits is the last; its end has a label."""
-    one = talk(4, 3, "Be brief.")
+    one = talk(11, 3, "Be brief.")
     whole = encode(one, tokenizer, "chatml", 9999)
     ends = [i + 1 for i, label in enumerate(whole["labels"]) if label == tokenizer.eos_token_id]
-    assert len(ends) == 4 and ends[-1] == len(whole["input_ids"])
+    assert len(ends) == 11 and ends[-1] == len(whole["input_ids"])
     for number, end in enumerate(ends):
         for limit in (end, end + 1):
-            if limit > end and number == 3:
+            if limit > end and number == 10:
                 continue
             row = encode(one, tokenizer, "chatml", limit)
             assert row == {name: ids[:end] for name, ids in whole.items()}
+    counted = PromptEncoder(tokenizer, "chatml").conversations([one], limit=ends[2])[0]
+    assert (counted.answers, counted.length) == (11, ends[-1]) and len(counted.ends) < 11
     row = encode(one, tokenizer, "chatml", ends[0] - 1)
     assert not count_labels(row) and len(row["input_ids"]) == ends[0] - 1
     row = encode(one, tokenizer, "chatml", ends[2], train_on_turns="last")
