@@ -120,7 +120,7 @@ def conversation_from_messages(
         role = ROLES.get(given) if isinstance(given, str) else None
         if role is None or len(message) > 2 or not isinstance(content, str):
             where = f"has message {number} that"
-            _refuse_keys(message, where)
+            _refuse_keys(message, where, role == "assistant")
             if role is None:
                 raise _wrong_role(given, message, role_key, where)
             if not isinstance(content, str):
@@ -153,12 +153,12 @@ def conversation_from_messages(
     return Conversation(tuple(turns), system, extra or {})
 
 
-def _refuse_keys(message: dict[str, Any], where: str) -> None:
+def _refuse_keys(message: dict[str, Any], where: str, is_answer: bool) -> None:
     """Raises RowError for the keys of a message that change what would be trained on."""
     if called := next((key for key in CALLS if message.get(key)), None):
         raise RowError(f"{where} has `{called}`, and {NO_CALLS}")
     for key in ("weight", "train"):
-        if message.get(key) in (0, False):
+        if is_answer and message.get(key) in (0, False):
             raise RowError(f"{where} has `{key}` {message[key]}: each answer is trained on")
 
 

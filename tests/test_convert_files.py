@@ -6,15 +6,17 @@ import csv
 import errno
 import gzip
 import json
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from alpaca_lib.cli import main
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, FileError
 from alpaca_lib.formats import streams
 from alpaca_lib.formats.convert import convert_files
 from alpaca_lib.formats.layouts import Options
@@ -124,7 +126,9 @@ def test_random_conversations_survive_each_layout(tmp_path, layout):
         talks = [random_conversation(draw) for _ in range(draw.randint(1, 5))]
         wanted = [as_record(talk) for talk in talks]
         path = write(tmp_path / f"{number}.jsonl", [RENDERED[layout](talk) for talk in talks])
-        assert load_records(path) == wanted
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the rejected answers
+            assert load_records(path) == wanted
         for suffix in (".json", ".jsonl.gz"):
             out = tmp_path / f"o{number}{suffix}"
             convert_files([path], out, PLAN)
@@ -273,6 +277,22 @@ def test_a_text_is_encoded_as_json_does(monkeypatch):
         ]
 
 
+def die(*_):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_is_named(tmp_path, monkeypatch):
+    """An error of the command, and nothing half-written."""
+    monkeypatch.setattr(streams, "_SEVERAL", 1)
+    monkeypatch.setattr(streams, "_convert_block", die)
+    monkeypatch.setitem(sys.modules, "test_convert_files", sys.modules[__name__])
+    monkeypatch.setattr(streams, "get_context", lambda _: multiprocessing.get_context("fork"))
+    path = write(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
+    with pytest.raises(FileError, match=r"d\.jsonl: a process that converts it was killed"):
+        convert_files([path], tmp_path / "o.jsonl", PLAN, 2)
+    assert [one.name for one in tmp_path.iterdir()] == ["d.jsonl"]
+
+
 def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "d.jsonl", [{"question": "a", "answer": "b"}])
 
@@ -356,3 +376,24 @@ def test_a_hub_that_cannot_be_reached(tmp_path, capsys):
 def test_what_is_no_name_of_the_hub_is_a_missing_file(name):
     with pytest.raises(DataError, match="no such file"):
         load_records(name)
+
+
+def test_the_commands_about_data_take_conversations(tmp_path, capsys):
+    """inspect and describe check each question with its answer, and say so."""
+    talk = Conversation((Turn("user", "Name a colour."), Turn("assistant", "Blue.")) * 2)
+    path = write(tmp_path / "d.jsonl", [RENDERED["ShareGPT"](talk)] * 2)
+    assert main(["inspect", str(path), "--apart"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "2 of 2 rows are conversations; each question with its answer is one row here (4)" in out
+    plain = write(tmp_path / "e.csv", [{"question": "Name a colour.", "answer": "Blue."}])
+    assert main(["inspect", str(plain), "--apart"]) in (0, 1)
+    assert "conversations" not in capsys.readouterr().out
+
+
+def test_seeds_are_single_tasks(tmp_path, capsys):
+    """The generation command refuses seeds that are conversations, by row."""
+    talk = Conversation((Turn("user", "Name a colour."), Turn("assistant", "Blue.")) * 2)
+    seeds = write(tmp_path / "d.jsonl", [RENDERED["ShareGPT"](talk)])
+    words = ["generate", "--teacher", "replay", "--seeds", str(seeds), "--out", str(tmp_path / "o")]
+    assert main(words) != 0
+    assert "row 1 (line 1) is a conversation (4 turns)" in capsys.readouterr().err

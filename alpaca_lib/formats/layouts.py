@@ -84,6 +84,10 @@ def read_row(row: object, options: Options) -> Reading:
                 drop = drop | {by_name["rejected"]}
     if isinstance(row.get("prompt"), dict) and "message_tree_id" in row:
         raise RowError(NESTED)
+    if isinstance(row.get("chat"), dict) and "chat" not in drop:
+        raise RowError(
+            "has `chat` that is an object of turns, as in MOSS; write it as a list of messages"
+        )
     columns = find_columns(names, given, drop)
     if set(names) >= TREE_COLUMNS and "instruction" not in columns.fields:
         raise RowError("is a message of a tree, and the row before is none")

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BufferedReader
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from alpaca_lib.compression import TORN, inner_suffix, open_bytes
-from alpaca_lib.errors import DataError
+from alpaca_lib.errors import DataError, FileError
 from alpaca_lib.files import parse_json
 from alpaca_lib.formats.hub import split_name
 from alpaca_lib.formats.layouts import read_row
@@ -100,6 +101,16 @@ def iter_parts(source: Source, plan: Plan, workers: int, progress: Progress) -> 
     if isinstance(source, Table):
         yield from _table_parts(source, plan)
         return
+    try:
+        yield from _line_parts(source, plan, workers, progress)
+    except BrokenProcessPool:
+        raise FileError(
+            f"{source.path}: a process that converts it was killed, perhaps for lack of memory; "
+            "close other programs and try again"
+        ) from None
+
+
+def _line_parts(source: Lines, plan: Plan, workers: int, progress: Progress) -> Iterator[Part]:
     size = source.path.stat().st_size
     with ExitStack() as stack:
         stream = stack.enter_context(open_bytes(source.path))
