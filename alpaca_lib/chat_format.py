@@ -25,6 +25,7 @@ Messages = Sequence[dict[str, str]]
 QUESTION, ANSWER = "Qzxquestion7", "Qzxanswer7"  # texts that no template writes itself
 OPEN_OR_CLOSED = re.compile(r"[<\[](/?)(?:[\w:|-]*think\w*|reasoning|thought)[>\]]", re.IGNORECASE)
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+KEPT = "{% set keeps_reasoning = true %}"  # a published template of answers with reasoning
 SECONDS = 10.0  # for one prompt; most templates need a ten-thousandth of it
 BYTES = 1 << 30  # of main memory, for the same
 
@@ -49,28 +50,64 @@ class ChatFormat:
 
 
 def render_chat(
-    tokenizer: Any, messages: Messages, for_answer: bool, now: datetime | None = None
+    tokenizer: Any,
+    messages: Messages,
+    for_answer: bool,
+    now: datetime | None = None,
+    source: str | None = None,
 ) -> str:
-    """Returns the text of messages by the tokenizer's chat template.
+    """Returns the text of messages by a chat template: ``source``, or the tokenizer's own.
 
     ``for_answer`` adds the generation prompt. ``now`` is the time that the template sees, by
     default the present one. Raises SettingsError if the template fails.
     """
-    source, options = tokenizer.chat_template, {}
-    if now is not None and "strftime_now" in json.dumps(source):
-        source = source["default"] if isinstance(source, dict) else source
-        options["chat_template"] = pin_time(source, now)
+    source = own_source(tokenizer) if source is None else source
+    if now is not None and "strftime_now" in source:
+        source = pin_time(source, now)
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=for_answer, **options
+            messages, tokenize=False, add_generation_prompt=for_answer, chat_template=source
         )
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingsError(
-            f"template 'chat': the model's chat template cannot be rendered ({first}); use a "
-            "template of this project, such as 'alpaca'"
-        ) from error
+        raise _cannot_render(error) from error
     return str(text)
+
+
+def render_marked(
+    tokenizer: Any, messages: Messages, now: datetime | None, source: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the text of messages, and what is inside {% generation %} in it: (start, end).
+
+    Raises SettingsError if the template fails.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    if now is not None and "strftime_now" in source:
+        source = pin_time(source, now)
+    try:
+        texts, marks = render_jinja_template(
+            conversations=[list(messages)],
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception as error:
+        raise _cannot_render(error) from error
+    return str(texts[0]), [(start, end) for start, end in marks[0]]
+
+
+def _cannot_render(error: Exception) -> SettingsError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SettingsError(
+        f"template 'chat': the model's chat template cannot be rendered ({first}); use a "
+        "template of this project, such as 'alpaca'"
+    )
+
+
+def own_source(tokenizer: Any) -> str:
+    """Returns the text of a tokenizer's chat template: of several, the one called default."""
+    source = tokenizer.chat_template
+    return str(source["default"] if isinstance(source, dict) else source)
 
 
 def pin_time(source: str, now: datetime) -> str:
@@ -110,8 +147,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
     try:
         yield
     except (SettingsError, _Interrupted) as error:
-        cause = error if isinstance(error, _Interrupted) else error.__cause__
-        if not isinstance(cause, _Interrupted):
+        if not is_interrupted(error):
             raise
         raise SettingsError(
             f"template 'chat': the model's chat template {limits[0]}; use a template of this "
@@ -124,6 +160,11 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
 
 class _Interrupted(Exception):
     """Interrupts a template that does not end."""
+
+
+def is_interrupted(error: Exception) -> bool:
+    """Returns whether an error is that of ``time_limit`` on its way to the end of its block."""
+    return isinstance(error, _Interrupted) or isinstance(error.__cause__, _Interrupted)
 
 
 def check_source(source: str) -> None:
@@ -162,22 +203,24 @@ def _is_large(product: Sequence[tuple[int, str, str]]) -> bool:
     return any(len(value) > 4 for value in numbers) or (has_text and not numbers)
 
 
-def read_format(tokenizer: Any, now: datetime | None = None) -> ChatFormat:
-    """Returns the ChatFormat of a tokenizer's chat template.
+def read_format(
+    tokenizer: Any, now: datetime | None = None, source: str | None = None
+) -> ChatFormat:
+    """Returns the ChatFormat of a chat template: ``source``, or the tokenizer's own.
 
     Raises SettingsError for a template whose answers cannot be found in a conversation, or
     whose answers begin inside a block of reasoning.
     """
-    source = tokenizer.chat_template
-    for one in source.values() if isinstance(source, dict) else [source]:
+    every = tokenizer.chat_template if source is None else source
+    for one in every.values() if isinstance(every, dict) else [every]:
         check_source(one)
     now = now or datetime.now()
     asked = [{"role": "user", "content": QUESTION}]
     with time_limit():
-        prompt = render_chat(tokenizer, asked, for_answer=True, now=now)
-        opened = render_chat(tokenizer, asked, for_answer=False, now=now)
-        full = _answered(tokenizer, asked, ANSWER, now)
-        strips = f" {ANSWER} " not in _answered(tokenizer, asked, f" {ANSWER} ", now)
+        prompt = render_chat(tokenizer, asked, for_answer=True, now=now, source=source)
+        opened = render_chat(tokenizer, asked, for_answer=False, now=now, source=source)
+        full = _answered(tokenizer, asked, ANSWER, now, source)
+        strips = f" {ANSWER} " not in _answered(tokenizer, asked, f" {ANSWER} ", now, source)
     if full.count(ANSWER) != 1 or QUESTION not in full.split(ANSWER)[0]:
         raise SettingsError(
             "template 'chat': the model's chat template does not write a question and then its "
@@ -201,28 +244,37 @@ def read_format(tokenizer: Any, now: datetime | None = None) -> ChatFormat:
             f"template 'chat': the model's chat template has an answer inside {marks[-1][0]}, "
             "which is a block of reasoning; use a template of this project, such as 'alpaca'"
         )
+    if KEPT in (own_source(tokenizer) if source is None else source):
+        tail = None
     return ChatFormat(tail=tail, lead=lead, after=after, strips=strips)
 
 
-def _answered(tokenizer: Any, asked: Messages, text: str, now: datetime) -> str:
+def _answered(tokenizer: Any, asked: Messages, text: str, now: datetime, source: str | None) -> str:
     conversation = [*asked, {"role": "assistant", "content": text}]
-    return render_chat(tokenizer, conversation, for_answer=False, now=now)
+    return render_chat(tokenizer, conversation, for_answer=False, now=now, source=source)
 
 
-def render_turn(tokenizer: Any, text: str, form: ChatFormat, now: datetime | None = None) -> str:
-    """Returns the prompt of one user message: everything before the answer."""
-    messages = [{"role": "user", "content": text}]
-    if form.tail is None:
-        return render_chat(tokenizer, messages, for_answer=True, now=now)
-    return render_chat(tokenizer, messages, for_answer=False, now=now) + form.tail
+def render_asked(
+    tokenizer: Any,
+    messages: Messages,
+    form: ChatFormat,
+    now: datetime | None = None,
+    source: str | None = None,
+) -> str:
+    """Returns the prompt of messages, the last of them the user's: everything before the answer."""
+    text = render_chat(tokenizer, messages, form.tail is None, now, source)
+    return text if form.tail is None else text + form.tail
 
 
-def write_published(source: str, tail: str | None, prefix: str) -> str:
+def write_published(
+    source: str, tail: str | None, prefix: str, keeps_reasoning: bool = False
+) -> str:
     """Returns a chat template that writes ``prefix`` before everything, and ``tail`` as the
-    generation prompt (None: its own)."""
-    before = after = ""
+    generation prompt (None: its own). ``keeps_reasoning`` is noted in it."""
+    before = "" if not keeps_reasoning or KEPT in source else KEPT
+    after = ""
     if prefix:
-        before = f"{{{{- {json.dumps(prefix, ensure_ascii=False)} }}}}"
+        before += f"{{{{- {json.dumps(prefix, ensure_ascii=False)} }}}}"
     if tail is not None:
         before += "{% set for_answer = add_generation_prompt %}"
         before += "{% set add_generation_prompt = false %}"

@@ -20,12 +20,18 @@ class Settings(Options):
     >>> Settings(data_path="my.json", output_dir="runs/my", method="lora").save(Path("run.json"))
     """
 
-    data_path: str = option(..., "training rows: .json or .jsonl file")
+    data_path: str = option(..., "training rows: a file of examples or conversations")
     output_dir: str = option(..., "folder for the model, checkpoints and metrics")
     model: str = option(DEFAULT_MODEL, "a folder, the embedded model or a hub id")
     method: Literal["full", "lora"] = option("full", "train all parameters, or LoRA adapters")
     template: str = option("alpaca", "prompt template")
-    max_length: int = option(512, "tokens per example, prompt and answer", least=2, most=_LONGEST)
+    max_length: int = option(512, "tokens per example or conversation", least=2, most=_LONGEST)
+    train_on_turns: Literal["all", "last"] = option(
+        "all", "of a conversation: the loss counts on every answer, or on the last"
+    )
+    keep_reasoning: bool = option(
+        False, "train on an answer's reasoning too, which a chat template writes before it"
+    )
     mask_prompt: bool = option(True, "no loss on the prompt's tokens")
     add_eos: bool = option(True, "end every answer with the end-of-sequence token")
     validation_path: str = option("", "validation rows in a file of their own")
