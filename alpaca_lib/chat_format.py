@@ -49,20 +49,23 @@ class ChatFormat:
 
 
 def render_chat(
-    tokenizer: Any, messages: Messages, for_answer: bool, now: datetime | None = None
+    tokenizer: Any,
+    messages: Messages,
+    for_answer: bool,
+    now: datetime | None = None,
+    source: str | None = None,
 ) -> str:
-    """Returns the text of messages by the tokenizer's chat template.
+    """Returns the text of messages by a chat template: ``source``, or the tokenizer's own.
 
     ``for_answer`` adds the generation prompt. ``now`` is the time that the template sees, by
     default the present one. Raises SettingsError if the template fails.
     """
-    source, options = tokenizer.chat_template, {}
-    if now is not None and "strftime_now" in json.dumps(source):
-        source = source["default"] if isinstance(source, dict) else source
-        options["chat_template"] = pin_time(source, now)
+    source = own_source(tokenizer) if source is None else source
+    if now is not None and "strftime_now" in source:
+        source = pin_time(source, now)
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=for_answer, **options
+            messages, tokenize=False, add_generation_prompt=for_answer, chat_template=source
         )
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -71,6 +74,12 @@ def render_chat(
             "template of this project, such as 'alpaca'"
         ) from error
     return str(text)
+
+
+def own_source(tokenizer: Any) -> str:
+    """Returns the text of a tokenizer's chat template: of several, the one called default."""
+    source = tokenizer.chat_template
+    return str(source["default"] if isinstance(source, dict) else source)
 
 
 def pin_time(source: str, now: datetime) -> str:
@@ -110,8 +119,7 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
     try:
         yield
     except (SettingsError, _Interrupted) as error:
-        cause = error if isinstance(error, _Interrupted) else error.__cause__
-        if not isinstance(cause, _Interrupted):
+        if not is_interrupted(error):
             raise
         raise SettingsError(
             f"template 'chat': the model's chat template {limits[0]}; use a template of this "
@@ -124,6 +132,11 @@ def time_limit(seconds: float = SECONDS) -> Iterator[None]:
 
 class _Interrupted(Exception):
     """Interrupts a template that does not end."""
+
+
+def is_interrupted(error: Exception) -> bool:
+    """Returns whether an error is that of ``time_limit`` on its way to the end of its block."""
+    return isinstance(error, _Interrupted) or isinstance(error.__cause__, _Interrupted)
 
 
 def check_source(source: str) -> None:
@@ -162,22 +175,24 @@ def _is_large(product: Sequence[tuple[int, str, str]]) -> bool:
     return any(len(value) > 4 for value in numbers) or (has_text and not numbers)
 
 
-def read_format(tokenizer: Any, now: datetime | None = None) -> ChatFormat:
-    """Returns the ChatFormat of a tokenizer's chat template.
+def read_format(
+    tokenizer: Any, now: datetime | None = None, source: str | None = None
+) -> ChatFormat:
+    """Returns the ChatFormat of a chat template: ``source``, or the tokenizer's own.
 
     Raises SettingsError for a template whose answers cannot be found in a conversation, or
     whose answers begin inside a block of reasoning.
     """
-    source = tokenizer.chat_template
-    for one in source.values() if isinstance(source, dict) else [source]:
+    every = tokenizer.chat_template if source is None else source
+    for one in every.values() if isinstance(every, dict) else [every]:
         check_source(one)
     now = now or datetime.now()
     asked = [{"role": "user", "content": QUESTION}]
     with time_limit():
-        prompt = render_chat(tokenizer, asked, for_answer=True, now=now)
-        opened = render_chat(tokenizer, asked, for_answer=False, now=now)
-        full = _answered(tokenizer, asked, ANSWER, now)
-        strips = f" {ANSWER} " not in _answered(tokenizer, asked, f" {ANSWER} ", now)
+        prompt = render_chat(tokenizer, asked, for_answer=True, now=now, source=source)
+        opened = render_chat(tokenizer, asked, for_answer=False, now=now, source=source)
+        full = _answered(tokenizer, asked, ANSWER, now, source)
+        strips = f" {ANSWER} " not in _answered(tokenizer, asked, f" {ANSWER} ", now, source)
     if full.count(ANSWER) != 1 or QUESTION not in full.split(ANSWER)[0]:
         raise SettingsError(
             "template 'chat': the model's chat template does not write a question and then its "
@@ -204,17 +219,21 @@ def read_format(tokenizer: Any, now: datetime | None = None) -> ChatFormat:
     return ChatFormat(tail=tail, lead=lead, after=after, strips=strips)
 
 
-def _answered(tokenizer: Any, asked: Messages, text: str, now: datetime) -> str:
+def _answered(tokenizer: Any, asked: Messages, text: str, now: datetime, source: str | None) -> str:
     conversation = [*asked, {"role": "assistant", "content": text}]
-    return render_chat(tokenizer, conversation, for_answer=False, now=now)
+    return render_chat(tokenizer, conversation, for_answer=False, now=now, source=source)
 
 
-def render_turn(tokenizer: Any, text: str, form: ChatFormat, now: datetime | None = None) -> str:
-    """Returns the prompt of one user message: everything before the answer."""
-    messages = [{"role": "user", "content": text}]
-    if form.tail is None:
-        return render_chat(tokenizer, messages, for_answer=True, now=now)
-    return render_chat(tokenizer, messages, for_answer=False, now=now) + form.tail
+def render_asked(
+    tokenizer: Any,
+    messages: Messages,
+    form: ChatFormat,
+    now: datetime | None = None,
+    source: str | None = None,
+) -> str:
+    """Returns the prompt of messages, the last of them the user's: everything before the answer."""
+    text = render_chat(tokenizer, messages, form.tail is None, now, source)
+    return text if form.tail is None else text + form.tail
 
 
 def write_published(source: str, tail: str | None, prefix: str) -> str:

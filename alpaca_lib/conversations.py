@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from alpaca_lib.json_rows import RowError, describe, show
@@ -49,6 +49,10 @@ class Conversation:
     def is_answered(self) -> bool:
         """Whether the last turn is the assistant's."""
         return bool(self.turns) and self.turns[-1].role == "assistant"
+
+    def question(self) -> Conversation:
+        """Returns the conversation without its last answer, so that the last turn is the user's."""
+        return replace(self, turns=self.turns[:-1]) if self.is_answered else self
 
     def messages(self, with_reasoning: bool = False) -> list[dict[str, str]]:
         """Returns the messages of chat templates and chat APIs, the system message first."""

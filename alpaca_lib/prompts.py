@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_lib.chat_format import read_format, render_turn, time_limit
+from alpaca_lib.chat_format import read_format, render_asked, time_limit
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json
-from alpaca_lib.records import FIELDS, Example, read_text
+from alpaca_lib.records import FIELDS, Conversation, Example, read_text
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = N
     check_chat(tokenizer)
     form = read_format(tokenizer)
     with time_limit():
-        return render_turn(tokenizer, chat_content(example), form)
+        return render_asked(tokenizer, chat_messages(example, template), form)
 
 
 def chat_content(example: Example) -> str:
@@ -140,8 +140,11 @@ def chat_content(example: Example) -> str:
     return "\n\n".join(part for part in (example.instruction, example.input) if part)
 
 
-def chat_messages(example: Example, template: str) -> list[dict[str, str]]:
-    """Returns the conversation from which a published template makes an example's prompt."""
+def chat_messages(example: Example | Conversation, template: str) -> list[dict[str, str]]:
+    """Returns the messages from which a published template makes a record's prompt: without the
+    last answer."""
+    if isinstance(example, Conversation):
+        return example.question().messages()
     if template == CHAT:
         return [{"role": "user", "content": chat_content(example)}]
     asked = [{"role": "user", "content": example.instruction}]

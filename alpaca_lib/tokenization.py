@@ -10,30 +10,38 @@ becomes ordinary tokens, while those that a template writes stay what they are.
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
+from alpaca_lib.chat_encoding import (
+    ChatRenderer,
+    Record,
+    map_texts,
+    name_parts,
+)
 from alpaca_lib.chat_format import (
     ANSWER,
     QUESTION,
     SECONDS,
+    own_source,
     read_format,
-    render_turn,
+    render_asked,
     time_limit,
     write_published,
 )
-from alpaca_lib.errors import DataError, ModelError
-from alpaca_lib.prompts import CHAT, chat_content, chat_template, check_chat, get_template
+from alpaca_lib.conversations import Conversation
+from alpaca_lib.prompts import CHAT, chat_messages, chat_template, check_chat, get_template
 from alpaca_lib.records import Example
-from alpaca_lib.token_names import any_of, rename_tokens, replace_texts
+from alpaca_lib.text_encoding import SURROGATE, TextEncoder, prefix_tokens
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-MARKUP = re.compile(r"(?=.*\w)(?=.*[^\w\s])\S+", re.DOTALL)
+__all__ = [
+    "PromptEncoder",
+    "prefix_tokens",
+    "prompt_ids",
+    "publish_prompts",
+    "without_surrogates",
+]
 
 
 class PromptEncoder:
@@ -56,13 +64,14 @@ class PromptEncoder:
         if template == CHAT:
             check_chat(tokenizer)
             self.format = read_format(tokenizer, now)
-        else:
-            get_template(template)
+        self.source = own_source(tokenizer) if template == CHAT else chat_template(template)
         self.prefix = prefix_tokens(tokenizer)
-        self.control = self._find_control()
-        self._control_ids = frozenset(self.control.values())
+        self.texts = TextEncoder(tokenizer, self.source if self.format else "")
+        self.control = self.texts.control
+        self.chat = ChatRenderer(tokenizer, self.source, self.format, now)
         self.end = self._find_end()
         self._lead = self._find_lead()
+        self._own: dict[object, list[int]] = {}
 
     @property
     def stops(self) -> set[int]:
@@ -73,39 +82,41 @@ class PromptEncoder:
     @property
     def sees_time(self) -> bool:
         """Whether the template writes the date or the time."""
-        return self.format is not None and "strftime_now" in json.dumps(self._source)
+        return self.format is not None and "strftime_now" in self.source
 
-    @property
-    def _source(self) -> str:
-        """The chat template's own text: of several, the one called default."""
-        source = self.tokenizer.chat_template
-        return str(source["default"] if isinstance(source, dict) else source)
-
-    def render(self, example: Example) -> str:
-        """Returns the text of an example's prompt, without the tokenizer's own prefix."""
+    def render(self, record: Record) -> str:
+        """Returns the text of a record's prompt, without the tokenizer's own prefix."""
+        if isinstance(record, Conversation):
+            return self.chat.prompt(record.question())
         if self.format is None:
-            return get_template(self.template).render(example)
-        return render_turn(self.tokenizer, chat_content(example), self.format, self.now)
+            return get_template(self.template).render(record)
+        messages = chat_messages(record, self.template)
+        return render_asked(self.tokenizer, messages, self.format, self.now, self.source)
 
-    def prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Returns the ids of each example's prompt: everything before its answer.
+    def prompts(self, records: Sequence[Record]) -> list[list[int]]:
+        """Returns the ids of each record's prompt: everything before its answer.
 
-        BOS is there once, whether the template writes it or the tokenizer adds it. Raises
-        DataError for a text that cannot be encoded, with its row (from 1).
+        That is the last answer of a conversation whose last turn is the assistant's, and else
+        the answer to its last turn. BOS is there once, whether the template writes it or the
+        tokenizer adds it. Raises DataError for a text that cannot be encoded, or for a
+        conversation that the template cannot render, with its row (from 1).
         """
-        with time_limit(SECONDS + 0.01 * len(examples)):
-            texts = [self.render(example) for example in examples]
-        expected = [self._own_control(bool(example.input)) for example in examples]
+        asked = [one.question() if isinstance(one, Conversation) else one for one in records]
+        with time_limit(SECONDS + 0.01 * len(asked)):
+            texts = [
+                self.chat.checked_prompt(one, row)
+                if isinstance(one, Conversation)
+                else self.render(one)
+                for row, one in enumerate(asked)
+            ]
+            expected = [self._own_control(one) for one in asked]
 
         def mark(row: int) -> tuple[str, list[str]]:
-            example = examples[row]
-            hidden, restore = self._hide(example)
             with time_limit():
-                return self._mark(self.render(hidden), restore)
+                return self.texts.mark(self.render(_map(asked[row], self.texts.hide)))
 
-        found = self._encode(texts, expected, mark, examples, ("instruction", "input"))
-        size = len(self.prefix)
-        return [ids if ids[:size] == self.prefix else [*self.prefix, *ids] for ids in found]
+        found = self.texts.encode(texts, expected, mark, lambda row: _parts(asked[row]))
+        return [self._with_prefix(ids) for ids in found]
 
     def answers(self, examples: Sequence[Example]) -> list[list[int]]:
         """Returns the ids of each example's output, without the end. Raises DataError."""
@@ -115,7 +126,12 @@ class PromptEncoder:
         if self._lead:
             texts = [self._lead + text if text else text for text in texts]
         nothing: list[list[int]] = [[]] * len(texts)
-        return self._encode(texts, nothing, lambda row: (texts[row], []), examples, ("output",))
+        return self.texts.encode(
+            texts,
+            nothing,
+            mark=lambda row: (texts[row], []),
+            parts=lambda row: {"output": examples[row].output},
+        )
 
     def published_template(self) -> str:
         """Returns the Jinja chat template that makes the same prompts from messages.
@@ -124,11 +140,11 @@ class PromptEncoder:
         texts whose tokenization adds nothing.
         """
         if self.format is None:
-            return write_published(chat_template(self.template), None, self.prefix_text)
-        own = self._tokenize([self.render(Example(QUESTION))])[0]
+            return write_published(self.source, None, self.prefix_text)
+        own = self.texts.tokenize([self.render(Example(QUESTION))])[0]
         has_prefix = own[: len(self.prefix)] == self.prefix
         return write_published(
-            self._source, self.format.tail, "" if has_prefix else self.prefix_text
+            self.source, self.format.tail, "" if has_prefix else self.prefix_text
         )
 
     @property
@@ -136,29 +152,19 @@ class PromptEncoder:
         """The text of ``prefix``."""
         return "".join(self.tokenizer.convert_ids_to_tokens(self.prefix))
 
-    def _find_control(self) -> dict[str, int]:
-        """Returns text -> id of special tokens, and of markup that the chat template writes."""
-        tokenizer = self.tokenizer
-        source = self._source if self.format else ""
-        found = {}
-        for token, added in getattr(tokenizer, "added_tokens_decoder", {}).items():
-            if added.special or (MARKUP.fullmatch(added.content) and added.content in source):
-                found[added.content] = token
-        for text, token in zip(
-            tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True
-        ):
-            found.setdefault(str(text), token)
-        return {text: token for text, token in found.items() if text and token is not None}
+    def _with_prefix(self, ids: list[int]) -> list[int]:
+        return ids if ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
 
     def _find_end(self) -> list[int]:
         """Returns the ids from an answer's end to the first special token of the template."""
         eos = self.tokenizer.eos_token_id
         if self.format is not None:
             after = self.format.after
-            joint, answer, ids = self._tokenize([ANSWER + after, ANSWER, after])
+            joint, answer, ids = self.texts.tokenize([ANSWER + after, ANSWER, after])
             if joint[: len(answer)] == answer:  # SentencePiece puts a space before a text alone
                 ids = joint[len(answer) :]
-            places = [place for place, token in enumerate(ids) if token in self._control_ids]
+            control = self.texts.control_ids
+            places = [place for place, token in enumerate(ids) if token in control]
             if places:
                 return ids[: places[0] + 1]
         return [] if eos is None else [eos]
@@ -169,142 +175,47 @@ class PromptEncoder:
             return ""
         text, lead = self.render(Example(QUESTION)), self.format.lead
         texts = [text + lead + ANSWER, text, ANSWER, lead + ANSWER]
-        joint, prompt, bare, led = self._tokenize(texts)
+        joint, prompt, bare, led = self.texts.tokenize(texts)
         return "" if joint == prompt + bare and joint != prompt + led else lead
 
-    def _own_control(self, has_input: bool) -> list[int]:
-        return self._own[has_input and self.format is None]
+    def _own_control(self, record: Record) -> list[int]:
+        """Returns the control tokens of a record's prompt that the template writes, in order."""
+        if isinstance(record, Conversation):
+            key: object = (bool(record.system), len(record.turns))
+        else:
+            key = bool(record.input) and self.format is None
+        if key not in self._own:
+            if isinstance(record, Conversation):
+                text = self.chat.skeleton(record)
+            else:
+                text = self.render(Example(QUESTION, ANSWER if key else ""))
+            (self._own[key],) = self.texts.own_control([text])
+        return self._own[key]
 
-    @cached_property
-    def _own(self) -> tuple[list[int], list[int]]:
-        """The control tokens of a prompt without and with input, in order."""
-        examples = (Example(QUESTION), Example(QUESTION, ANSWER))
-        ids = self._tokenize([self.render(example) for example in examples])
-        plain, with_input = ([i for i in row if i in self._control_ids] for row in ids)
-        return plain, with_input
 
-    def _encode(
-        self,
-        texts: list[str],
-        expected: list[list[int]],
-        mark: Callable[[int], tuple[str, list[str]]],
-        examples: Sequence[Example],
-        fields: tuple[str, ...],
-    ) -> list[list[int]]:
-        """Returns the ids of texts; those whose data spells a special token are encoded again."""
-        try:
-            rows = self._tokenize(texts)
-        except ModelError as error:
-            raise _explain(error, self._tokenize, texts, examples, fields) from None
-        control, split = self._control_ids, getattr(self._backend, "encode_special_tokens", False)
-        for row, (ids, own) in enumerate(zip(rows, expected, strict=True)):
-            if not split and control.isdisjoint(ids) and not own:
-                continue
-            if split or [i for i in ids if i in control] != own:
-                text, names = mark(row)
-                data = " ".join(getattr(examples[row], field) for field in fields)
-                spelled = ", ".join(sorted(set(any_of(self.control).findall(data)))) or "a name"
-                where = f"row {row + 1}: its {' or '.join(fields)}"
-                rows[row] = self._encode_as_text(text, names, where, spelled)
-        return rows
+def _map(record: Record, change: Callable[[str], str]) -> Record:
+    """Returns a record whose prompt's texts are changed."""
+    if isinstance(record, Conversation):
+        return map_texts(record, change)
+    return Example(change(record.instruction), change(record.input))
 
-    def _encode_as_text(self, text: str, names: list[str], where: str, spelled: str) -> list[int]:
-        """Returns the ids of a text whose special tokens are those with ``names`` alone."""
-        if self._backend is None:
-            raise DataError(
-                f"{where} spells {spelled}, a special token, and this tokenizer cannot encode it "
-                "as text, as it has no tokenizer.json; take it out of the row"
-            )
-        ids: list[int] = self._twin.encode(text, add_special_tokens=False).ids
-        if [i for i in ids if i in self._control_ids] != [self.control[name] for name in names]:
-            raise DataError(
-                f"{where} spells {spelled}, of which the tokenizer makes a special token also "
-                "where it is text; take it out of the row"
-            )
-        return ids
 
-    def _hide(self, example: Example) -> tuple[Example, dict[str, str]]:
-        """Returns an example without any control token's text, and what restores the text."""
-        names = {text: f"{self._nonce}h{place}h" for place, text in enumerate(self.control)}
-        shown = {value: key for key, value in names.items()}
-        instruction = replace_texts(names, example.instruction)
-        return Example(instruction, replace_texts(names, example.input)), shown
-
-    def _mark(self, text: str, restore: dict[str, str]) -> tuple[str, list[str]]:
-        """Returns a rendered text in which the template's control tokens have the twin's names,
-        with their texts in order; the hidden texts of the data are restored."""
-        own = re.findall(any_of(self.control), text)
-        return replace_texts(restore, replace_texts(self._names, text)), own
-
-    @property
-    def _backend(self) -> Any:
-        return getattr(self.tokenizer, "backend_tokenizer", None)
-
-    @cached_property
-    def _nonce(self) -> str:
-        """A text that no data contains, and that no normalizer changes."""
-        return f"\U000f0000{secrets.token_hex(8)}"
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """The names of the control tokens in the twin."""
-        return {text: f"{self._nonce}t{place}t" for place, text in enumerate(self.control)}
-
-    @cached_property
-    def _twin(self) -> Any:
-        """The tokenizer with other names for its control tokens: their texts are only text.
-
-        Everything else is the same, so what it does with the texts around them is too.
-        """
-        names = self._names
-        twin = rename_tokens(self._backend, names)
-        wrong = [
-            text for text, name in names.items() if twin.token_to_id(name) != self.control[text]
-        ]
-        if wrong:
-            raise ModelError(
-                f"the tokenizer has a special token {wrong[0]!r} that is in a text of the data, "
-                "and it cannot be encoded as text; take it out of the data"
-            )
-        return twin
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of texts, special tokens included. Raises ModelError."""
-        backend = self._backend
-        try:
-            if backend is not None and backend.truncation is None and backend.padding is None:
-                # tokenizer(texts) calls this too, and then builds a dictionary per text.
-                return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-            ids: list[list[int]] = self.tokenizer(
-                texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-            )["input_ids"]
-            return ids
-        except BaseException as error:
-            # A panic of the tokenizers library (a pattern that backtracks for ever) is no
-            # Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise ModelError(f"the tokenizer cannot encode a text ({error})") from None
+def _parts(record: Record) -> dict[str, str]:
+    if isinstance(record, Conversation):
+        return name_parts(record)
+    return {"instruction": record.instruction, "input": record.input}
 
 
 def prompt_ids(
-    example: Example, tokenizer: Any, template: str = "alpaca", now: datetime | None = None
+    record: Record, tokenizer: Any, template: str = "alpaca", now: datetime | None = None
 ) -> list[int]:
-    """Returns the token ids of an example's prompt; lone surrogates are replaced by "?"."""
-    return PromptEncoder(tokenizer, template, now).prompts([without_surrogates(example)])[0]
+    """Returns the token ids of a record's prompt; lone surrogates are replaced by "?"."""
+    return PromptEncoder(tokenizer, template, now).prompts([without_surrogates(record)])[0]
 
 
-def without_surrogates(example: Example) -> Example:
-    """Returns an example whose instruction and input have "?" for each lone surrogate."""
-    return Example(SURROGATE.sub("?", example.instruction), SURROGATE.sub("?", example.input))
-
-
-def prefix_tokens(tokenizer: Any) -> list[int]:
-    """Returns the ids that a tokenizer puts before every text, as LLaMA's puts BOS."""
-    bare = list(tokenizer("a b", add_special_tokens=False)["input_ids"])
-    full = list(tokenizer("a b")["input_ids"])
-    before = next((n for n in range(len(full)) if full[n : n + len(bare)] == bare), 0)
-    return full[:before]
+def without_surrogates(record: Record) -> Record:
+    """Returns a record whose prompt's texts have "?" for each lone surrogate."""
+    return _map(record, lambda text: SURROGATE.sub("?", text))
 
 
 def publish_prompts(tokenizer: Any, template: str | None, model: Any = None) -> None:
@@ -324,26 +235,3 @@ def publish_prompts(tokenizer: Any, template: str | None, model: Any = None) -> 
         named = named or ([] if config.eos_token_id is None else [config.eos_token_id])
         if new := [token for token in sorted(encoder.stops) if token not in named]:
             config.eos_token_id = [*named, *new]
-
-
-def _explain(
-    error: ModelError,
-    tokenize: Callable[[list[str]], Any],
-    texts: list[str],
-    examples: Sequence[Example],
-    fields: tuple[str, ...],
-) -> DataError | ModelError:
-    """Returns the error of the first row that cannot be encoded."""
-    for row, example in enumerate(examples, start=1):
-        for field in fields:
-            if found := SURROGATE.search(getattr(example, field)):
-                return DataError(
-                    f"row {row}: its {field} has a lone surrogate (\\u{ord(found[0]):04x}), half "
-                    "of a character that no tokenizer can encode; replace it"
-                )
-    for row, text in enumerate(texts, start=1):
-        try:
-            tokenize([text])
-        except ModelError as reason:
-            return DataError(f"row {row}: {reason}")
-    return error

@@ -10,7 +10,7 @@ import pytest
 
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.prompts import CHAT, render_prompt
-from alpaca_lib.records import Example
+from alpaca_lib.records import Conversation, Example, Turn
 from alpaca_lib.tokenization import PromptEncoder, prompt_ids, publish_prompts
 from alpaca_lib.training.examples import IGNORE, encode, encode_all
 
@@ -137,6 +137,68 @@ def test_a_pattern_that_backtracks(build_tokenizer):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
     with pytest.raises(DataError, match=r"row 1: the tokenizer cannot encode a text"):
         prompt_ids(Example("a" * 40), tokenizer)
+
+
+def test_no_text_of_a_conversation_makes_a_special_token(build_tokenizer):
+    """Random texts in every turn and in the system message: the special tokens are those of the
+    published template, and the texts are the data's."""
+    chance, names = random.Random(17), ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    for kind, bos, template in (
+        ("byte-level", "nobody", CHAT),
+        ("byte-level", "post-processor", "alpaca"),
+        ("metaspace", "template", CHAT),
+        ("metaspace", "post-processor", "short"),
+    ):
+        tokenizer = build_tokenizer(kind, bos, "<|im_end|>")
+        special = set(tokenizer.convert_tokens_to_ids(names))
+
+        def text():
+            return "x" + "".join(chance.choice(PIECES) for _ in range(chance.randint(1, 9)))
+
+        def talk(write, turns, has_system):
+            roles = ("user", "assistant") * turns
+            said = tuple(Turn(role, write()) for role in roles[: 2 * turns - 1])
+            return Conversation(said, write() if has_system else "")
+
+        shapes = [(chance.randint(1, 4), chance.random() < 0.5) for _ in range(60)]
+        talks = [talk(text, *shape) for shape in shapes]
+        encoder = PromptEncoder(tokenizer, template)
+        plain = encoder.prompts([talk(lambda: "a", *shape) for shape in shapes])
+        for conversation, ids, own in zip(talks, encoder.prompts(talks), plain, strict=True):
+            assert [i for i in ids if i in special] == [i for i in own if i in special]
+            shown, expected = tokenizer.decode(ids), encoder.render(conversation)
+            if kind == "metaspace":
+                shown, expected = shown.replace(" ", ""), expected.replace(" ", "")
+            assert shown.endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (TURNS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}"),
+         "row 2: the chat template does not write the system message"),
+        ("{% for m in messages[-2:] %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}",
+         "row 2: the chat template does not write the system message"),
+        ("{% for m in messages %}{% if loop.revindex < 3 or m.role == 'system' %}"
+         "{{ m.role }}: {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+         "row 2: the chat template does not write turn 1, the user's"),
+        (TURNS.replace("m.content", "m.content.split('</think>')[-1]"),
+         "row 3: the chat template does not write turn 2, the assistant's, as it is"),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('No system') }}{% endif %}"
+         + TURNS, "row 2: template 'chat': the model's chat template cannot be .* .No system"),
+    ],
+)  # fmt: skip
+def test_what_a_template_does_not_write(source, message, tokenizer):
+    """A message that is left out, moved or changed is an error with the row."""
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = source
+    said = (Turn("user", "Hi."), Turn("assistant", "No</think>Yes."), Turn("user", "Why?"))
+    brief = (*said[:1], Turn("assistant", "Yes."), *said[2:])
+    rows = [ASKED, Conversation(brief, "Be brief."), Conversation(said)]
+    with pytest.raises(DataError, match=message):
+        PromptEncoder(other, CHAT).prompts(rows)
 
 
 # --- the end of an answer -----------------------------------------------------------

@@ -19,7 +19,7 @@ from alpaca_lib.inference.decoding import Decoding, end_tokens, generate_tokens
 from alpaca_lib.models.llama_server import serve
 from alpaca_lib.optional import require
 from alpaca_lib.prompts import CHAT, chat_messages
-from alpaca_lib.records import Example
+from alpaca_lib.records import Conversation, Example
 from alpaca_lib.tokenization import PromptEncoder
 
 
@@ -150,7 +150,7 @@ def _rows_that_differ(reference: Reference, root: str) -> tuple[int, ...]:
 
 
 def _conversations_that_differ(
-    encoder: PromptEncoder, examples: Sequence[Example], root: str
+    encoder: PromptEncoder, examples: Sequence[Example | Conversation], root: str
 ) -> tuple[int, ...]:
     """Returns the rows (from 1) whose conversation has other tokens in llama.cpp's chat."""
     found = []

@@ -17,8 +17,8 @@ from alpaca_lib.inference.__main__ import main
 from alpaca_lib.inference.decoding import Decoding, answer
 from alpaca_lib.models.llama_server import serve
 from alpaca_lib.prompts import CHAT, chat_messages
-from alpaca_lib.records import Example, save_examples
-from alpaca_lib.tokenization import prompt_ids, publish_prompts
+from alpaca_lib.records import Conversation, Example, Turn, save_examples
+from alpaca_lib.tokenization import PromptEncoder, prompt_ids, publish_prompts
 from alpaca_lib.training.examples import IGNORE, encode
 
 pytest.importorskip("gguf")
@@ -28,6 +28,20 @@ EXAMPLES = (
     Example("Name three colours.", "", "Red, green, blue."),
     Example("Add the numbers.", "1, 2", "3"),
     Example("Was ist das?  Zwei Räume", "日本, é\n\n### x", "Ü"),
+)
+CONVERSATIONS = (
+    Conversation((Turn("user", "Name three colours."),), "Be brief."),
+    Conversation(
+        (Turn("user", "日本?"), Turn("assistant", "Ja, é  \n\nx"), Turn("user", "Add 1, 2.")),
+        "You are\n\na guide. ",
+    ),
+    Conversation(
+        (
+            *(Turn("user", "Hi."), Turn("assistant", "Hello!")),
+            *(Turn("user", "Name one."), Turn("assistant", "(Red) or blue")),
+            *(Turn("user", "### Response:"), Turn("assistant", "3")),
+        )
+    ),
 )
 SIX = [
     ("byte-level", "template", "</s>"),
@@ -74,7 +88,7 @@ def chat_ids(root, messages):
     return post(f"{root}/tokenize", body)["tokens"]
 
 
-@pytest.mark.parametrize("template", [CHAT, "alpaca-lora"])
+@pytest.mark.parametrize("template", [CHAT, "alpaca-lora", "alpaca"])
 @pytest.mark.parametrize(("kind", "bos", "turn"), SIX)
 def test_the_prompt_is_the_same_everywhere(
     kind, bos, turn, template, build_tokenizer, save, tmp_path
@@ -99,6 +113,15 @@ def test_the_prompt_is_the_same_everywhere(
             body = {"messages": messages, "max_tokens": 1}
             usage = post(f"{root}/v1/chat/completions", body)["usage"]
             assert usage["prompt_tokens"] == len(trained)
+        encoder = PromptEncoder(tokenizer, template)
+        for conversation, ids in zip(CONVERSATIONS, encoder.prompts(CONVERSATIONS), strict=True):
+            messages = conversation.question().messages()
+            options = {"add_generation_prompt": True, "return_dict": False}
+            assert ids == published.apply_chat_template(messages, **options)
+            assert chat_ids(root, messages) == ids == prompt_ids(conversation, tokenizer, template)
+            assert ids.count(1) == (bos != "nobody" and (template == CHAT or bos != "template"))
+            said = len(conversation.question().turns) // 2
+            assert ids.count(encoder.end[-1]) >= said
 
 
 @pytest.mark.parametrize("turn", ["</s>", "<|im_end|>"])
