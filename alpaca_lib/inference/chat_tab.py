@@ -30,8 +30,7 @@ REPLACED = "the question before had no answer; this one replaced it"
 NOTHING_TO_RETRY = "error: no question has been asked yet; write one"
 EDITING = "Send replaces the question and all that came after it; Undo leaves it as it is"
 STYLE = """
-overflow-y: auto; height: 56vh; min-height: 240px; padding: 12px;
-border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm);
+overflow-y: auto; height: 52vh; min-height: 240px; padding: 4px 12px 12px;
 .turn { display: flex; flex-direction: column; margin: 0 0 14px; max-width: 85%;
   width: fit-content; }
 .turn p { margin: 0; padding: 8px 12px; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -46,6 +45,11 @@ border: 1px solid var(--border-color-primary); border-radius: var(--radius-sm);
 .none { color: var(--body-text-color-subdued); }
 """
 ON_LOAD = """
+let isAtEnd = true;
+element.addEventListener('scroll', () => {
+  isAtEnd = element.scrollHeight - element.scrollTop - element.clientHeight < 60;
+});
+watch('value', () => { if (isAtEnd) element.scrollTop = element.scrollHeight; });
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-place]');
   if (button) trigger('edit', {place: Number(button.dataset.place)});
@@ -80,7 +84,9 @@ def add_chat(gradio: Any, known: PageModels, start: Decoding, stream_answers: bo
                 css_template=STYLE,
                 js_on_load=ON_LOAD,
                 apply_default_css=False,
-                autoscroll=True,
+                label="Conversation",
+                show_label=True,
+                container=True,
             )
             note = gradio.Textbox(label="Note", visible=False, interactive=False)
             drop = gradio.Button(visible=False)
@@ -152,7 +158,7 @@ class _Steps:
         if not session.conversation.turns:
             yield _show(session, note=NOTHING_TO_RETRY)
             return
-        yield from self._answer(session, turns.to_question(session.conversation), settings)
+        yield from self._answer(session, session.conversation.question(), settings)
 
     def edit(self, session: Session, place: object) -> Shown:
         """Puts an earlier question into the message field; the next message replaces it."""

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import field_validator
 
 from alpaca_lib.errors import SettingsError
-from alpaca_lib.inference.turns import oldest_to_drop, without_oldest
+from alpaca_lib.inference.turns import oldest_to_drop
 from alpaca_lib.options import Options, option
-from alpaca_lib.records import Conversation, Example
-from alpaca_lib.tokenization import PromptEncoder, prompt_ids, without_surrogates
+from alpaca_lib.records import Conversation
+from alpaca_lib.tokenization import PromptEncoder, Record, prompt_ids, without_surrogates
 
 __all__ = [
     "Answer",
@@ -31,7 +31,7 @@ __all__ = [
     "stream",
 ]
 
-Request = Example | Conversation
+
 TextStream = Generator[str, None, None]  # the answer so far, again and again; close() stops it
 
 
@@ -119,7 +119,7 @@ class Answer:
 def answer(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Request],
+    examples: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
     batch_size: int = 8,
@@ -185,7 +185,7 @@ def generate_tokens(
 def stream(
     model: Any,
     tokenizer: Any,
-    example: Request,
+    example: Record,
     decoding: Decoding | None = None,
     template: str = "alpaca",
 ) -> TextStream:
@@ -303,7 +303,7 @@ def end_tokens(model: Any, encoder: PromptEncoder) -> set[int]:
 def _check_lengths(
     model: Any,
     encoder: PromptEncoder,
-    examples: Sequence[Request],
+    examples: Sequence[Record],
     ids: Sequence[Sequence[int]],
     decoding: Decoding,
 ) -> None:
@@ -324,6 +324,6 @@ def _check_lengths(
         return len(shorter) + decoding.max_new_tokens <= limit
 
     if oldest := oldest_to_drop(request, fits):
-        left = len(without_oldest(request, oldest).turns)
-        text += f"; without its {oldest} oldest questions and answers ({left} turns left) it fits"
+        many = f"{oldest} oldest questions and their answers" if oldest > 1 else ""
+        text += f"; it fits without the {many or 'oldest question and its answer'}"
     raise ContextError(text, oldest)

@@ -13,14 +13,15 @@ from typing import Any
 
 from alpaca_lib.inference.decoding import Decoding, TextStream
 from alpaca_lib.inference.safety import REFUSAL, Policy
-from alpaca_lib.records import Conversation, Example
+from alpaca_lib.records import Example
+from alpaca_lib.tokenization import Record
 
 BUSY = "(another answer is being written; this one is next)"
 ENDED_AT_ONCE = "(the model ended its answer at once)"
 CHARACTERS_PER_TOKEN = 16  # at most, on average, in a text that can fit; English has 4 to 5
 # Streams a model's answer to a task or a conversation: ModelPool.stream with its name and
 # template filled in.
-StreamFunction = Callable[[Any, Decoding], TextStream]
+StreamFunction = Callable[[Record, Decoding], TextStream]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PageModels:
         while not self.lock.acquire(timeout=0.2):
             yield
 
-    def stream(self, name: str, request: Example | Conversation, decoding: Decoding) -> TextStream:
+    def stream(self, name: str, request: Record, decoding: Decoding) -> TextStream:
         """Yields a model's growing answer as far as the policy allows it, or the refusal."""
         if refusal := self.refuse_request(request):
             yield refusal
@@ -60,14 +61,12 @@ class PageModels:
         with contextlib.closing(self.stream_answer(name, request, decoding)) as pieces:
             yield from pieces
 
-    def refuse_request(self, request: Example | Conversation) -> str:
+    def refuse_request(self, request: Record) -> str:
         """Returns the refusal of a request that the policy blocks, or ""."""
         block = self.policy and self.policy.check_input(*checked_texts(request))
         return f"{REFUSAL} ({block})" if block else ""
 
-    def stream_answer(
-        self, name: str, request: Example | Conversation, decoding: Decoding
-    ) -> TextStream:
+    def stream_answer(self, name: str, request: Record, decoding: Decoding) -> TextStream:
         """Yields the growing answer to a request that was checked."""
         pieces = self.streams[name](request, decoding)
         if self.policy is None:
@@ -75,7 +74,7 @@ class PageModels:
         return self.policy.guard_answer(*checked_texts(request), pieces)
 
 
-def checked_texts(request: Example | Conversation) -> tuple[str, str]:
+def checked_texts(request: Record) -> tuple[str, str]:
     """Returns (instruction, context) that a policy checks: of a conversation, the last question,
     and the system message with the earlier questions."""
     if isinstance(request, Example):

@@ -29,18 +29,13 @@ def ask(conversation: Conversation, text: str) -> Conversation:
 
 def answered(conversation: Conversation, text: str) -> Conversation:
     """Returns a conversation whose last question has this answer, and no other."""
-    asked = to_question(conversation)
+    asked = conversation.question()
     return replace(asked, turns=(*asked.turns, Turn("assistant", text)))
-
-
-def to_question(conversation: Conversation) -> Conversation:
-    """Returns the conversation up to its last question: without the answer, if it has one."""
-    return replace(conversation, turns=_before_answer(conversation))
 
 
 def take_back(conversation: Conversation) -> tuple[Conversation, str]:
     """Returns (the conversation before its last question, that question)."""
-    turns = _before_answer(conversation)
+    turns = conversation.question().turns
     return replace(conversation, turns=turns[:-1]), turns[-1].content if turns else ""
 
 
@@ -68,7 +63,3 @@ def oldest_to_drop(conversation: Conversation, fits: Callable[[Conversation], bo
         else:
             least = middle + 1
     return least
-
-
-def _before_answer(conversation: Conversation) -> tuple[Turn, ...]:
-    return conversation.turns[:-1] if conversation.is_answered else conversation.turns
