@@ -106,6 +106,18 @@ class ContextError(SettingsError):
         super().__init__(text)
         self.oldest = oldest
 
+    @classmethod
+    def explain(cls, prompt: int, answer: int, context: int, oldest: int = 0) -> ContextError:
+        """Returns the error of a prompt and an answer of these tokens in a ``context``."""
+        text = (
+            f"a prompt of {prompt} tokens and an answer of up to {answer} do not fit into the "
+            f"model's {context}; shorten the input or lower max_new_tokens"
+        )
+        if oldest:
+            many = f"{oldest} oldest questions and their answers" if oldest > 1 else ""
+            text += f"; it fits without the {many or 'oldest question and its answer'}"
+        return cls(text, oldest)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -312,18 +324,12 @@ def _check_lengths(
     longest = max(range(len(ids)), key=lambda i: len(ids[i]), default=0)
     if not limit or not ids or len(ids[longest]) + decoding.max_new_tokens <= limit:
         return
-    text = (
-        f"a prompt of {len(ids[longest])} tokens and an answer of up to {decoding.max_new_tokens} "
-        f"do not fit into the model's {limit}; shorten the input or lower max_new_tokens"
-    )
-    if not isinstance(request := examples[longest], Conversation):
-        raise ContextError(text)
+    oldest = 0
+    if isinstance(request := examples[longest], Conversation):
 
-    def fits(conversation: Conversation) -> bool:
-        (shorter,) = encoder.prompts([without_surrogates(conversation)])
-        return len(shorter) + decoding.max_new_tokens <= limit
+        def fits(conversation: Conversation) -> bool:
+            (shorter,) = encoder.prompts([without_surrogates(conversation)])
+            return len(shorter) + decoding.max_new_tokens <= limit
 
-    if oldest := oldest_to_drop(request, fits):
-        many = f"{oldest} oldest questions and their answers" if oldest > 1 else ""
-        text += f"; it fits without the {many or 'oldest question and its answer'}"
-    raise ContextError(text, oldest)
+        oldest = oldest_to_drop(request, fits)
+    raise ContextError.explain(len(ids[longest]), decoding.max_new_tokens, limit, oldest)
