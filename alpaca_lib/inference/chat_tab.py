@@ -183,7 +183,7 @@ class _Steps:
         return _show(Session(conversation), text or None)
 
     def clear(self) -> Shown:
-        """Begins a new conversation."""
+        """Starts a new conversation."""
         return _show(Session())
 
     def _answer(
