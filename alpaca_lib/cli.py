@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 
 from alpaca_lib import command_line
-from alpaca_lib.dataset.commands import CONVERT, INSPECT
+from alpaca_lib.dataset.commands import INSPECT
+from alpaca_lib.dataset.convert_command import CONVERT
 from alpaca_lib.evaluation.commands import COMPARE, JUDGE
 from alpaca_lib.export.commands import EXPORT, PUBLISH, SERVE
 from alpaca_lib.generation.commands import GENERATE

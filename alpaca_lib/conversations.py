@@ -21,6 +21,20 @@ MESSAGES = "messages"
 # Keys in which servers and data sets keep the reasoning before an answer.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CALLS = ("tool_calls", "function_call", "tool_call_id", "function")
+# What data sets call the roles.
+ROLES = {
+    **dict.fromkeys(("system", "developer", "系统"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "用户", "人类"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "chatgpt", "model", "助手", "机器人"), "assistant"),
+}
+TOOL_ROLES = frozenset(
+    (
+        *("tool", "tools", "tool_call", "tool_response", "工具"),
+        *("function", "function_call", "function_response"),
+        *("observation", "ipython", "environment"),
+    )
+)
+NO_CALLS = "calls of tools are not supported"
 _THOUGHTS = re.compile(r"\s*<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
 
 
@@ -91,41 +105,81 @@ def conversation_from_messages(
     messages: Sequence[object],
     answers: Literal["required", "optional"] = "required",
     extra: dict[str, Any] | None = None,
+    role_key: str = "role",
+    content_key: str = "content",
 ) -> Conversation:
-    """Returns the Conversation of decoded messages, see ``conversation_from_row``."""
+    """Returns the Conversation of decoded messages, see ``conversation_from_row``.
+
+    role_key, content_key: the keys of a message, "from" and "value" in ShareGPT's files.
+    """
     system, turns = "", list[Turn]()
     for number, message in enumerate(messages, start=1):
-        where = f"has message {number} that"
         if not isinstance(message, dict):
-            raise RowError(f"{where} is {describe(message)}, not an object")
-        role, content = message.get("role"), message.get("content")
-        if called := next((key for key in CALLS if message.get(key)), None):
-            raise RowError(f"{where} has `{called}`, and calls of tools are not supported")
-        if role not in ("system", "developer", "user", "assistant"):
-            named = show(role) if isinstance(role, str) else describe(role)
-            raise RowError(f"{where} has the role {named}; roles are system, user, assistant")
+            raise RowError(f"has message {number} that is {describe(message)}, not an object")
+        where = f"has message {number} that"
+        given = message.get(role_key)
+        role = ROLES.get(given) if isinstance(given, str) else None
+        if len(message) > 2:
+            _refuse_keys(message, where)
+        if role is None:
+            raise _wrong_role(given, message, role_key, where)
+        content = message.get(content_key)
         if not isinstance(content, str):
-            raise RowError(f"{where} has `content` that is {describe(content)}, not text")
-        if role in ("system", "developer"):
+            content = join_parts(content, content_key, where)
+        if role == "system":
             if number > 1:
-                raise RowError(f"{where} is of the {role}; a system message comes first")
+                raise RowError(f"{where} is of the {given}; a system message comes first")
             system = content if content.strip() else ""
             continue
         expected = "assistant" if len(turns) % 2 else "user"
         if role != expected:
             what = "two turns of one role" if turns else "a conversation begins with the user"
             raise RowError(f"{where} is the {role}'s, not the {expected}'s: {what}")
-        reasoning = _find_reasoning(message, where)
-        if role == "assistant" and (block := _THOUGHTS.match(content)):
+        reasoning = _find_reasoning(message, where) if len(message) > 2 else ""
+        if role == "assistant" and "<think>" in content and (block := _THOUGHTS.match(content)):
             reasoning, content = reasoning or block[1], content[block.end() :]
-        if not content.strip():
+        if not content or content.isspace():
             raise RowError(f"{where} is empty")
-        turns.append(Turn("assistant" if role == "assistant" else "user", content, reasoning))
+        turns.append(Turn(role, content, reasoning))  # type: ignore[arg-type]
     if not turns:
-        raise RowError(f"has `{MESSAGES}` without a turn")
+        raise RowError("has a conversation without a turn")
     if answers == "required" and turns[-1].role == "user":
         raise RowError("has a last message without an answer", "--drop-unanswered")
     return Conversation(tuple(turns), system, extra or {})
+
+
+def _refuse_keys(message: dict[str, Any], where: str) -> None:
+    """Raises RowError for the keys of a message that change what would be trained on."""
+    if called := next((key for key in CALLS if message.get(key)), None):
+        raise RowError(f"{where} has `{called}`, and {NO_CALLS}")
+    for key in ("weight", "train"):
+        if message.get(key) in (0, False):
+            raise RowError(f"{where} has `{key}` {message[key]}: each answer is trained on")
+
+
+def _wrong_role(given: object, message: dict[str, Any], role_key: str, where: str) -> RowError:
+    """Returns the error for a role that is none of a conversation's."""
+    if role_key not in message:
+        has = ", ".join(f"`{show(str(key))}`" for key in message) or "nothing"
+        return RowError(f"{where} has no `{role_key}` (it has {has})")
+    if isinstance(given, str) and given.lower() in TOOL_ROLES:
+        return RowError(f"{where} has the role {show(given)}, and {NO_CALLS}")
+    named = show(given) if isinstance(given, str) else describe(given)
+    return RowError(f"{where} has the role {named}; roles are system, user, assistant")
+
+
+def join_parts(content: object, key: str, where: str) -> str:
+    """Returns the text of a content in parts, as chat APIs write it, one line break between.
+
+    Raises RowError if it is something else, or if a part is an image, a call or a sound.
+    """
+    if isinstance(content, list) and content and all(isinstance(one, dict) for one in content):
+        kinds = [one.get("type", "text") for one in content]
+        if other := next((kind for kind in kinds if kind not in ("text", "input_text")), None):
+            raise RowError(f"{where} has a part of the type {show(str(other))}, not text")
+        if all(isinstance(one.get("text"), str) for one in content):
+            return "\n".join(one["text"] for one in content)
+    raise RowError(f"{where} has `{key}` that is {describe(content)}, not text")
 
 
 def _find_reasoning(message: dict[str, Any], where: str) -> str:

@@ -42,15 +42,20 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Returns the bytes of a regular file; raises OSError if it is missing or unreadable.
+    """Returns the bytes of a regular file; raises OSError if it is missing or unreadable."""
+    check_is_file(path)
+    return Path(path).read_bytes()
 
-    A pipe, a device or a socket, which could block or never end, is a FileError at once.
+
+def check_is_file(path: str | os.PathLike[str]) -> None:
+    """Raises FileError for a pipe, a device or a socket, which could block or never end.
+
+    Raises OSError if the file is missing; a folder passes.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
         raise FileError(f"{path}: is a {kind}, not a file; save what it gives to a file first")
-    return Path(path).read_bytes()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -14,18 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from alpaca_lib.compression import inner_suffix, read_decompressed
 from alpaca_lib.errors import DataError, FileError
-from alpaca_lib.files import parse_json, read_bytes
+from alpaca_lib.files import parse_json
 
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_ESCAPED_PAIR = re.compile(r"\\u[dD](?:([89abAB])..(?:\\u[dD][c-fC-F])?|[c-fC-F])")
 SURROGATE = re.compile("[\ud800-\udfff]")
-# Files that are no JSON, by suffix or first bytes: what they are, and whether convert reads them.
-_TABLES = {".csv": "a CSV table", ".tsv": "a table with tabs", ".parquet": "a Parquet table"}
-_FIRST_BYTES = {
-    b"PAR1": ("a Parquet table", True),
-    b"\x1f\x8b": ("compressed with gzip; unpack it with gunzip", False),
-    b"PK\x03\x04": ("a ZIP archive, as .xlsx is; unpack it, or save its table as .csv", False),
-}
+_ZIP = b"PK\x03\x04"
 
 
 class RowError(ValueError):
@@ -54,7 +49,7 @@ class Rows:
     def __init__(self, text: str, values: list[object], lines: list[int] | None = None) -> None:
         self.text, self.values = text, values
         self._lines = lines
-        self._may_have_surrogates = bool(_ESCAPED_SURROGATE.search(text))
+        self._may_have_surrogates = has_escaped_half(text)
         self.has_repeated_keys = False
 
     @property
@@ -70,19 +65,63 @@ class Rows:
 
     def find_damage(self, number: int) -> str:
         """Returns what is wrong with the text of a row, by column, or ""."""
-        row = self.values[number - 1]
-        if self.has_repeated_keys:
-            for one in walk(row):
-                if isinstance(one, Repeated):
-                    return f"has the key `{show(one.key)}` twice in one object; keep one of them"
-        if self._may_have_surrogates and isinstance(row, dict):
-            for column, value in row.items():
-                if found := _find_surrogate(value) or _find_surrogate(column):
-                    return (
-                        f"has half a character, the lone surrogate {found}, in `{show(column)}`; "
-                        "no model can read it"
-                    )
-        return ""
+        if not (self.has_repeated_keys or self._may_have_surrogates):
+            return ""
+        return find_damage(self.values[number - 1])
+
+
+def find_damage(row: object) -> str:
+    """Returns what is wrong with a decoded row: a key twice, half a character; or ""."""
+    for one in walk(row):
+        if isinstance(one, Repeated):
+            return f"has the key `{show(one.key)}` twice in one object; keep one of them"
+    if isinstance(row, dict):
+        for column, value in row.items():
+            if found := _find_surrogate(value) or _find_surrogate(column):
+                return (
+                    f"has half a character, the lone surrogate {found}, in `{show(column)}`; "
+                    "no model can read it"
+                )
+    return ""
+
+
+class RowDecoder:
+    """Decodes JSON; an object with a key twice becomes a Repeated.
+
+    ``has_repeated_keys`` says whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self.has_repeated_keys = False
+        self._decode = json.JSONDecoder(object_pairs_hook=self._build).decode
+
+    def _build(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) == len(pairs):
+            return row
+        keys = [key for key, _ in pairs]
+        marked = Repeated(row)
+        marked.key = next(key for key in keys if keys.count(key) > 1)
+        self.has_repeated_keys = True
+        return marked
+
+    def decode(self, text: str, path: Path, line: int) -> object:
+        """Returns the value of a JSON text, which begins on a line of a file.
+
+        Raises DataError, naming the line.
+        """
+        try:
+            return self._decode(text)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {line + error.lineno - 1}: is not JSON "
+                f"({error.msg}, column {error.colno})"
+            ) from None
+        except RecursionError:
+            fault = "lists or objects are nested too deeply"
+            raise DataError(f"{path}, line {line}: cannot be read as JSON ({fault})") from None
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: cannot be read as JSON ({error})") from None
 
 
 def name_row(number: int, lines: list[int] | None = None) -> str:
@@ -95,37 +134,20 @@ def show(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def read_rows(path: str | os.PathLike[str], nested: bool = False) -> Rows:
-    """Returns the rows of a .json file (one array) or a .jsonl file (one object per line).
+def read_rows(path: str | os.PathLike[str]) -> Rows:
+    """Returns the rows of a file: one array, one object per line, or an array in an object.
 
-    nested: the form is found from the content, and the array may also be the only one in an
-    object, as in {"data": [...]}. Raises DataError, naming the file, the line and the fix.
+    The form is found from the content; the array must be the only one in its object, as in
+    {"data": [...]}. Raises DataError, naming the file, the line and the fix.
     """
     path = Path(path)
-    if kind := _TABLES.get(path.suffix.lower()):
-        raise DataError(f"{path}: is {kind}, not JSON{convert_fix(path)}")
     text = read_text(path)
-    repeated: list[str] = []
-
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        row = dict(pairs)
-        if len(row) == len(pairs):
-            return row
-        keys = [key for key, _ in pairs]
-        marked = Repeated(row)
-        marked.key = next(key for key in keys if keys.count(key) > 1)
-        repeated.append(marked.key)
-        return marked
-
-    is_array = text.lstrip()[0] == "["
-    by_line = path.suffix == ".jsonl" or (path.suffix != ".json" and not is_array)
-    if nested:  # whatever the file is called
-        by_line = not is_array and _is_one_object_per_line(text)
-    if by_line:
-        rows = _json_lines(text, path, build)
+    decoder = RowDecoder()
+    if text.lstrip()[0] != "[" and _is_one_object_per_line(text, path):
+        rows = _json_lines(text, path, decoder)
     else:
-        rows = Rows(text, _json_array(text, path, build, nested))
-    rows.has_repeated_keys = bool(repeated)
+        rows = Rows(text, _json_array(text, path, decoder))
+    rows.has_repeated_keys = decoder.has_repeated_keys
     return rows
 
 
@@ -136,20 +158,16 @@ def convert_command(path: Path, *flags: str) -> str:
     return " ".join(filter(None, words))
 
 
-def convert_fix(path: Path) -> str:
-    """Returns the end of an error about a file that `alpaca convert` can read."""
-    return f"; the fix: {convert_command(path)}"
-
-
 def read_text(path: str | os.PathLike[str]) -> str:
     """Returns the text of a UTF-8 file without byte order mark, with \\n as line break.
 
-    Raises DataError if the file is missing, unreadable, empty, not UTF-8, or no regular file.
+    A file that is compressed with gzip or Zstandard is decompressed. Raises DataError if the
+    file is missing, unreadable, damaged, empty, not UTF-8, or no regular file.
     """
     path = Path(path)
     data = b""
     try:
-        data = read_bytes(path)
+        data = read_decompressed(path)
         text = data.decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no such file{_nearby(path)}") from None
@@ -162,10 +180,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
-        for first, (kind, is_table) in _FIRST_BYTES.items():
-            if data.startswith(first):
-                fix = convert_fix(path) if is_table else ""
-                raise DataError(f"{path}: is {kind}{fix}") from None
+        if data.startswith(_ZIP):
+            raise DataError(
+                f"{path}: is a ZIP archive, as .xlsx is; unpack it, or save its table as .csv"
+            ) from None
         # Where the decoder saw the text without its byte order mark, positions count from there.
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(
@@ -185,34 +203,30 @@ def _nearby(path: Path) -> str:
     return f"; {folder} has {', '.join(files[:8])}" if files else f"; {folder} has no data file"
 
 
-def _json_lines(text: str, path: Path, build: Any) -> Rows:
+def _json_lines(text: str, path: Path, decoder: RowDecoder) -> Rows:
     values: list[object] = []
     lines = []
     # Not splitlines(): a JSON string may contain an unescaped U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            hint = ""
-            if number == 1 and line.lstrip().startswith("["):
-                hint = "; a file that is one JSON array is named .json"
-            row = _decode(line, path, number, hint, build)
-            if isinstance(row, list) and hint:
-                raise DataError(f"{path}, line {number}: is a list, not an object{hint}")
-            values.append(row)
+            values.append(decoder.decode(line, path, number))
             lines.append(number)
     return Rows(text, values, lines)
 
 
-def _is_one_object_per_line(text: str) -> bool:
+def _is_one_object_per_line(text: str, path: Path) -> bool:
+    if inner_suffix(path) == ".jsonl":
+        return True
     lines = [line for line in text.split("\n") if line.strip()]
     try:
         first = parse_json(lines[0])
     except ValueError:
         return False  # the first of the lines of one document
-    return isinstance(first, dict) and (len(lines) > 1 or not _rows_inside(first))
+    return not isinstance(first, dict) or len(lines) > 1 or not _rows_inside(first)
 
 
-def _json_array(text: str, path: Path, build: Any, nested: bool) -> list[object]:
-    rows = _decode(text, path, 1, "", build)
+def _json_array(text: str, path: Path, decoder: RowDecoder) -> list[object]:
+    rows = decoder.decode(text, path, 1)
     if isinstance(rows, list):
         return rows
     if not isinstance(rows, dict):
@@ -220,37 +234,22 @@ def _json_array(text: str, path: Path, build: Any, nested: bool) -> list[object]
     found = _rows_inside(rows)
     if isinstance(rows, Repeated):
         raise DataError(f"{path}: has the key `{rows.key}` twice; keep one of them")
-    if nested and len(found) == 1:
+    if len(found) == 1:
         return list(rows[found[0]])
     has = ", ".join(f"`{show(key)}`" for key in list(rows)[:8]) or "nothing"
     fix = "put [ ] around the rows, or one row per line into a .jsonl file"
-    if len(found) == 1:
-        fix = f"its rows are under `{show(found[0])}`{convert_fix(path)}"
     raise DataError(f"{path}: is an object (it has {has}), not an array of rows; {fix}")
 
 
 def _rows_inside(value: dict[str, Any]) -> list[str]:
-    """Returns the keys of an object that hold rows: a list of objects which is no seed task's."""
+    """Returns the keys of an object that hold rows: a list of objects, but no messages."""
     return [
         key
         for key, rows in value.items()
         if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
         if not (key == "instances" and "instruction" in value)
+        if not any({"role", "content"} <= set(row) or {"from", "value"} <= set(row) for row in rows)
     ]
-
-
-def _decode(text: str, path: Path, line: int, hint: str, build: Any) -> object:
-    try:
-        return parse_json(text, object_pairs_hook=build)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and path.suffix == ".json":
-            hint = "; a file with one object per line is named .jsonl"
-        raise DataError(
-            f"{path}, line {line + error.lineno - 1}: is not JSON "
-            f"({error.msg}, column {error.colno}){hint}"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{path}, line {line}: cannot be read as JSON ({error})") from None
 
 
 def _row_lines(text: str) -> list[int]:
@@ -278,6 +277,13 @@ def walk(value: object) -> Iterator[object]:
             waiting += [*one, *one.values()]
         elif isinstance(one, list):
             waiting += one
+
+
+def has_escaped_half(text: str) -> bool:
+    """Returns whether JSON may have an escaped half of a surrogate pair without the other."""
+    # A pair is found up to its second "\\ud", 9 characters; an escaped backslash before one half
+    # only costs a second look.
+    return any(len(found[0]) < 9 for found in _ESCAPED_PAIR.finditer(text))
 
 
 def _find_surrogate(value: object) -> str:

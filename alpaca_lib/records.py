@@ -1,97 +1,52 @@
-"""Reads, validates and writes instruction-following examples.
+"""Reads, validates and writes records: instruction-following examples and conversations.
 
-Two layouts are read: Alpaca's rows (``instruction``, ``input``, ``output``), and Self-Instruct's
-seed tasks, whose ``instances`` list holds input and output. Only the first instance is used, as
-in Stanford's script. Other layouts and other file types are refused, with the ``alpaca convert``
-command that turns them into rows (see formats).
+Every layout and file type of the formats package is read: Alpaca's rows (``instruction``,
+``input``, ``output``), Self-Instruct's seed tasks (their first instance, as in Stanford's
+script), Dolly, ShareGPT, messages, preference pairs and others. What is ambiguous, or would
+lose something, is refused, with the ``alpaca convert`` command that decides it.
 
 >>> examples = load_examples("data/alpaca_520.json")
 >>> save_examples(examples[:10], "runs/ten.jsonl")
+>>> conversations = load_records("sharegpt.jsonl.gz")
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from alpaca_lib.conversations import Conversation, Turn
 from alpaca_lib.errors import DataError
+from alpaca_lib.examples import FIELDS, Example
 from alpaca_lib.files import dump_json, write_text
-from alpaca_lib.json_rows import (
-    RowError,
-    convert_command,
-    describe,
-    read_rows,
-    read_text,
-    show,
-    walk,
-)
+from alpaca_lib.formats.columns import Answers
+from alpaca_lib.formats.layouts import Counts, Options, Record, not_json, read_row
+from alpaca_lib.formats.tables import open_table
+from alpaca_lib.json_rows import RowError, convert_command, read_text
 
 __all__ = [
+    "FIELDS",
     "Conversation",
     "Example",
     "RowError",
     "Turn",
+    "example_from_row",
+    "flatten",
     "load_examples",
+    "load_lines",
+    "load_records",
+    "read_text",
     "save_examples",
+    "save_rows",
+    "split_words",
+    "words",
 ]
-FIELDS = ("instruction", "input", "output")
-# Names that other people's files give to the three fields; the first is Alpaca's.
-COLUMN_NAMES = {
-    "instruction": ("instruction", "question", "query", "prompt", "指令", "问题", "提问"),
-    "input": ("input", "context", "输入", "上下文"),
-    "output": ("output", "response", "answer", "completion", "reply", "输出", "回答", "答案"),
-}
-# Columns that change what a row means and have no place in a prompt of Alpaca's.
-UNUSED_COLUMNS = (
-    "system",
-    "system_prompt",
-    "system_message",
-    "history",
-    "messages",
-    "conversation",
-    "conversations",
-    "dialogue",
-    "tools",
-    "functions",
-    "image",
-    "images",
-    "video",
-    "videos",
-    "audio",
-    "audios",
-)
-CHAT_COLUMNS = ("messages", "conversation", "conversations", "dialogue")
-A_CHAT = "a conversation; write its question into `instruction` and its answer into `output`"
+Turns = Literal["refuse", "first", "last", "each"]
+_Taken = TypeVar("_Taken")
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
-_FLAGS = {"instruction": "--map instruction=COLUMN", "output": "--drop-unanswered"}
-Answers = Literal["required", "optional"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One instruction-following example.
-
-    ``input`` is "" if the instruction needs none; ``extra`` keeps the row's other keys and does
-    not count in comparisons.
-    """
-
-    instruction: str
-    input: str = ""
-    output: str = ""
-    extra: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the row that is written to a file: the three fields, then ``extra``."""
-        row = {name: getattr(self, name) for name in FIELDS}
-        return {**row, **{k: v for k, v in self.extra.items() if k not in row}}
 
 
 def split_words(text: str) -> list[str]:
@@ -108,128 +63,90 @@ def words(text: str) -> int:
 
 
 def example_from_row(row: object, answers: Answers = "required") -> Example:
-    """Returns the Example of one decoded JSON row.
+    """Returns the Example of one decoded JSON row, in any layout.
 
     answers: "optional" for rows whose instruction alone is used; their missing output becomes "".
     Raises RowError with what is wrong with the row; the caller adds the file and the line.
     """
-    if not isinstance(row, dict):
-        raise RowError(f"is {describe(row)}, not an object")
-    extra = {str(k): v for k, v in row.items() if k not in FIELDS}
-    columns = list(row)
-    if "instances" in row and "output" not in row:
-        instances = row["instances"]
-        if not isinstance(instances, list) or not instances:
-            raise RowError("has `instances` that is not a list with an instance in it")
-        if not isinstance(instances[0], dict):
-            raise RowError(f"has a first instance that is {describe(instances[0])}, no object")
-        del extra["instances"]
-        columns += [f"instances: {name}" for name in instances[0]]
-        row = {"instruction": row.get("instruction"), **instances[0]}
-        if row["instruction"] is None:
-            del row["instruction"]
-    for name in FIELDS:
-        if name in row:
-            continue
-        other = next((o for o in similar_columns(name, tuple(row)) if not is_blank(row[o])), None)
-        has = ", ".join(f"`{show(str(column))}`" for column in columns) or "nothing"
-        if other is not None:
-            is_known = _plain(other) in COLUMN_NAMES[name]
-            flags = "" if is_known else f"--map {shlex.quote(f'{name}={other}')}"
-            raise RowError(f"has no `{name}` (it has {has}; `{other}` looks like it)", flags)
-        if name == "instruction" or (name == "output" and answers == "required"):
-            if chat := find_chat(row):
-                raise RowError(f"has no `{name}`, but `{chat}`, {A_CHAT}")
-            raise RowError(f"has no `{name}` (it has {has})", _FLAGS[name])
-    values = {name: row.get(name, "") for name in FIELDS}
-    for name, value in values.items():
-        if not isinstance(value, str):
-            is_readable = isinstance(value, int | float) or (value is None and name == "input")
-            raise RowError(
-                f'has `{name}` that is {describe(value)}, not text (write "" for none)',
-                "" if is_readable else None,
-            )
-    if not values["instruction"].strip():
-        raise RowError("has an empty `instruction`")
-    for name in ("input", "output"):
-        if name in row and not values[name].strip():
-            known = [one for one in row if one != name and _plain(one) in COLUMN_NAMES[name]]
-            if other := next((one for one in known if not is_blank(row[one])), None):
-                flags = f"--map {shlex.quote(f'{name}={other}')}"
-                raise RowError(f"has an empty `{name}`, but text in `{show(other)}`", flags)
-    if unused := find_unused({**extra, **row}):
-        named, flags = "`, `".join(unused), f"--drop {shlex.quote(','.join(unused))}"
-        raise RowError(f"has `{named}`, which would be silently unused", flags)
-    return Example(**values, extra=extra)
+    return flatten(read_row(row, Options(answers=answers)).record, "refuse")[0]
 
 
-@lru_cache(maxsize=256)
-def similar_columns(name: str, columns: tuple[str, ...]) -> list[str]:
-    """Returns the columns that seem to be a field under another name, the likeliest first."""
-    known = [one for other in COLUMN_NAMES[name] for one in columns if _plain(one) == other]
-    taken = {other for names in COLUMN_NAMES.values() for other in names}
-    unknown = [one for one in map(str, columns) if _plain(one) not in taken]
-    return [*known, *difflib.get_close_matches(name, unknown, cutoff=0.75)]
+def load_records(path: str | os.PathLike[str], answers: Answers = "required") -> list[Record]:
+    """Returns the records of a file in any layout, or of a data set of the hub ("owner/name").
 
-
-def _plain(column: str) -> str:
-    return str(column).strip().lower()
-
-
-def find_unused(row: Mapping[str, Any]) -> list[str]:
-    """Returns the columns that hold something which no prompt of ours would show."""
-    return [name for name in row if name.lower() in UNUSED_COLUMNS and not is_blank(row[name])]
-
-
-def find_chat(columns: Iterable[object]) -> str:
-    """Returns the column that holds a whole conversation, or ""."""
-    return next((show(str(one)) for one in columns if _plain(str(one)) in CHAT_COLUMNS), "")
-
-
-def is_blank(value: object) -> bool:
-    """Returns whether a cell holds nothing: null, blanks, or lists and objects of such."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    return all(
-        one is None or isinstance(one, list | dict) or (isinstance(one, str) and not one.strip())
-        for one in walk(value)
-    )
-
-
-def load_examples(path: str | os.PathLike[str], answers: Answers = "required") -> list[Example]:
-    """Returns the examples of a .json file (one array) or a .jsonl file (one object per line).
-
-    answers: "optional" if only instruction and input are used, see ``example_from_row``. Raises
-    DataError, naming the file, the row, its line, and the fix.
+    A conversation of one question and answer, without system message and reasoning, is an
+    Example. answers: "optional" if records need none; a conversation may then end with the
+    user's turn. Raises DataError, naming the file, the row, its line, and the fix.
     """
-    rows = read_rows(path)
-    examples: list[Example] = []
+    return _load(path, answers, lambda record: [record])
+
+
+def load_examples(
+    path: str | os.PathLike[str], answers: Answers = "required", turns: Turns = "refuse"
+) -> list[Example]:
+    """Returns the examples of a file in any layout, see ``load_records``.
+
+    turns: what a conversation becomes that is more than one question and answer. "refuse": an
+    error; "first", "last", "each": its first, its last or each question with its answer, without
+    the system message and the turns before. Raises DataError, naming the file, the row, its
+    line, and the fix.
+    """
+    return _load(path, answers, lambda record: flatten(record, turns))
+
+
+def flatten(record: Record, turns: Turns) -> list[Example]:
+    """Returns the examples of a record, see ``load_examples``. Raises RowError if it is refused."""
+    if isinstance(record, Example):
+        return [record]
+    if turns == "refuse":
+        has = "a system message and " if record.system else ""
+        raise RowError(
+            f"is a conversation ({has}{len(record.turns)} turns), and single questions with their "
+            'answers are needed; load_examples(..., turns="first", "last" or "each") takes them'
+        )
+    texts = [turn.content for turn in record.turns] + [""] * (len(record.turns) % 2)
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    chosen = {"first": pairs[:1], "last": pairs[-1:], "each": pairs}[turns]
+    return [Example(question, "", answer, record.extra) for question, answer in chosen]
+
+
+def _load(
+    path: str | os.PathLike[str], answers: Answers, take: Callable[[Record], list[_Taken]]
+) -> list[_Taken]:
+    table, options, counts = open_table(path), Options(answers=answers), Counts()
+    taken: list[_Taken] = []
     faults: list[tuple[int, RowError]] = []
-    for number, row in enumerate(rows.values, start=1):
+    for number, row in enumerate(table.rows, start=1):
         try:
-            if damage := rows.find_damage(number):
+            if damage := table.find_damage(number):
                 raise RowError(damage, "" if "surrogate" in damage else None)
-            examples.append(example_from_row(row, answers))
+            reading = read_row(row, options)
+            if reading.layout not in counts.layouts:
+                counts.layouts[reading.layout] = number
+            if not table.is_json and (bad := not_json(reading.record.extra)):
+                raise RowError(f"has `{bad}`, which JSON cannot hold", f"--drop {bad}")
+            taken += take(reading.record)
         except RowError as error:
             faults.append((number, error))
     if faults:
-        shown = "\n  also ".join(f"{rows.name(number)} {fault}" for number, fault in faults[:5])
+        shown = "\n  also ".join(f"{table.name(number)} {fault}" for number, fault in faults[:5])
         rest = f"\n  and {len(faults) - 5} more rows" if len(faults) > 5 else ""
         raise DataError(
             f"{path}: {shown}{rest}\n"
-            '  a row is {"instruction": text, "input": text or "", "output": text}'
-            + _suggest_command(Path(path), [fault for _, fault in faults], bool(examples))
+            '  a row is {"instruction": text, "input": text or "", "output": text}, or '
+            '{"messages": [...]}'
+            + _suggest_command(Path(path), [fault for _, fault in faults], bool(taken))
         )
-    if not examples:
-        raise DataError(f"{path}: contains no examples; put at least one row into it")
-    return examples
+    if mixture := counts.find_mixture(table.name):
+        raise DataError(f"{path}: {mixture}")
+    return taken
 
 
 def _suggest_command(path: Path, faults: Sequence[RowError], some_are_good: bool) -> str:
     """Returns a line with the command that mends the rows, or "" if none does."""
     flags = dict.fromkeys(fault.flags for fault in faults)
     if not some_are_good:
-        flags.pop(_FLAGS["output"], None)  # it would leave no row
+        flags.pop("--drop-unanswered", None)  # it would leave no row
     words = [word for word in flags if word is not None]
     return f"\n  the fix: {convert_command(path, *words)}" if words else ""
 

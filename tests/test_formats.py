@@ -1,4 +1,4 @@
-"""Other people's files: read in the right columns, or refused with the option to give."""
+"""Files of columns: read in the right columns, or refused with the option to give."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from alpaca_lib.cli import main
 from alpaca_lib.errors import AlpacaError, DataError, UsageError
 from alpaca_lib.formats import convert_rows, detect_columns, read_table
-from alpaca_lib.records import Example, load_examples
+from alpaca_lib.records import Conversation, Example, Turn, load_examples, load_records
 from alpaca_lib.training.examples import load_data
 from alpaca_lib.training.settings import Settings
 
@@ -73,33 +73,30 @@ def suggested(text):
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_is_refused_and_the_named_command_mends_it(tmp_path, capsys, layout, suffix):
-    """The loader names file, row, line and columns; its command gives the right three texts."""
+def test_a_layout_loads_and_converts(tmp_path, capsys, layout, suffix):
+    """The loader and the command give the same three texts, and keep what is nobody's."""
     names = LAYOUTS[layout]
     rows = [row(names, ASK, MATERIAL, ANSWER), row(names, ASK + " Now.", "", "Water.")]
     path = write(tmp_path / f"d{suffix}", rows)
-    text = refusal(path)
-    assert str(path) in text and f"row 1 (line {2 if suffix == '.json' else 1})" in text
-    assert all(f"`{name}`" in text for name in names)
-    assert main(suggested(text)) == 0
+    wanted = [Example(ASK, MATERIAL, ANSWER), Example(ASK + " Now.", "", "Water.")]
+    assert main(["convert", str(path), "--out", str(tmp_path / "o.json")]) == 0
     out = capsys.readouterr().out
-    assert "2 rows, read as" in out and "none without an answer" in out
-    made = load_examples(tmp_path / "d.alpaca.json")
-    assert made == [Example(ASK, MATERIAL, ANSWER), Example(ASK + " Now.", "", "Water.")]
-    assert made[0].extra == {"category": "kitchen"}
+    assert f"{path}: " in out and "2 rows, all answered" in out and "`category`" in out
+    for made in (load_examples(path), load_examples(tmp_path / "o.json")):
+        assert made == wanted
+        assert made[0].extra == {"category": "kitchen"}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
-def test_tables_are_refused_and_the_named_command_mends_them(tmp_path, suffix):
+def test_tables_load_and_convert(tmp_path, suffix):
     """CSV, TSV and Parquet: the same rows, with commas, quotes and line breaks in the cells."""
     answer = 'It "boils",\nso to speak;\tand hums.'
     names = LAYOUTS["Dolly"]
     rows = [row(names, ASK, MATERIAL, answer), row(names, ASK + " Now.", "", "007")]
     path = write(tmp_path / f"d{suffix}", rows, "\t" if suffix == ".tsv" else ",")
-    text = refusal(path)
-    assert "not JSON" in text and main(suggested(text)) == 0
-    made = load_examples(tmp_path / "d.alpaca.json")
-    assert [(e.input, e.output) for e in made] == [(MATERIAL, answer), ("", "007")]
+    assert main(["convert", str(path), "--out", str(tmp_path / "o.jsonl")]) == 0
+    for made in (load_examples(path), load_examples(tmp_path / "o.jsonl")):
+        assert [(e.input, e.output) for e in made] == [(MATERIAL, answer), ("", "007")]
 
 
 def test_a_table_of_an_excel_in_europe(tmp_path):
@@ -170,22 +167,22 @@ def test_a_misspelt_column_is_named(tmp_path, name):
     assert load_examples(tmp_path / "d.alpaca.json") == [Example(ASK, "", ANSWER)]
 
 
-def test_a_context_is_no_missing_input(tmp_path):
-    """A column that would be unused is named, also where answers are not needed."""
+def test_a_context_is_the_input(tmp_path):
+    """Also where answers are not needed; next to an empty `input` it would be lost."""
     path = write(tmp_path / "d.json", [{"instruction": ASK, "context": MATERIAL, "output": "x"}])
     for answers in ("required", "optional"):
-        assert "has no `input`" in refusal(path, answers)
+        assert load_examples(path, answers)[0].input == MATERIAL
     write(path, [{"instruction": ASK, "context": "", "output": "x"}])
     assert load_examples(path)[0].output == "x"
 
 
 def test_questions_load_where_answers_are_not_needed(tmp_path):
-    """Without a column for answers: yes. With answers under another name: no."""
+    """Without a column for answers, and with one of another name."""
     path = write(tmp_path / "d.jsonl", [{"id": 1, "instruction": ASK}])
     assert load_examples(path, answers="optional") == [Example(ASK)]
     assert "has no `output`" in refusal(path)
     write(path, [{"instruction": ASK, "response": ANSWER}])
-    assert "`response` looks like it" in refusal(path, "optional")
+    assert load_examples(path, "optional") == [Example(ASK, "", ANSWER)]
 
 
 def test_rows_with_and_without_an_answer(tmp_path, capsys):
@@ -196,22 +193,17 @@ def test_rows_with_and_without_an_answer(tmp_path, capsys):
     assert all(f"row {n} (line {n}) has no `output`" in text for n in (1, 4, 7))
     words = suggested(text)
     assert words[-1] == "--drop-unanswered"
-    assert main(words[:-1]) == 0 and "3 without an answer" in capsys.readouterr().out
+    assert (
+        main(words[:-1]) == 0 and "3 of 9 rows without an answer, listed" in capsys.readouterr().out
+    )
     assert "row 4" in refusal(tmp_path / "d.alpaca.json")  # a gap does not become an empty answer
-    assert main(words) == 0 and "3 without an answer (left out)" in capsys.readouterr().out
+    assert (
+        main(words) == 0 and "3 of 9 rows without an answer (left out)" in capsys.readouterr().out
+    )
     assert len(load_examples(tmp_path / "d.alpaca.json")) == 6
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"system": "Speak as a pirate."},
-        {"history": [["Hello.", "Ahoy."]]},
-        {"system": "x", "history": [{"role": "user", "content": "Hi."}]},
-        {"images": ["cat.png"]},
-        {"System": "Speak as a pirate."},
-    ],
-)
+@pytest.mark.parametrize("extra", [{"images": ["cat.png"]}, {"Tools": "[add]"}])
 def test_columns_that_would_be_unused(tmp_path, capsys, extra):
     """Refused by name; `--drop` leaves them out and counts them."""
     plain = {"instruction": ASK, "input": "", "output": ANSWER}
@@ -228,6 +220,36 @@ def test_columns_that_would_be_unused(tmp_path, capsys, extra):
     assert main(words[:-2]) == 1 and "--drop" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["system", "System", "system_prompt"])
+def test_a_row_with_a_system_prompt_is_a_conversation(tmp_path, capsys, name):
+    """Of one turn, with the input in the question; `--drop` gives plain rows."""
+    plain = {"instruction": ASK, "input": MATERIAL, "output": ANSWER}
+    path = write(tmp_path / "d.json", [{**plain, name: ""}, {**plain, name: "Be a pirate."}])
+    asked = Turn("user", f"{ASK}\n\n{MATERIAL}")
+    wanted = Conversation((asked, Turn("assistant", ANSWER)), "Be a pirate.")
+    assert load_records(path) == [Example(ASK, MATERIAL, ANSWER), wanted]
+    assert "row 2 (line 8) is a conversation (a system message and 2 turns)" in refusal(path)
+    assert load_examples(path, turns="each")[1] == Example(asked.content, "", ANSWER)
+    words = ["convert", str(path), "--out", str(tmp_path / "o.jsonl")]
+    assert main(words) == 0 and "2 rows of messages" in capsys.readouterr().out
+    assert load_records(tmp_path / "o.jsonl")[1] == wanted
+    assert main([*words, "--drop", name]) == 0 and f"`{name}` (1 rows)" in capsys.readouterr().out
+    assert load_examples(tmp_path / "o.jsonl") == [Example(ASK, MATERIAL, ANSWER)] * 2
+
+
+def test_a_row_with_a_history_is_a_conversation(tmp_path):
+    """LLaMA-Factory's [[question, answer], ...]; another form is refused by row."""
+    plain = {"instruction": ASK, "output": ANSWER}
+    path = write(tmp_path / "d.json", [{**plain, "history": [["Hello.", "Ahoy."]]}])
+    (found,) = load_records(path)
+    assert [turn.content for turn in found.turns] == ["Hello.", "Ahoy.", ASK, ANSWER]
+    assert load_examples(path, turns="first") == [Example("Hello.", "", "Ahoy.")]
+    assert load_examples(path, turns="last") == [Example(ASK, "", ANSWER)]
+    for bad in ([["Hello."]], [["Hello.", ""]], "Hello.", [{"role": "user", "content": "Hi."}]):
+        write(path, [plain, {**plain, "history": bad}])
+        assert "row 2 " in refusal(path) and "--drop history" in refusal(path)
+
+
 @pytest.mark.parametrize("empty", ["", "  ", None, [], [[]], [["", ""]], {}])
 def test_empty_columns_do_not_matter(tmp_path, empty):
     """LLaMA-Factory writes them into every row."""
@@ -237,12 +259,9 @@ def test_empty_columns_do_not_matter(tmp_path, empty):
 
 @pytest.mark.parametrize("key", ["data", "rows", "训练"])
 def test_rows_under_one_key(tmp_path, key):
-    """The loader names the command, and the command reads them."""
     document = {"version": "1.0", key: [{"instruction": ASK, "output": ANSWER}] * 2}
     path = write(tmp_path / "d.json", document)
-    text = refusal(path)
-    assert f"its rows are under `{key}`" in text and main(suggested(text)) == 0
-    assert load_examples(tmp_path / "d.alpaca.json") == [Example(ASK, "", ANSWER)] * 2
+    assert load_examples(path) == [Example(ASK, "", ANSWER)] * 2
 
 
 def test_several_keys_with_rows_are_not_guessed(tmp_path):
@@ -296,7 +315,7 @@ def test_half_a_character_is_refused_by_row_and_column(tmp_path, capsys, column)
 
 def test_loader_check_and_trainer_say_the_same(tmp_path, capsys):
     """One function reads the file for all three."""
-    path = write(tmp_path / "d.json", [{"instruction": ASK, "context": "", "response": ANSWER}])
+    path = write(tmp_path / "d.json", [{"instruction": ASK, "answer": "a", "response": "b"}])
     text = refusal(path)
     assert main(["inspect", str(path)]) == 2
     assert capsys.readouterr().err == f"error: {text}\n"
@@ -362,7 +381,7 @@ def test_a_mapped_column_replaces_the_one_of_that_name(tmp_path, capsys):
     """The replaced column is reported, not lost silently."""
     path = write(tmp_path / "d.json", [{"instruction": "a", "output": "old", "better": "new"}])
     words = ["convert", str(path), "--out", str(tmp_path / "o.json"), "--map", "output=better"]
-    assert main(words) == 0 and "dropped: `output` (1 rows)" in capsys.readouterr().out
+    assert main(words) == 0 and "left out: `output` (1 rows)" in capsys.readouterr().out
     assert load_examples(tmp_path / "o.json")[0].output == "new"
 
 

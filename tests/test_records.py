@@ -12,7 +12,14 @@ import pytest
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import write_text
-from alpaca_lib.records import Example, load_examples, save_examples
+from alpaca_lib.records import (
+    Conversation,
+    Example,
+    Turn,
+    load_examples,
+    load_records,
+    save_examples,
+)
 
 ROW = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 TEXTS = [
@@ -182,8 +189,8 @@ def test_empty_file(tmp_path, name, content):
 
 
 def test_empty_array(tmp_path):
-    """An array without rows holds no examples."""
-    assert "no examples" in message(put(tmp_path / "d.json", "[ ]"))
+    """An array without rows is refused."""
+    assert "no rows" in message(put(tmp_path / "d.json", "[ ]"))
 
 
 def test_not_json_names_the_line(tmp_path):
@@ -203,29 +210,30 @@ def test_json_that_python_cannot_read(tmp_path, value):
 
 
 def test_object_instead_of_an_array(tmp_path):
-    """An object that holds the rows is not an array of rows."""
-    text = message(put(tmp_path / "d.json", json.dumps({"data": [ROW]}, indent=1)))
-    assert "d.json: is an object (it has `data`), not an array of rows" in text
-    assert "alpaca convert" in text and "d.json --out" in text
-    assert "[ ]" in message(put(tmp_path / "d.json", json.dumps(ROW)))
+    """One key holds the rows, or the object is a row; two keys with rows are not guessed."""
+    path = put(tmp_path / "d.json", json.dumps({"data": [ROW]}, indent=1))
+    assert load_examples(path)[0].output == "Blue."
+    assert load_examples(put(path, json.dumps(ROW)))[0].output == "Blue."
+    text = message(put(path, json.dumps({"a": [ROW], "b": [ROW]})))
+    assert "d.json: is an object (it has `a`, `b`), not an array of rows" in text
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_json_lines_named_json(tmp_path, rows):
-    """JSON lines under the name .json: the fix is the other name."""
-    text = message(put(tmp_path / "d.json", (json.dumps(ROW) + "\n") * rows))
-    assert "d.json" in text and ".jsonl" in text
+    """The form is found from the content."""
+    path = put(tmp_path / "d.json", (json.dumps(ROW) + "\n") * rows)
+    assert len(load_examples(path)) == rows
 
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_array_named_jsonl(tmp_path, indent):
-    """An array under the name .jsonl, on one line or many: the fix is the name .json."""
-    text = message(put(tmp_path / "d.jsonl", json.dumps([ROW, ROW], indent=indent)))
-    assert "line 1" in text and "named .json" in text
+    """The form is found from the content, on one line or many."""
+    path = put(tmp_path / "d.jsonl", json.dumps([ROW, ROW], indent=indent))
+    assert len(load_examples(path)) == 2
 
 
 BAD_ROWS = [
-    ({"prompt": "x", "completion": "y"}, ["no `instruction`", "`prompt`", "`completion`"]),
+    ({"prompt": "x", "completion": "y"}, ["layout Alpaca, and", "prompt/completion"]),
     ({}, ["no `instruction`"]),
     ({**ROW, "instruction": ""}, ["empty `instruction`"]),
     ({**ROW, "instruction": " \n"}, ["empty `instruction`"]),
@@ -360,9 +368,7 @@ def test_write_text_keeps_line_breaks(tmp_path):
     assert path.read_bytes() == b"a\nb\r\nc"
 
 
-@pytest.mark.parametrize(
-    "column", ["system_message", "image", "messages", "conversations", "functions", "Audio"]
-)
+@pytest.mark.parametrize("column", ["image", "messages", "conversations", "functions", "Audio"])
 def test_more_columns_that_no_prompt_shows(tmp_path, column):
     path = tmp_path / "rows.json"
     row = {"instruction": "Say hello.", "input": "", "output": "Hi."}
@@ -386,10 +392,15 @@ def test_text_beside_an_empty_field(tmp_path, field, other):
 
 
 @pytest.mark.parametrize("column", ["messages", "conversations"])
-def test_conversations_are_named(tmp_path, column):
-    """No command turns one into rows, so none is advised."""
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{column: [{"role": "user", "content": "x"}]}]))
-    with pytest.raises(DataError, match=f"`{column}`, a conversation; write") as error:
-        load_examples(path)
-    assert "alpaca convert" not in str(error.value)
+def test_conversations_load(tmp_path, column):
+    """One question and answer is an Example, more is a Conversation, which examples refuse."""
+    said = [{"role": role, "content": role} for role in ("user", "assistant")]
+    path = put(tmp_path / "rows.json", json.dumps([{column: said, "id": 1}, {column: said * 2}]))
+    one, two = load_records(path)
+    assert one == Example("user", "", "assistant") and one.extra == {"id": 1}
+    assert two == Conversation((Turn("user", "user"), Turn("assistant", "assistant")) * 2)
+    assert "row 2 (line 1) is a conversation (4 turns)" in message(path)
+    assert load_examples(path, turns="each") == [one] * 3
+    put(path, json.dumps([{column: said}, {column: said[:1]}]))
+    assert "row 2 (line 1) has a last message without an answer" in message(path)
+    assert [e.output for e in load_examples(path, answers="optional")] == ["assistant", ""]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from alpaca_lib import command_line
-from alpaca_lib.dataset.commands import CARD, CHECK, CONVERT, DESCRIBE, REPORT
+from alpaca_lib.dataset.commands import CARD, CHECK, DESCRIBE, REPORT
+from alpaca_lib.dataset.convert_command import CONVERT
 
 
 def main(arguments: list[str]) -> int:

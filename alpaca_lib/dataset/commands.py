@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.command_line import Command
-from alpaca_lib.errors import DataError, UsageError
+from alpaca_lib.errors import DataError
 from alpaca_lib.files import parse_json, write_text
-from alpaca_lib.json_rows import read_rows
-from alpaca_lib.records import Example, load_examples, read_text, save_rows
+from alpaca_lib.formats.tables import open_table
+from alpaca_lib.records import Example, flatten, load_examples, load_records, read_text
 
 _EXIT_CODES = (
     "\nErrors make training wrong; review lines need a reader; style lines compare the set with"
@@ -61,12 +61,30 @@ def _arguments(
     """Returns a function that adds FILE and the named flags to a parser."""
 
     def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("file", type=Path, nargs=nargs, help="Alpaca-format or seed data")
+        parser.add_argument(
+            "file", type=Path, nargs=nargs, help="data in any layout, see alpaca convert"
+        )
         for flag in flags:
             parser.add_argument(flag, **_FLAGS[flag])
         parser.set_defaults(**defaults)
 
     return add
+
+
+def _load_each(path: Path) -> list[Example]:
+    """Returns the examples of a file; of a conversation, each question with its answer.
+
+    Prints a line if there is a conversation.
+    """
+    records = load_records(path)
+    examples = [example for record in records for example in flatten(record, "each")]
+    several = sum(not isinstance(record, Example) for record in records)
+    if several:
+        print(
+            f"{path}: {several:,} of {len(records):,} rows are conversations; each question with "
+            f"its answer is one row here ({len(examples):,}), without the turns before it"
+        )
+    return examples
 
 
 def load_sets(paths: Sequence[Path]) -> dict[str, list[Example]]:
@@ -76,7 +94,9 @@ def load_sets(paths: Sequence[Path]) -> dict[str, list[Example]]:
     """
     counts = Counter(path.name for path in paths)
     return {
-        path.name if counts[path.name] == 1 else str(path): load_examples(path, answers="optional")
+        path.name if counts[path.name] == 1 else str(path): load_examples(
+            path, "optional", turns="each"
+        )
         for path in paths
     }
 
@@ -99,13 +119,13 @@ def load_allowed(path: Path) -> list[dict[str, str]]:
 def _describe(options: argparse.Namespace) -> None:
     from alpaca_lib.dataset.statistics import markdown_table
 
-    print(markdown_table({path.name: load_examples(path) for path in options.file}))
+    print(markdown_table({path.name: _load_each(path) for path in options.file}))
 
 
 def _write_report(options: argparse.Namespace) -> None:
     from alpaca_lib.dataset.html_report import render_report
 
-    examples, apart = load_examples(options.file), load_sets(options.apart)
+    examples, apart = _load_each(options.file), load_sets(options.apart)
     name, show = options.file.name, lambda step: print(step, "...")
     page = render_report(examples, name, apart, options.mode, progress=show)
     print(write_text(options.out or options.file.with_suffix(".html"), page))
@@ -115,7 +135,7 @@ def _write_card(options: argparse.Namespace) -> None:
     from alpaca_lib.dataset.card import data_card
 
     card = data_card(
-        load_examples(options.file),
+        _load_each(options.file),
         name=options.file.name,
         licence=options.licence,
         provenance=options.provenance,
@@ -124,66 +144,6 @@ def _write_card(options: argparse.Namespace) -> None:
         mode=options.mode,
     )
     print(write_text(options.out or options.file.with_suffix(".card.md"), card))
-
-
-def _add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help=".json, .jsonl, .csv, .tsv or .parquet")
-    parser.add_argument("--out", type=Path, required=True, help="the .json or .jsonl to write")
-    parser.add_argument(
-        "--map",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=COLUMN",
-        help="the column of instruction, input or output (default: by the columns' names)",
-    )
-    parser.add_argument("--drop", default="", metavar="COLUMNS", help="columns to leave out: a,b")
-    parser.add_argument(
-        "--drop-unanswered", action="store_true", help="leave out rows whose answer is missing"
-    )
-
-
-def _convert(options: argparse.Namespace) -> None:
-    from alpaca_lib.formats import convert_rows, detect_columns, name_layout, read_table
-
-    if options.out.resolve() == options.file.resolve():
-        raise UsageError(f"--out {options.out}: is the file that is read; choose another name")
-    if options.out.suffix not in (".json", ".jsonl"):
-        raise UsageError(f"--out {options.out}: name it .json or .jsonl")
-    given: dict[str, str] = {}
-    for text in options.map:
-        field, equals, column = text.partition("=")
-        if not equals or field in given:
-            raise UsageError(f"--map {text}: use each field once, as in --map output=response")
-        given[field] = column
-    table = read_table(options.file)
-    columns = detect_columns(table, given)
-    drop = list(dict.fromkeys(filter(None, options.drop.split(","))))
-    made = convert_rows(table, columns, drop, options.drop_unanswered)
-    save_rows(made.rows, options.out)
-    left_out = " (left out)" if options.drop_unanswered else ""
-    print(
-        f"{options.file}: {len(table.rows)} rows, read as {name_layout(table, columns)}; "
-        f"{len(made.unanswered) or 'none'} without an answer{left_out}"
-    )
-    rest = [c for c in made.rows[0] if c not in ("instruction", "input", "output")]
-    lines = {
-        "no answer": _list_rows([table.name(row) for row in made.unanswered]),
-        "kept, but not used in training": ", ".join(f"`{column}`" for column in rest),
-        "dropped": ", ".join(f"`{column}` ({n} rows)" for column, n in made.dropped.items()),
-        "half characters replaced": f"{made.replaced} rows" if made.replaced else "",
-    }
-    for label, text in lines.items():
-        if text:
-            print(f"  {label}: {text}")
-    if made.unanswered and not options.drop_unanswered:
-        print("  training needs answers: write them, or add --drop-unanswered")
-    print(f"{options.out}: {len(made.rows)} rows")
-
-
-def _list_rows(names: Sequence[str], show: int = 5) -> str:
-    rest = f" and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(names[:show]) + rest
 
 
 def _other_files(options: argparse.Namespace) -> list[Path]:
@@ -198,14 +158,16 @@ def _check(options: argparse.Namespace) -> int:
     file: Path = options.file
     proofs = options.proofs or DATA / "proofs.jsonl"
     allowed = options.allowed or file.with_name(f"{file.stem}.allowed.json")
+    examples = load_examples(file, turns="each")
+    lines = open_table(file).lines
     results = check(
-        load_examples(file),
+        examples,
         apart=load_sets(_other_files(options)),
         foreign=load_sets(options.foreign),
         proofs=load_proofs(proofs) if options.proofs or proofs.is_file() else {},
         allowed=load_allowed(allowed) if options.allowed or allowed.is_file() else [],
         mode=options.mode,
-        lines=read_rows(file).lines,
+        lines=lines if len(lines) == len(examples) else [],
     )
     print(format_results(results, options.rows))
     met = {}
@@ -287,17 +249,4 @@ INSPECT = Command(
     ),
     "Prints statistics, and one line per requirement with the failing rows." + _EXIT_CODES,
     error_code=2,
-)
-CONVERT = Command(
-    "convert",
-    "other people's files and columns -> rows in Alpaca's format",
-    _add_convert_arguments,
-    _convert,
-    (
-        "alpaca convert dolly.jsonl --out my.json",
-        "alpaca convert faq.csv --out my.json --map instruction=Question output=Reply --drop id",
-    ),
-    "Reads .json (also with the rows under one key), .jsonl, .csv, .tsv and .parquet, finds the\n"
-    "columns by their names or takes those of --map, and writes instruction, input and output;\n"
-    "other columns are kept behind them. What is unclear is refused, with the option to give.",
 )
