@@ -25,6 +25,7 @@ Messages = Sequence[dict[str, str]]
 QUESTION, ANSWER = "Qzxquestion7", "Qzxanswer7"  # texts that no template writes itself
 OPEN_OR_CLOSED = re.compile(r"[<\[](/?)(?:[\w:|-]*think\w*|reasoning|thought)[>\]]", re.IGNORECASE)
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+KEPT = "{% set keeps_reasoning = true %}"  # a published template of answers with reasoning
 SECONDS = 10.0  # for one prompt; most templates need a ten-thousandth of it
 BYTES = 1 << 30  # of main memory, for the same
 
@@ -68,12 +69,39 @@ def render_chat(
             messages, tokenize=False, add_generation_prompt=for_answer, chat_template=source
         )
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise SettingsError(
-            f"template 'chat': the model's chat template cannot be rendered ({first}); use a "
-            "template of this project, such as 'alpaca'"
-        ) from error
+        raise _cannot_render(error) from error
     return str(text)
+
+
+def render_marked(
+    tokenizer: Any, messages: Messages, now: datetime | None, source: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the text of messages, and what is inside {% generation %} in it: (start, end).
+
+    Raises SettingsError if the template fails.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    if now is not None and "strftime_now" in source:
+        source = pin_time(source, now)
+    try:
+        texts, marks = render_jinja_template(
+            conversations=[list(messages)],
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception as error:
+        raise _cannot_render(error) from error
+    return str(texts[0]), [(start, end) for start, end in marks[0]]
+
+
+def _cannot_render(error: Exception) -> SettingsError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SettingsError(
+        f"template 'chat': the model's chat template cannot be rendered ({first}); use a "
+        "template of this project, such as 'alpaca'"
+    )
 
 
 def own_source(tokenizer: Any) -> str:
@@ -236,12 +264,15 @@ def render_asked(
     return text if form.tail is None else text + form.tail
 
 
-def write_published(source: str, tail: str | None, prefix: str) -> str:
+def write_published(
+    source: str, tail: str | None, prefix: str, keeps_reasoning: bool = False
+) -> str:
     """Returns a chat template that writes ``prefix`` before everything, and ``tail`` as the
-    generation prompt (None: its own)."""
-    before = after = ""
+    generation prompt (None: its own). ``keeps_reasoning`` is noted in it."""
+    before = "" if not keeps_reasoning or KEPT in source else KEPT
+    after = ""
     if prefix:
-        before = f"{{{{- {json.dumps(prefix, ensure_ascii=False)} }}}}"
+        before += f"{{{{- {json.dumps(prefix, ensure_ascii=False)} }}}}"
     if tail is not None:
         before += "{% set for_answer = add_generation_prompt %}"
         before += "{% set add_generation_prompt = false %}"

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_lib.chat_format import read_format, render_asked, time_limit
+from alpaca_lib.chat_format import own_source, read_format, render_asked, time_limit
+from alpaca_lib.chat_templates import CHAT_TEMPLATES, check_tokens
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.files import dump_json
 from alpaca_lib.records import FIELDS, Conversation, Example, read_text
@@ -100,9 +101,33 @@ def get_template(name: str) -> Template:
     """Returns a template by name. Raises SettingsError, with the known names, for another one."""
     template = TEMPLATES.get(ALIASES.get(name, name))
     if template is None:
-        known = ", ".join([*TEMPLATES, CHAT])
-        raise SettingsError(f"no prompt template {name!r}; there are {known}")
+        raise SettingsError(f"no prompt template {name!r}; there are {', '.join(template_names())}")
     return template
+
+
+def template_names() -> list[str]:
+    """Returns the names of all templates: Alpaca's, chat formats, and the model's own."""
+    return [*TEMPLATES, *CHAT_TEMPLATES, CHAT]
+
+
+def is_chat(name: str) -> bool:
+    """Returns whether a template is a chat format, whose prompt begins from messages."""
+    return name == CHAT or name in CHAT_TEMPLATES
+
+
+def template_source(name: str, tokenizer: Any) -> str:
+    """Returns a template as the text of a Jinja chat template.
+
+    Raises SettingsError for an unknown name, for "chat" if the tokenizer has no chat template,
+    and for a chat format whose tokens it lacks.
+    """
+    if name == CHAT:
+        check_chat(tokenizer)
+        return own_source(tokenizer)
+    if named := CHAT_TEMPLATES.get(name):
+        check_tokens(named, tokenizer)
+        return named.text
+    return chat_template(name)
 
 
 def describe_templates(shown: Mapping[str, str] | None = None) -> list[str]:
@@ -110,7 +135,9 @@ def describe_templates(shown: Mapping[str, str] | None = None) -> list[str]:
 
     ``shown``: names to be listed instead of the library's.
     """
-    sources = {**{one.name: one.source for one in TEMPLATES.values()}, CHAT: CHAT_SOURCE}
+    sources = {one.name: one.source for one in TEMPLATES.values()}
+    sources |= {one.name: one.source for one in CHAT_TEMPLATES.values()}
+    sources[CHAT] = CHAT_SOURCE
     lines = []
     for name, source in sources.items():
         listed = (shown or {}).get(name, name)
@@ -123,16 +150,16 @@ def describe_templates(shown: Mapping[str, str] | None = None) -> list[str]:
 def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = None) -> str:
     """Returns the prompt of an example; template "chat" is the model's own chat format.
 
-    "chat" needs the tokenizer, whose chat template renders one user message (instruction, blank
-    line, input) up to where the answer begins. Raises SettingsError for an unknown template, or
-    for "chat" if the tokenizer's chat template is missing or cannot be used.
+    "chat" and the named chat formats need the tokenizer: the chat template renders one user
+    message (instruction, blank line, input) up to where the answer begins. Raises SettingsError
+    for an unknown template, or for one that cannot be used with the tokenizer.
     """
-    if template != CHAT:
+    if not is_chat(template):
         return get_template(template).render(example)
-    check_chat(tokenizer)
-    form = read_format(tokenizer)
+    source = template_source(template, tokenizer)
+    form = read_format(tokenizer, source=None if template == CHAT else source)
     with time_limit():
-        return render_asked(tokenizer, chat_messages(example, template), form)
+        return render_asked(tokenizer, chat_messages(example, template), form, source=source)
 
 
 def chat_content(example: Example) -> str:
@@ -145,7 +172,7 @@ def chat_messages(example: Example | Conversation, template: str) -> list[dict[s
     last answer."""
     if isinstance(example, Conversation):
         return example.question().messages()
-    if template == CHAT:
+    if is_chat(template):
         return [{"role": "user", "content": chat_content(example)}]
     asked = [{"role": "user", "content": example.instruction}]
     return [*asked, {"role": "input", "content": example.input}] if example.input else asked

@@ -42,23 +42,26 @@ class TextEncoder:
         expected: Sequence[list[int]],
         mark: Callable[[int], tuple[str, list[str]]],
         parts: Callable[[int], Parts],
+        numbers: Sequence[int] | None = None,
     ) -> list[list[int]]:
         """Returns the ids of texts, whose control tokens are the ``expected`` ones.
 
         ``mark`` returns a text by its index as ``TextEncoder.mark`` does, and ``parts`` what is
-        of the data in it. Raises DataError for a text that cannot be encoded, with its row.
+        of the data in it. ``numbers``: the texts' rows in the data, from 0 (by default their
+        indices). Raises DataError for a text that cannot be encoded, with its row (from 1).
         """
+        numbers = range(len(texts)) if numbers is None else numbers
         try:
             rows = self.tokenize(texts)
         except ModelError as error:
-            raise self._explain(error, texts, parts) from None
+            raise self._explain(error, texts, parts, numbers) from None
         control, split = self.control_ids, getattr(self._backend, "encode_special_tokens", False)
         for row, (ids, own) in enumerate(zip(rows, expected, strict=True)):
             if not split and control.isdisjoint(ids) and not own:
                 continue
             if split or [i for i in ids if i in control] != own:
                 text, names = mark(row)
-                rows[row] = self._encode_as_text(text, names, row, parts(row))
+                rows[row] = self._encode_as_text(text, names, numbers[row], parts(row))
         return rows
 
     def hide(self, text: str) -> str:
@@ -112,22 +115,26 @@ class TextEncoder:
         return ids
 
     def _explain(
-        self, error: ModelError, texts: list[str], parts: Callable[[int], Parts]
+        self,
+        error: ModelError,
+        texts: list[str],
+        parts: Callable[[int], Parts],
+        numbers: Sequence[int],
     ) -> DataError | ModelError:
         """Returns the error of the first row that cannot be encoded."""
-        for row in range(len(texts)):
-            for field, data in parts(row).items():
+        for place, row in enumerate(numbers):
+            for field, data in parts(place).items():
                 if found := SURROGATE.search(data):
                     return DataError(
                         f"row {row + 1}: its {field} has a lone surrogate "
                         f"(\\u{ord(found[0]):04x}), half of a character that no tokenizer can "
                         "encode; replace it"
                     )
-        for row, text in enumerate(texts, start=1):
+        for row, text in zip(numbers, texts, strict=True):
             try:
                 self.tokenize([text])
             except ModelError as reason:
-                return DataError(f"row {row}: {reason}")
+                return DataError(f"row {row + 1}: {reason}")
         return error
 
     @property

@@ -11,27 +11,31 @@ becomes ordinary tokens, while those that a template writes stay what they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from alpaca_lib.chat_encoding import (
     ChatRenderer,
     Record,
+    TrainOn,
+    by_row,
     map_texts,
     name_parts,
 )
 from alpaca_lib.chat_format import (
     ANSWER,
+    KEPT,
     QUESTION,
     SECONDS,
-    own_source,
     read_format,
     render_asked,
     time_limit,
     write_published,
 )
+from alpaca_lib.conversation_encoding import ConversationEncoder, EncodedConversation
 from alpaca_lib.conversations import Conversation
-from alpaca_lib.prompts import CHAT, chat_messages, chat_template, check_chat, get_template
+from alpaca_lib.prompts import CHAT, chat_messages, get_template, is_chat, template_source
 from alpaca_lib.records import Example
 from alpaca_lib.text_encoding import SURROGATE, TextEncoder, prefix_tokens
 
@@ -53,25 +57,41 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: Any, template: str = "alpaca", now: datetime | None = None
+        self,
+        tokenizer: Any,
+        template: str = "alpaca",
+        now: datetime | None = None,
+        keep_reasoning: bool = False,
     ) -> None:
-        """Reads the template. ``now``: the time that a chat template sees.
+        """Reads the template.
 
-        Raises SettingsError for an unknown template, or one that cannot be used.
+        ``now``: the time that a chat template sees. ``keep_reasoning``: answers begin with their
+        reasoning, after the template's own generation prompt; by default a block of reasoning is
+        closed there. Raises SettingsError for an unknown template, or one that cannot be used.
         """
         self.tokenizer, self.template, self.now = tokenizer, template, now
+        self.source = template_source(template, tokenizer)
+        self.keeps_reasoning = keep_reasoning or KEPT in self.source
         self.format = None
-        if template == CHAT:
-            check_chat(tokenizer)
-            self.format = read_format(tokenizer, now)
-        self.source = own_source(tokenizer) if template == CHAT else chat_template(template)
+        if is_chat(template):
+            form = read_format(tokenizer, now, None if template == CHAT else self.source)
+            self.format = replace(form, tail=None) if self.keeps_reasoning else form
         self.prefix = prefix_tokens(tokenizer)
         self.texts = TextEncoder(tokenizer, self.source if self.format else "")
         self.control = self.texts.control
-        self.chat = ChatRenderer(tokenizer, self.source, self.format, now)
+        tail = None if self.format is None else self.format.tail
+        self.chat = ChatRenderer(tokenizer, self.source, tail, now, self.keeps_reasoning)
         self.end = self._find_end()
         self._lead = self._find_lead()
         self._own: dict[object, list[int]] = {}
+        self._conversations = ConversationEncoder(
+            self.texts,
+            self.chat,
+            prefix=self.prefix,
+            end=self.end,
+            form=self.format,
+            strips_lead=not self._lead,
+        )
 
     @property
     def stops(self) -> set[int]:
@@ -93,33 +113,57 @@ class PromptEncoder:
         messages = chat_messages(record, self.template)
         return render_asked(self.tokenizer, messages, self.format, self.now, self.source)
 
-    def prompts(self, records: Sequence[Record]) -> list[list[int]]:
+    def prompts(
+        self, records: Sequence[Record], numbers: Sequence[int] | None = None
+    ) -> list[list[int]]:
         """Returns the ids of each record's prompt: everything before its answer.
 
         That is the last answer of a conversation whose last turn is the assistant's, and else
         the answer to its last turn. BOS is there once, whether the template writes it or the
-        tokenizer adds it. Raises DataError for a text that cannot be encoded, or for a
-        conversation that the template cannot render, with its row (from 1).
+        tokenizer adds it. ``numbers``: the records' rows in their file, from 0, for errors.
+        Raises DataError for a text that cannot be encoded, or for a conversation that the
+        template cannot render, with its row (from 1).
         """
+        numbers = range(len(records)) if numbers is None else numbers
         asked = [one.question() if isinstance(one, Conversation) else one for one in records]
+        texts, expected = [], []
         with time_limit(SECONDS + 0.01 * len(asked)):
-            texts = [
-                self.chat.checked_prompt(one, row)
-                if isinstance(one, Conversation)
-                else self.render(one)
-                for row, one in enumerate(asked)
-            ]
-            expected = [self._own_control(one) for one in asked]
+            for row, one in zip(numbers, asked, strict=True):
+                if isinstance(one, Conversation):
+                    with by_row(row):
+                        texts.append(self.chat.checked_prompt(one))
+                else:
+                    texts.append(self.render(one))
+                expected.append(self._own_control(one))
 
-        def mark(row: int) -> tuple[str, list[str]]:
+        def mark(place: int) -> tuple[str, list[str]]:
             with time_limit():
-                return self.texts.mark(self.render(_map(asked[row], self.texts.hide)))
+                return self.texts.mark(self.render(_map(asked[place], self.texts.hide)))
 
-        found = self.texts.encode(texts, expected, mark, lambda row: _parts(asked[row]))
-        return [self._with_prefix(ids) for ids in found]
+        def parts(place: int) -> dict[str, str]:
+            return _parts(asked[place])
 
-    def answers(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Returns the ids of each example's output, without the end. Raises DataError."""
+        found = self.texts.encode(texts, expected, mark, parts, numbers)
+        return [self._conversations.with_prefix(ids) for ids in found]
+
+    def conversations(
+        self,
+        records: Sequence[Conversation],
+        train_on: TrainOn = "all",
+        numbers: Sequence[int] | None = None,
+    ) -> list[EncodedConversation]:
+        """Returns the ids of each conversation, rendered once, and which of them are trained on.
+
+        An answer begins after the ids of its prompt, so training sees what inference sees.
+        ``train_on``: "all" answers, or the "last". ``numbers`` and errors: see ``prompts``.
+        """
+        numbers = range(len(records)) if numbers is None else numbers
+        return self._conversations.encode(records, train_on, numbers)
+
+    def answers(
+        self, examples: Sequence[Example], numbers: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """Returns the ids of each example's output, without the end; see ``prompts``."""
         texts = [example.output for example in examples]
         if self.format is not None and self.format.strips:
             texts = [text.strip() for text in texts]
@@ -131,6 +175,7 @@ class PromptEncoder:
             nothing,
             mark=lambda row: (texts[row], []),
             parts=lambda row: {"output": examples[row].output},
+            numbers=numbers,
         )
 
     def published_template(self) -> str:
@@ -143,17 +188,13 @@ class PromptEncoder:
             return write_published(self.source, None, self.prefix_text)
         own = self.texts.tokenize([self.render(Example(QUESTION))])[0]
         has_prefix = own[: len(self.prefix)] == self.prefix
-        return write_published(
-            self.source, self.format.tail, "" if has_prefix else self.prefix_text
-        )
+        prefix = "" if has_prefix else self.prefix_text
+        return write_published(self.source, self.format.tail, prefix, self.keeps_reasoning)
 
     @property
     def prefix_text(self) -> str:
         """The text of ``prefix``."""
         return "".join(self.tokenizer.convert_ids_to_tokens(self.prefix))
-
-    def _with_prefix(self, ids: list[int]) -> list[int]:
-        return ids if ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
 
     def _find_end(self) -> list[int]:
         """Returns the ids from an answer's end to the first special token of the template."""
@@ -181,12 +222,12 @@ class PromptEncoder:
     def _own_control(self, record: Record) -> list[int]:
         """Returns the control tokens of a record's prompt that the template writes, in order."""
         if isinstance(record, Conversation):
-            key: object = (bool(record.system), len(record.turns))
+            key: object = self.chat.shape(record)
         else:
             key = bool(record.input) and self.format is None
         if key not in self._own:
             if isinstance(record, Conversation):
-                text = self.chat.skeleton(record)
+                text = self.chat.skeleton(record).text
             else:
                 text = self.render(Example(QUESTION, ANSWER if key else ""))
             (self._own[key],) = self.texts.own_control([text])
@@ -218,16 +259,19 @@ def without_surrogates(record: Record) -> Record:
     return _map(record, lambda text: SURROGATE.sub("?", text))
 
 
-def publish_prompts(tokenizer: Any, template: str | None, model: Any = None) -> None:
+def publish_prompts(
+    tokenizer: Any, template: str | None, model: Any = None, keep_reasoning: bool = False
+) -> None:
     """Gives a tokenizer the chat template of the prompts that its model was trained on, and a
     model the tokens that end its answers.
 
     ``apply_chat_template`` then makes the ids of training, and ``generate`` ends where training
-    did. Without a template (None) it is the tokenizer's own, if there is one.
+    did. Without a template (None) it is the tokenizer's own, if there is one. ``keep_reasoning``:
+    see PromptEncoder.
     """
     if template is None and not tokenizer.chat_template:
         return
-    encoder = PromptEncoder(tokenizer, template or CHAT)
+    encoder = PromptEncoder(tokenizer, template or CHAT, keep_reasoning=keep_reasoning)
     tokenizer.chat_template = encoder.published_template()
     config = getattr(model, "generation_config", None)
     if config is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from flags import Flag
 
 from alpaca_lib.errors import UsageError
-from alpaca_lib.prompts import ALIASES, CHAT, TEMPLATES, describe_templates
+from alpaca_lib.prompts import ALIASES, describe_templates, template_names
 from alpaca_lib.training.settings import TRACKERS, Settings
 
 # Hugging Face's values of --fsdp: Settings.sharding, Settings.gather, and what they mean.
@@ -75,8 +75,8 @@ def template(name: str) -> str:
     """Returns the library's name of a prompt template of Alpaca-LoRA. Raises UsageError."""
     # Alpaca-LoRA's file "alpaca" is a text of its own; Stanford's is its "alpaca_legacy".
     found = "alpaca-lora" if name == "alpaca" else ALIASES.get(name, name)
-    if found not in (*TEMPLATES, CHAT):
-        known = ", ".join(dict.fromkeys(["alpaca", *ALIASES, *TEMPLATES, CHAT]))
+    if found not in template_names():
+        known = ", ".join(dict.fromkeys(["alpaca", *ALIASES, *template_names()]))
         raise UsageError(f"no prompt template {name!r}; there are {known}")
     return found
 

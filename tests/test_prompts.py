@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from alpaca_lib.chat_templates import CHAT_TEMPLATES
 from alpaca_lib.errors import DataError
 from alpaca_lib.prompts import (
     ALIASES,
@@ -117,7 +118,7 @@ def test_unknown_template_lists_the_names():
 
 def test_every_template_and_every_other_name_is_listed_with_its_publisher():
     lines = describe_templates()
-    assert [line.split()[0] for line in lines] == [*TEMPLATES, "chat"]
+    assert [line.split()[0] for line in lines] == [*TEMPLATES, *CHAT_TEMPLATES, "chat"]
     for name, meant in ALIASES.items():
         assert get_template(name) is TEMPLATES[meant]
     assert lines[0] == "alpaca      Stanford Alpaca's (also alpaca_legacy, stanford)"

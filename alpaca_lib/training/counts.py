@@ -5,51 +5,83 @@ from __future__ import annotations
 from typing import Any
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.records import load_examples
-from alpaca_lib.training.examples import Data, encode_all, split_examples
+from alpaca_lib.training.examples import Data
 from alpaca_lib.training.settings import Settings
 
 LOUD = 0.1  # share of dropped or cut rows above which the line begins with WARNING
-_NO_LIMIT = 2**31
+_FIRST = {"all": "their first answer", "last": "their last answer"}
 
 
-def describe_rows(settings: Settings, data: Data, steps: int, tokenizer: Any) -> list[str]:
+def describe_rows(settings: Settings, data: Data, steps: int) -> list[str]:
     """Returns lines for people: rows that train, rows dropped, and answers that were cut.
 
-    >>> for line in describe_rows(settings, data, steps, tokenizer):
+    >>> for line in describe_rows(settings, data, steps):
     ...     print(line)
     34 of 60 answers are cut at max_length 256: raise it to 512 to keep all
     """
     rows, limit = len(data.rows), settings.max_length
-    lines = []
-    if data.dropped:
+    talks, talks_dropped, talks_cut = (
+        data.conversations,
+        data.conversations_dropped,
+        data.conversations_cut,
+    )
+    # (what, dropped or cut, of how many, what is said of them)
+    shares = [
+        (
+            "rows",
+            data.dropped - talks_dropped,
+            rows - talks + data.dropped - talks_dropped,
+            f"dropped: their prompt leaves no room for an answer in max_length {limit}",
+        ),
+        (
+            "conversations",
+            talks_dropped,
+            talks + talks_dropped,
+            f"dropped: {_FIRST[settings.train_on_turns]} does not end within max_length {limit}",
+        ),
+    ]
+    if data.longest > limit:
+        keep = f"raise it to {data.longest} to keep all"
+        shares += [
+            (
+                "answers",
+                data.cut - talks_cut,
+                rows - talks,
+                f"are cut at max_length {limit}: {keep}",
+            ),
+            (
+                "conversations",
+                talks_cut,
+                talks,
+                f"are cut at a turn, {data.turns_left_out} of "
+                f"{data.turns + data.turns_left_out} answers left out, at max_length {limit}: "
+                f"{keep}",
+            ),
+        ]
+    lines = [
+        f"{_loud(count, of)}{count} of {of} {what} {said}"
+        for what, count, of, said in shares
+        if count
+    ]
+    if data.reasoning_left_out:
         lines.append(
-            f"{_loud(data.dropped, rows + data.dropped)}{data.dropped} of {rows + data.dropped} "
-            f"rows dropped: their prompt leaves no room for an answer in max_length {limit}"
+            f"the reasoning of {data.reasoning_left_out} answers is left out (keep_reasoning "
+            "is false)"
         )
-    if data.cut and (longest := _longest(settings, tokenizer)) > limit:
+    if data.joined:
         lines.append(
-            f"{_loud(data.cut, rows)}{data.cut} of {rows} answers are cut at max_length {limit}: "
-            f"raise it to {longest} to keep all"
+            f"{data.joined} of {talks} conversations have an answer whose first token the "
+            "tokenizer would join with its prompt; they are tokenised in pieces"
         )
     validated = f", {len(data.held_out)} to validate on" if data.held_out else ""
-    lines.append(
-        f"{rows} rows to train on{validated}: {steps} steps of {settings.examples_per_step} rows"
-    )
+    turns = f" ({talks} conversations, {data.turns} answers)" if talks else ""
+    per_step = settings.examples_per_step
+    lines.append(f"{rows} rows to train on{turns}{validated}: {steps} steps of {per_step} rows")
     return lines
 
 
 def _loud(count: int, rows: int) -> str:
     return "WARNING: " if count > LOUD * rows else ""
-
-
-def _longest(settings: Settings, tokenizer: Any) -> int:
-    """Returns the tokens of the longest training example, uncut."""
-    examples = load_examples(settings.data_path)
-    _, kept, _ = split_examples(examples, settings.validation_rows, settings.seed)
-    options = (settings.mask_prompt, settings.add_eos)
-    rows = encode_all(kept, tokenizer, settings.template, _NO_LIMIT, *options)
-    return max(len(row["input_ids"]) for row in rows)
 
 
 def check_ids(settings: Settings, data: Data, config: Any, vocab_size: int) -> None:

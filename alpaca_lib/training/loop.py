@@ -90,7 +90,7 @@ def train(
             now = datetime.fromtimestamp(dist.largest(seconds))
             data = load_data(settings, tokenizer, now)
         if dist.is_rank_zero:
-            for line in counts.describe_rows(settings, data, steps, tokenizer):
+            for line in counts.describe_rows(settings, data, steps):
                 say(line)
         if check_memory is not None:
             advice = None
@@ -313,6 +313,9 @@ class _Run:
             "validation_row_numbers": self.data.drawn,
             "rows_without_label": self.data.dropped,
             "rows_cut": self.data.cut,
+            "conversations": self.data.conversations,
+            "answers_in_conversations": self.data.turns,
+            "reasoning_left_out": self.data.reasoning_left_out,
             "prompt_time": self.data.prompt_time,
             "attention": self.built.attention,
             "flops_per_token": self.flops_per_token,

@@ -188,7 +188,7 @@ class RunState:
         if dist.is_rank_zero:
             work = self.folder / ".model-partial"
             shutil.rmtree(work, ignore_errors=True)
-            publish_prompts(tokenizer, settings.template, built.model)
+            publish_prompts(tokenizer, settings.template, built.model, settings.keep_reasoning)
             if settings.method == "lora":
                 adapters.save_adapter(built.model, tensors, settings.model, work)
                 adapters.check_saved(work, built.model, tensors, unsharded=not built.sharded)

@@ -25,7 +25,13 @@ class Settings(Options):
     model: str = option(DEFAULT_MODEL, "a folder, the embedded model or a hub id")
     method: Literal["full", "lora"] = option("full", "train all parameters, or LoRA adapters")
     template: str = option("alpaca", "prompt template")
-    max_length: int = option(512, "tokens per example, prompt and answer", least=2, most=_LONGEST)
+    max_length: int = option(512, "tokens per example or conversation", least=2, most=_LONGEST)
+    train_on_turns: Literal["all", "last"] = option(
+        "all", "of a conversation: the loss counts on every answer, or on the last"
+    )
+    keep_reasoning: bool = option(
+        False, "train on an answer's reasoning too, which a chat template writes before it"
+    )
     mask_prompt: bool = option(True, "no loss on the prompt's tokens")
     add_eos: bool = option(True, "end every answer with the end-of-sequence token")
     validation_path: str = option("", "validation rows in a file of their own")
