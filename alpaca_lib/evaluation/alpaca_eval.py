@@ -1,8 +1,9 @@
 """AlpacaEval's files of outputs: a list of {"instruction", "output", "generator"}.
 
 AlpacaEval scores such a file (`alpaca_eval --model_outputs FILE`), and publishes those of many
-models, which can be compared here. A conversation's row has its ``messages`` too, and the text of
-its turns as the instruction.
+models, which can be compared here. A conversation's row has the text of its turns as instruction,
+and its ``messages``; where the questions were asked after the model's own answers, it has both as
+``turns`` and ``answers``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 
 from alpaca_lib.conversations import MESSAGES, conversation_from_row
 from alpaca_lib.errors import DataError
-from alpaca_lib.evaluation.tasks import OWN_ANSWERS, task_text
+from alpaca_lib.evaluation.tasks import OWN_ANSWERS, QUESTIONS, task_text
 from alpaca_lib.files import dump_json, parse_json, read_bytes, write_text
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.json_rows import RowError
 from alpaca_lib.records import Conversation, Example, Turn
 from alpaca_lib.tokenization import Record
+
+ANSWERS = "answers"  # the model's own, to the questions of the same row
 
 
 def save_outputs(
@@ -35,8 +38,11 @@ def save_outputs(
             "generator": generator,
         }
         if isinstance(example, Conversation):
-            row[MESSAGES] = example.question().messages()
-            row |= {OWN_ANSWERS: True} if example.extra.get(OWN_ANSWERS) else {}
+            if example.extra.get(OWN_ANSWERS):
+                texts = [turn.content for turn in example.turns]
+                row |= {QUESTIONS: texts[::2], ANSWERS: [*texts[1:-1:2], answer.text]}
+            else:
+                row[MESSAGES] = example.question().messages()
         rows.append(row)
     return write_text(file, dump_json(rows, indent=2) + "\n")
 
@@ -59,7 +65,7 @@ def load_outputs(file: Path) -> tuple[str, list[Record]]:
                 f'{file}: row {place} needs "instruction", "output" and "generator", all texts'
             )
         generators.add(row["generator"])
-        if MESSAGES in row:
+        if MESSAGES in row or ANSWERS in row:
             examples.append(_read_conversation(row, f"{file}: row {place}"))
             continue
         examples.append(Example(row["instruction"], str(row.get("input") or ""), row["output"]))
@@ -70,6 +76,15 @@ def load_outputs(file: Path) -> tuple[str, list[Record]]:
 
 def _read_conversation(row: dict[str, Any], where: str) -> Conversation:
     """Returns the conversation of a row with its output as the last answer."""
+    if ANSWERS in row:
+        asked, said = row.get(QUESTIONS), row[ANSWERS]
+        lists = [one for one in (asked, said) if isinstance(one, list) and one]
+        texts = all(isinstance(text, str) for one in lists for text in one)
+        if len(lists) < 2 or not texts or len(lists[0]) != len(lists[1]):
+            raise DataError(f"{where} needs `{QUESTIONS}` and `{ANSWERS}`, as many texts of each")
+        pairs = zip(*lists, strict=True)
+        turns = [turn for q, a in pairs for turn in (Turn("user", q), Turn("assistant", a))]
+        return Conversation(tuple(turns), extra={OWN_ANSWERS: True})
     try:
         asked = conversation_from_row(row, answers="optional").question()
     except RowError as error:
