@@ -267,14 +267,15 @@ def _show(session: Session, message: Any = None, note: str = "", offered: int = 
     """Returns the outputs: the conversation, the message field (None: as it is), the note, and
     the button that drops the ``offered`` oldest questions."""
     gradio = require("gradio")
-    plural = "s" if offered > 1 else ""
+    one = "oldest question and its answer"
+    many = f"{offered} oldest questions and their answers"
     return (
         session,
         to_html(session.conversation, session.editing),
         gradio.skip() if message is None else message,
         gradio.update(value=note, visible=bool(note)),
         gradio.update(
-            value=f"Drop the {offered} oldest question{plural} and answer{plural}, and ask again",
+            value=f"Drop the {many if offered > 1 else one}, and ask again",
             visible=bool(offered),
         ),
     )

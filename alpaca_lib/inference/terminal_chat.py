@@ -26,7 +26,7 @@ HELP = """\
 /undo          take the last question and its answer back
 /drop N        drop the N oldest questions and their answers
 /clear         begin a new conversation; the system message stays
-/save FILE     append the conversation to FILE.jsonl, as a row that alpaca train reads
+/save F.jsonl  append the conversation to a file, as a row that alpaca train reads
 /help          this list
 A message that begins with a slash is written with two. Ctrl-C stops an answer, Ctrl-D ends."""
 PROMPT = "> "
@@ -116,7 +116,7 @@ class TerminalChat:
         if not count.isdecimal() or not 1 <= int(count) <= most:
             raise UsageError(f"/drop {count}: a number from 1 to {most}, the questions there are")
         self.conversation = turns.without_oldest(self.conversation, int(count))
-        _note(f"dropped the {count} oldest; {most - int(count)} questions are left")
+        _note(f"dropped the {count} oldest; questions left: {most - int(count)}")
 
     def _clear(self, _: str) -> None:
         self.conversation = replace(turns.NOTHING, system=self.conversation.system)

@@ -11,7 +11,7 @@ from alpaca_lib import models
 from alpaca_lib.conversations import Conversation, Turn
 from alpaca_lib.inference import app, chat_tab, turns
 from alpaca_lib.inference.chat_tab import Session, to_html
-from alpaca_lib.inference.decoding import Decoding, answer
+from alpaca_lib.inference.decoding import ContextError, Decoding, answer
 from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.inference.page_models import PageModels
 from alpaca_lib.inference.safety import Policy
@@ -174,6 +174,24 @@ def test_a_conversation_that_is_too_long_offers_to_drop_its_oldest(opened, tiny_
     assert len(shown) == 4 and "do not fit" in note and "without the oldest" not in note
     assert len(read(client.predict(*settings(tokens=4), api_name="/chat_drop"))[0]) == 4
     assert "characters do not fit" in ask(client, "x" * 40_000)[2]
+
+
+def test_the_offer_is_a_button_that_goes_with_it():
+    """It is visible with the number of questions, and only where dropping helps."""
+
+    def stream(request, how):
+        if len(request.turns) > 3:
+            raise ContextError.explain(90, 8, 64, 1)
+        yield "ok"
+
+    steps, session = chat_tab._Steps(PageModels({"one": stream}, 2048)), Session()
+    for text in ("a", "b"):
+        session = run(steps.send(session, text, *settings()))[0]
+    last = run(steps.send(session, "c", *settings()))
+    assert last[4]["visible"] and "the oldest question and its answer" in last[4]["value"]
+    assert last[0].conversation == session.conversation
+    dropped = run(steps.drop(last[0], *settings()))
+    assert texts(dropped[1]) == ["b", "ok", "c", "ok"] and not dropped[4]["visible"]
 
 
 def test_a_failure_leaves_the_conversation_as_it_was(opened):

@@ -53,7 +53,7 @@ def test_history_and_commands(capsys):
     assert contents(chat) == ["/slash", "I saw 3"]
     out, err = capsys.readouterr()
     assert out.splitlines() == ["I saw 1", "I saw 3", "I saw 3", "I saw 3"]
-    assert "taken back: second" in err and "dropped the 1 oldest; 1 questions are left" in err
+    assert "taken back: second" in err and "dropped the 1 oldest; questions left: 1" in err
     chat.run(["/clear", "/system"])
     assert chat.conversation == Conversation(())
 
