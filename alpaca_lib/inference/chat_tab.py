@@ -30,7 +30,7 @@ REPLACED = "the question before had no answer; this one replaced it"
 NOTHING_TO_RETRY = "error: no question has been asked yet; write one"
 EDITING = "Send replaces the question and all that came after it; Undo leaves it as it is"
 STYLE = """
-overflow-y: auto; height: 52vh; min-height: 240px; padding: 4px 12px 12px;
+overflow-y: auto; height: 52vh; min-height: 240px; padding: 22px 12px 12px;
 .turn { display: flex; flex-direction: column; margin: 0 0 14px; max-width: 85%;
   width: fit-content; }
 .turn p { margin: 0; padding: 8px 12px; white-space: pre-wrap; overflow-wrap: anywhere;
