@@ -112,35 +112,40 @@ def conversation_from_messages(
 
     role_key, content_key: the keys of a message, "from" and "value" in ShareGPT's files.
     """
-    system, turns = "", list[Turn]()
+    system, turns, is_users = "", list[Turn](), True
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
             raise RowError(f"has message {number} that is {describe(message)}, not an object")
-        where = f"has message {number} that"
-        given = message.get(role_key)
+        given, content, reasoning = message.get(role_key), message.get(content_key), ""
         role = ROLES.get(given) if isinstance(given, str) else None
-        if len(message) > 2:
+        if role is None or len(message) > 2 or not isinstance(content, str):
+            where = f"has message {number} that"
             _refuse_keys(message, where)
-        if role is None:
-            raise _wrong_role(given, message, role_key, where)
-        content = message.get(content_key)
-        if not isinstance(content, str):
-            content = join_parts(content, content_key, where)
+            if role is None:
+                raise _wrong_role(given, message, role_key, where)
+            if not isinstance(content, str):
+                content = join_parts(content, content_key, where)
+            reasoning = _find_reasoning(message, where)
         if role == "system":
             if number > 1:
-                raise RowError(f"{where} is of the {given}; a system message comes first")
+                raise RowError(
+                    f"has message {number} that is of the {given}; a system message comes first"
+                )
             system = content if content.strip() else ""
             continue
-        expected = "assistant" if len(turns) % 2 else "user"
-        if role != expected:
+        if (role == "user") is not is_users:
             what = "two turns of one role" if turns else "a conversation begins with the user"
-            raise RowError(f"{where} is the {role}'s, not the {expected}'s: {what}")
-        reasoning = _find_reasoning(message, where) if len(message) > 2 else ""
-        if role == "assistant" and "<think>" in content and (block := _THOUGHTS.match(content)):
+            expected = "user" if is_users else "assistant"
+            raise RowError(
+                f"has message {number} that is the {role}'s, not the {expected}'s: {what}"
+            )
+        may_think = not is_users and content.lstrip().startswith("<think>")
+        if may_think and (block := _THOUGHTS.match(content)):
             reasoning, content = reasoning or block[1], content[block.end() :]
         if not content or content.isspace():
-            raise RowError(f"{where} is empty")
+            raise RowError(f"has message {number} that is empty")
         turns.append(Turn(role, content, reasoning))  # type: ignore[arg-type]
+        is_users = not is_users
     if not turns:
         raise RowError("has a conversation without a turn")
     if answers == "required" and turns[-1].role == "user":

@@ -49,8 +49,7 @@ class Rows:
     def __init__(self, text: str, values: list[object], lines: list[int] | None = None) -> None:
         self.text, self.values = text, values
         self._lines = lines
-        self._may_have_surrogates = has_escaped_half(text)
-        self.has_repeated_keys = False
+        self.is_doubtful = has_escaped_half(text)  # or has a key twice
 
     @property
     def lines(self) -> list[int]:
@@ -65,9 +64,7 @@ class Rows:
 
     def find_damage(self, number: int) -> str:
         """Returns what is wrong with the text of a row, by column, or ""."""
-        if not (self.has_repeated_keys or self._may_have_surrogates):
-            return ""
-        return find_damage(self.values[number - 1])
+        return find_damage(self.values[number - 1]) if self.is_doubtful else ""
 
 
 def find_damage(row: object) -> str:
@@ -147,7 +144,7 @@ def read_rows(path: str | os.PathLike[str]) -> Rows:
         rows = _json_lines(text, path, decoder)
     else:
         rows = Rows(text, _json_array(text, path, decoder))
-    rows.has_repeated_keys = decoder.has_repeated_keys
+    rows.is_doubtful |= decoder.has_repeated_keys
     return rows
 
 

@@ -11,7 +11,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from alpaca_lib.conversations import (
     CALLS,
@@ -67,14 +68,45 @@ def find_chat(row: Mapping[str, Any], names: Sequence[str], given: str = "") -> 
         if items := _items(row, given if given in names else None):
             return _read_items(items, given)
         raise RowError(f"has no conversation in `{show(given)}`")
+    known = _sort_names(tuple(names))
+    column, items = None, []
+    for column in known.chats:
+        if items := _items(row, column):
+            break
+    else:
+        column = None
+    if known.chosen is not None and not is_blank(row[known.chosen]):
+        by_name = {plain(name): name for name in names}
+        return _read_preference(row, by_name, known.chosen, column)
+    return None if column is None else _read_items(items, column)
+
+
+class _Names(NamedTuple):
+    """The columns of rows with the same keys: those with a conversation, known ones, others.
+
+    ``known`` are (column, its field or "", whether it must be empty).
+    """
+
+    chats: tuple[str, ...]
+    chosen: str | None
+    known: tuple[tuple[str, str, bool], ...]
+    others: tuple[str, ...]
+
+
+@lru_cache(maxsize=4096)
+def _sort_names(names: tuple[str, ...]) -> _Names:
     by_name = {plain(name): name for name in names}
-    chosen = by_name.get("chosen")
-    column = next((by_name[one] for one in CHAT_COLUMNS if _items(row, by_name.get(one))), None)
-    if chosen is not None and not is_blank(row[chosen]):
-        return _read_preference(row, by_name, chosen, column)
-    if column is None:
-        return None
-    return _read_items(_items(row, column), column)
+    known = {
+        name: (name, _FIELD_OF.get(low, ""), low in UNUSED_COLUMNS)
+        for low, name in by_name.items()
+        if low in _FIELD_OF or low in UNUSED_COLUMNS
+    }
+    return _Names(
+        chats=tuple(by_name[one] for one in CHAT_COLUMNS if one in by_name),
+        chosen=by_name.get("chosen"),
+        known=tuple(known.values()),
+        others=tuple(name for name in names if name not in known),
+    )
 
 
 def _items(row: Mapping[str, Any], column: str | None) -> list[Any]:
@@ -85,7 +117,9 @@ def _items(row: Mapping[str, Any], column: str | None) -> list[Any]:
             value = parse_json(value)
         except ValueError:
             return []
-    return value if isinstance(value, list) and not is_blank(value) else []
+    if isinstance(value, list) and not all(map(is_blank, value)):
+        return value
+    return []
 
 
 def _read_items(items: list[Any], column: str) -> Chat:
@@ -223,22 +257,21 @@ def _sort_columns(row: Mapping[str, Any], names: Sequence[str], chat: Chat) -> d
 
     Raises RowError for columns that hold another question, or what no prompt of ours shows.
     """
+    sorted_names = _sort_names(tuple(names))
+    gone = (*chat.used, *chat.left_out)
+    extra = {str(name): row[name] for name in sorted_names.others if name not in gone}
+    known = [one for one in sorted_names.known if one[0] not in gone and not is_blank(row[one[0]])]
+    if not known:
+        return extra
     contents = (message.get(chat.keys[1]) for message in chat.messages if isinstance(message, dict))
     texts = {text.strip() for text in contents if isinstance(text, str)}
-    extra: dict[str, Any] = {}
     differing: dict[str, list[str]] = {}
-    for name in names:
-        value, low = row[name], plain(name)
-        if name in chat.used or name in chat.left_out:
-            continue
-        field_name, is_unused = _FIELD_OF.get(low), low in UNUSED_COLUMNS
-        if (field_name or is_unused) and is_blank(value):
-            continue
-        is_known = bool(field_name) or is_unused
+    for name, field_name, is_unused in known:
+        value = row[name]
         repeats = isinstance(value, str) and field_name and value.strip() in texts
-        if repeats or (is_known and value == row[chat.column]):
+        if repeats or value == row[chat.column]:
             chat.left_out.append(name)
-        elif is_unused and low not in SYSTEM_COLUMNS:
+        elif is_unused and plain(name) not in SYSTEM_COLUMNS:
             flags = f"--drop {shlex.quote(name)}"
             raise RowError(f"has `{show(name)}`, which would be silently unused", flags)
         else:

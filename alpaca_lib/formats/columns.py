@@ -291,6 +291,8 @@ def list_columns(columns: Iterable[object]) -> str:
 
 def is_blank(value: object) -> bool:
     """Returns whether a cell holds nothing: null, blanks, or lists and objects of such."""
+    if isinstance(value, str):
+        return not value or value.isspace()
     if isinstance(value, dict):
         value = list(value.values())
     return all(

@@ -82,12 +82,15 @@ class Report:
     def describe(self) -> str:
         """Returns one line: the layout, the turns, the rows, and how many have no answer."""
         counts, rows = self.counts, f"{self.rows:,} rows"
+        note = "" if isinstance(self.source, Lines) else self.source.note
         turns = f"{counts.turns / max(counts.rows, 1):.3g} turns on average, "
         missing = len(counts.unanswered)
         answers = f"{missing:,} of {rows} without an answer" if missing else f"{rows}, all answered"
         if missing and self.plan.drop_unanswered:
             answers += " (left out)"
-        return f"{self.path}: {self.layout}, {turns if counts.conversations else ''}{answers}"
+        return (
+            f"{self.path}: {note or self.layout}, {turns if counts.conversations else ''}{answers}"
+        )
 
     def raise_faults(self) -> None:
         """Raises UsageError for an option that fits no row, DataError for rows that are bad."""
@@ -123,7 +126,8 @@ class Report:
                 near = nearest(column, list(seen))
                 raise UsageError(f"--drop {column}: {self.path} has no such column{near}")
             for name in ("instruction", "output"):
-                is_only = not any(name in dict(one.fields) for one in self.counts.layouts)
+                layouts = [dict(one.fields) for one in self.counts.layouts]
+                is_only = not any(name in one or "messages" in one for one in layouts)
                 if is_only and plain(column) in COLUMN_NAMES[name]:
                     raise UsageError(f"--drop {column}: it is the {name}, which is needed")
 
@@ -175,8 +179,8 @@ def _write(
                 if report.counts.conversations and not plan.as_messages:
                     raise _NotExamples
                 if part.text and not (report.faults and not plan.drop_bad):
-                    start = ("[\n" if plan.is_array else "") if is_first else plan.between
-                    stream.write(start.encode())
+                    start = b"[\n" if plan.is_array else b""
+                    stream.write(start if is_first else plan.between)
                     stream.write(part.text)
                     is_first = False
             report.raise_faults()

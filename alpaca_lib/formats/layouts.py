@@ -25,11 +25,11 @@ from alpaca_lib.formats.columns import (
     plain,
     read_columns,
 )
+from alpaca_lib.formats.trees import NESTED, TREE_COLUMNS
 from alpaca_lib.json_rows import RowError, describe, walk
 
 Record = Example | Conversation
 _JSON = (str, int, float, bool, list, dict, type(None))
-TREE_COLUMNS = frozenset(("message_id", "parent_id", "text", "role"))
 _SPECIAL = frozenset((*CHAT_COLUMNS, "chosen", "rejected"))
 
 
@@ -69,11 +69,11 @@ def read_row(row: object, options: Options) -> Reading:
     names, given, drop = tuple(row), options.given, options.drop
     left_out = [name for name in drop if name in row and not is_blank(row[name])] if drop else []
     if (options.chat or not given) and (options.chat or _is_special(names)):
-        kept = [name for name in names if name not in drop]
+        kept = tuple(name for name in names if name not in drop) if drop else names
         if chat := find_chat(row, kept, options.chat):
             record = read_chat(row, kept, chat, options.answers)
             has_answer = bool(record.output if isinstance(record, Example) else record.is_answered)
-            layout = Layout(chat.name, (("messages", chat.column), ("keys", "/".join(chat.keys))))
+            layout = _chat_layout(chat.name, chat.column, chat.keys)
             left_out += chat.left_out
             return Reading(record, has_answer, has_answer, layout, tuple(left_out))
         by_name = {plain(name): name for name in kept}
@@ -82,16 +82,26 @@ def read_row(row: object, options: Options) -> Reading:
             if "rejected" in by_name:
                 left_out.append(by_name["rejected"])
                 drop = drop | {by_name["rejected"]}
+    if isinstance(row.get("prompt"), dict) and "message_tree_id" in row:
+        raise RowError(NESTED)
     columns = find_columns(names, given, drop)
     if set(names) >= TREE_COLUMNS and "instruction" not in columns.fields:
-        raise RowError("is a message of a tree, as in OASST", "")
+        raise RowError("is a message of a tree, and the row before is none")
     record, has_output = read_columns(row, columns, options.answers, options.is_strict)
     if isinstance(record, Example):
         has_answer = has_output and bool(record.output.strip())
     else:
         has_answer = record.is_answered
+    layout = columns.layout
+    if given != options.given:
+        layout = layout._replace(name=f"preference pairs, {layout.name}")
     left_out += [one for one in columns.shadowed if not is_blank(row[one])]
-    return Reading(record, has_answer, has_output, columns.layout, tuple(left_out))
+    return Reading(record, has_answer, has_output, layout, tuple(left_out))
+
+
+@lru_cache(maxsize=256)
+def _chat_layout(name: str, column: str, keys: tuple[str, str]) -> Layout:
+    return Layout(name, (("messages", column), ("keys", "/".join(keys))))
 
 
 @lru_cache(maxsize=4096)

@@ -6,20 +6,38 @@ one, in this process or in several.
 
 from __future__ import annotations
 
+import importlib
 import json
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from alpaca_lib.conversations import Conversation
+from alpaca_lib.conversations import MESSAGES, REASONING, Conversation, Turn
 from alpaca_lib.errors import DataError
+from alpaca_lib.examples import Example
 from alpaca_lib.files import dump_json
 from alpaca_lib.formats.layouts import Counts, Options, Record, not_json, read_row
 from alpaca_lib.json_rows import SURROGATE, RowDecoder, RowError, find_damage, has_escaped_half
 
 _REPLACEMENT = "\ufffd"
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_START = f'{{"{MESSAGES}": ['.encode()
+_SYSTEM = b'{"role": "system", "content": '
+_BEFORE = {role: f'{{"role": "{role}", "content": '.encode() for role in ("user", "assistant")}
+_REASONING = f', "{REASONING[0]}": '.encode()
+
+
+def _find_quote() -> Callable[[str], bytes]:
+    """Returns a function that encodes a text as JSON: orjson's, if it is there, is the faster."""
+    try:
+        return importlib.import_module("orjson").dumps
+    except ImportError:
+        return lambda text: json.encoder.encode_basestring(text).encode()
+
+
+_quote = _find_quote()
 
 
 @dataclass(frozen=True)
@@ -38,9 +56,9 @@ class Plan:
     drop_bad: bool = False
 
     @property
-    def between(self) -> str:
+    def between(self) -> bytes:
         """What is written between two rows."""
-        return ",\n" if self.is_array else "\n"
+        return b",\n" if self.is_array else b"\n"
 
 
 class Fault(NamedTuple):
@@ -59,7 +77,7 @@ class Part:
     """
 
     text: bytes = b""
-    pieces: list[str] = field(default_factory=list)
+    pieces: list[bytes] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     faults: list[Fault] = field(default_factory=list)
     blanks: array[int] = field(default_factory=lambda: array("q"))
@@ -84,44 +102,66 @@ class Part:
         self.counts.add(self.rows, reading)
         if plan.drop_unanswered and not reading.has_answer:
             return
-        made = to_row(record, plan.as_messages, reading.has_output)
-        text = _encode(made)
+        if plan.as_messages:
+            record = as_conversation(record)
+        if isinstance(record, Conversation) and not (damage or plan.is_array):
+            text = _encode_conversation(record)
+        else:
+            text = self._encode(record, reading.has_output, plan, damage)
+        self.counts.kept += 1
+        self.counts.conversations += not reading.is_example
+        self.pieces.append(text)
+
+    def _encode(self, record: Record, has_output: bool, plan: Plan, damage: str) -> bytes:
+        row = record.to_dict()
+        if isinstance(record, Example) and not has_output:
+            del row["output"]
+        text = _encode(row)
         if damage:
             text = SURROGATE.sub(_REPLACEMENT, text)
             self.counts.replaced += 1
         if plan.is_array:
             text = dump_json([json.loads(text)], indent=4)[2:-2]
-        self.counts.kept += 1
-        self.counts.conversations += not reading.is_example
-        self.pieces.append(text)
+        return text.encode("utf-8")
 
     def finish(self, plan: Plan) -> Part:
         """Joins the rows, and returns the part."""
-        self.text = plan.between.join(self.pieces).encode("utf-8")
+        self.text = plan.between.join(self.pieces)
         self.pieces = []
         return self
 
 
-def to_row(record: Record, as_messages: bool, has_output: bool = True) -> dict[str, Any]:
-    """Returns the row that is written: of Alpaca's columns, or of messages."""
+def _encode_conversation(record: Conversation) -> bytes:
+    """Returns the JSON of ``record.to_dict()``, in a third of the time of the general encoder."""
+    pieces = [_SYSTEM, _quote(record.system), b"}, "] if record.system else []
+    for turn in record.turns:
+        pieces += (_BEFORE[turn.role], _quote(turn.content))
+        if turn.reasoning:
+            pieces += (_REASONING, _quote(turn.reasoning))
+        pieces.append(b"}, ")
+    pieces[-1] = b"}]"
+    extra = {key: value for key, value in record.extra.items() if key != MESSAGES}
+    rest = b", " + _encode(extra)[1:].encode() if extra else b"}"
+    return b"".join((_START, *pieces, rest))
+
+
+def as_conversation(record: Record) -> Conversation:
+    """Returns a record as a conversation: an example's input stands below its instruction."""
     if isinstance(record, Conversation):
-        return record.to_dict()
-    if not as_messages:
-        row = record.to_dict()
-        if not has_output:
-            del row["output"]
-        return row
+        return record
     asked = "\n\n".join(filter(None, (record.instruction, record.input)))
-    messages = [{"role": "user", "content": asked}]
+    turns = [Turn("user", asked)]
     if record.output.strip():
-        messages.append({"role": "assistant", "content": record.output})
-    return {"messages": messages, **{k: v for k, v in record.extra.items() if k != "messages"}}
+        turns.append(Turn("assistant", record.output))
+    return Conversation(tuple(turns), "", record.extra)
 
 
 def convert_lines(data: bytes, plan: Plan, path: Path, first_line: int) -> Part:
     """Converts complete lines of a JSON-lines file. Raises DataError for a line that is no JSON."""
     part, decoder = Part(), RowDecoder()
-    may_have_surrogates = b"\\u" in data and has_escaped_half(data.decode("utf-8", "replace"))
+    may_have_surrogates = (b"\\ud" in data or b"\\uD" in data) and has_escaped_half(
+        data.decode("utf-8", "replace")
+    )
     if first_line == 1:
         data = data.removeprefix(b"\xef\xbb\xbf")
     for number, line in enumerate(data.split(b"\n"), start=first_line):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -16,9 +18,10 @@ from alpaca_lib.compression import TORN, inner_suffix, open_bytes
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import parse_json
 from alpaca_lib.formats.hub import split_name
-from alpaca_lib.formats.layouts import TREE_COLUMNS, read_row
+from alpaca_lib.formats.layouts import read_row
 from alpaca_lib.formats.parts import Part, Plan, convert_lines
 from alpaca_lib.formats.tables import Table, open_table
+from alpaca_lib.formats.trees import TREE_COLUMNS
 from alpaca_lib.json_rows import RowError
 
 PART_BYTES = 1 << 20  # of lines, per part
@@ -78,9 +81,9 @@ def _first_rows(head: bytes, path: Path) -> list[Any]:
 def has_conversation(source: Source, plan: Plan) -> bool:
     """Returns whether one of the first rows is more than one question and answer."""
     rows = source.first if isinstance(source, Lines) else source.rows
-    for number in range(min(len(rows), PART_ROWS)):
+    for row in islice(rows, PART_ROWS):
         try:
-            reading = read_row(rows[number], plan.options)
+            reading = read_row(row, plan.options)
         except RowError:
             continue
         is_kept = reading.has_answer or not plan.drop_unanswered
@@ -101,18 +104,31 @@ def iter_parts(source: Source, plan: Plan, workers: int, progress: Progress) -> 
     with ExitStack() as stack:
         stream = stack.enter_context(open_bytes(source.path))
         run: Callable[..., Any] = _run_here
+        by_range = False
         if workers > 1 and size >= _SEVERAL:
             pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
             stack.callback(pool.shutdown, cancel_futures=True)
-            run = pool.submit
+            run, by_range = pool.submit, isinstance(stream, BufferedReader)
         waiting: deque[Future[Part]] = deque()
+        start = 0
         for data, first_line in _blocks(stream, source.path):
-            waiting.append(run(convert_lines, data, plan, source.path, first_line))
+            block = (start, len(data)) if by_range else data
+            waiting.append(run(_convert_block, block, plan, source.path, first_line))
+            start += len(data)
             progress(len(data))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _convert_block(block: bytes | tuple[int, int], plan: Plan, path: Path, first_line: int) -> Part:
+    """Converts lines: their bytes, or (start, size) of them in a file that is not compressed."""
+    if isinstance(block, tuple):
+        with open(path, "rb") as stream:
+            stream.seek(block[0])
+            block = stream.read(block[1])
+    return convert_lines(block, plan, path, first_line)
 
 
 def _run_here(work: Callable[..., Part], *arguments: Any) -> Future[Part]:

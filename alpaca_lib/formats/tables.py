@@ -11,15 +11,16 @@ import importlib
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alpaca_lib.compression import inner_suffix, open_bytes
+from alpaca_lib.compression import SUFFIXES, inner_suffix, open_bytes
 from alpaca_lib.errors import DataError
 from alpaca_lib.formats.hub import read_hub, split_name
-from alpaca_lib.json_rows import Rows, describe, name_row, read_rows, read_text
+from alpaca_lib.formats.trees import TREE_COLUMNS, read_trees
+from alpaca_lib.json_rows import RowError, Rows, describe, name_row, read_rows, read_text
 from alpaca_lib.optional import require
 
 
@@ -27,13 +28,15 @@ from alpaca_lib.optional import require
 class Table:
     """The rows of a file, as they are; ``source`` knows their lines and the faults of their text.
 
-    ``is_json`` is false if cells may be what JSON cannot hold, as dates.
+    ``note`` is what happened to the rows. ``is_json`` is false if cells may be what JSON cannot
+    hold, as dates.
     """
 
     path: Path
-    rows: Sequence[Any]
+    rows: Collection[Any]
     source: Rows | None = None
     is_json: bool = True
+    note: str = ""
 
     @property
     def lines(self) -> list[int]:
@@ -78,15 +81,33 @@ def open_table(path: str | os.PathLike[str]) -> Table:
     if split_name(path):
         table = Table(Path(path), read_hub(path), is_json=False)
     elif is_parquet(path := Path(path)):
-        table = Table(path, list(read_parquet(path)), is_json=False)
+        table = Table(path, ParquetRows(path), is_json=False)
     elif inner_suffix(path) in (".csv", ".tsv"):
         table = _read_csv(path, "\t" if inner_suffix(path) == ".tsv" else ",;\t")
     else:
         found = read_rows(path)
         table = Table(path, found.values, found)
-    if not table.rows:
+    first = next(iter(table.rows), None)
+    if first is None and not len(table.rows):
         raise DataError(f"{path}: contains no rows; put at least one row into it")
-    return table
+    return _join_trees(table) if isinstance(first, dict) and first.keys() >= TREE_COLUMNS else table
+
+
+def _join_trees(table: Table) -> Table:
+    """Returns a table with one conversation per tree of messages."""
+    messages = list(table.rows)
+    try:
+        for number in range(1, len(messages) + 1):
+            if (damage := table.find_damage(number)) and "surrogate" not in damage:
+                raise RowError(f"{table.name(number)} {damage}")
+        rows, firsts, left_out = read_trees(messages)
+    except RowError as error:
+        raise DataError(f"{table.path}: {error}") from None
+    lines = [table.lines[number - 1] for number in firsts] if table.lines else None
+    note = f"trees of {len(messages):,} messages, {left_out:,} of them in other branches left out"
+    source = Rows("", list(rows), lines)
+    source.is_doubtful = True
+    return Table(table.path, rows, source, note=note)
 
 
 def _read_csv(path: Path, delimiters: str) -> Table:
@@ -129,24 +150,38 @@ def is_parquet(path: Path) -> bool:
         return False
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a Parquet file, a batch of them in memory at a time."""
-    arrow = require("pyarrow")
-    parquet = importlib.import_module("pyarrow.parquet")
-    if not path.is_file():
-        read_text(path)  # raises the error of a missing file, a folder or a pipe
-    try:
-        stream: Any = open_bytes(path)
-        if path.suffix.lower() != ".parquet" and path.suffix.lower() in (".gz", ".zst"):
-            stream = io.BytesIO(stream.read())  # Parquet is read from its end
-        table = parquet.ParquetFile(stream)
-        names = Counter(table.schema_arrow.names)
+class ParquetRows(Collection[dict[str, Any]]):
+    """The rows of a Parquet file; they are read in batches, again for each iteration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._errors = (require("pyarrow").ArrowException, OSError, EOFError, ValueError)
+        if not path.is_file():
+            read_text(path)  # raises the error of a missing file, a folder or a pipe
+        try:
+            stream: Any = open_bytes(path)
+            if path.suffix.lower() in SUFFIXES:
+                stream = io.BytesIO(stream.read())  # Parquet is read from its end
+            self._file = importlib.import_module("pyarrow.parquet").ParquetFile(stream)
+        except self._errors as error:
+            raise self._explain(error) from None
+        names = Counter(self._file.schema_arrow.names)
         if twice := [name for name, count in names.items() if count > 1]:
             raise DataError(f"{path}: has two columns `{twice[0]}`; rename one of them")
-        for batch in table.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    except (arrow.ArrowException, OSError, EOFError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == one for one in self)
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            for batch in self._file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        except self._errors as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: BaseException) -> DataError:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: cannot be read as Parquet ({first})") from None
+        return DataError(f"{self.path}: cannot be read as Parquet ({first})")
