@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import dump_json
 from alpaca_lib.planning.planner import Work
-from alpaca_lib.records import Conversation, Example, Turn
+from alpaca_lib.records import Conversation, Turn
 from alpaca_lib.training.examples import IGNORE, count_labels, encode, load_data
 from alpaca_lib.training.loop import train
 from alpaca_lib.training.metrics import read_metrics
@@ -34,11 +34,11 @@ def talk(turns, words=1, system="", reasoning=""):
     return Conversation(tuple(said), system)
 
 
-EIGHT = [talk(1 + n % 4, 1 + n, "Say something." if n % 3 else "") for n in range(8)]
+EIGHT = [talk(1 + n % 4, 1 + n, "Say something." if n % 4 < 2 else "") for n in range(8)]
 
 
 def save(records, path):
-    """Writes rows of examples and conversations, and returns the path as text."""
+    """Writes rows of conversations, and returns the path as text."""
     path.write_text(dump_json([one.to_dict() for one in records]), encoding="utf-8")
     return str(path)
 
@@ -136,8 +136,8 @@ def test_what_is_dropped_and_cut_is_said(settings, tmp_path):
         *(talk(2, 2) for _ in range(10)),
         talk(3, 40),
         talk(1, 400, "Say something."),
-        Example("Say something about the word apple.", "", "apple " * 300),
-        Example("Say something about the word apple.", "", "apple"),
+        talk(1, 300),  # one question and answer: an example, whose answer is cut
+        talk(1),
     ]
     settings = settings.replace(data_path=save(rows, tmp_path / "rows.json"), max_length=256)
     said = []
@@ -179,7 +179,7 @@ def test_settings_that_cannot_be_followed(change, message, settings, tmp_path):
     """Refused before a model is loaded, with the setting or the file."""
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     if not message:
-        rows = [talk(1), talk(2, 1, reasoning="So I think.")]
+        rows = [talk(1, 1, "Say something."), talk(2, 1, reasoning="So I think.")]
         data = load_data(
             settings.replace(data_path=save(rows, tmp_path / "t.json"), **change), tokenizer
         )
