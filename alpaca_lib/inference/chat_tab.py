@@ -126,9 +126,14 @@ def add_chat(gradio: Any, known: PageModels, start: Decoding, stream_answers: bo
         drop.click(steps.drop, [session, *settings], shown, api_name="chat_drop", **queued),
     ]
     stop.click(None, None, None, cancels=answers, api_visibility="private")
-    # In the queue after the answers that they cancel, whose last piece would be shown else.
-    undo.click(steps.undo, session, shown, cancels=answers, api_name="chat_undo", **queued)
-    clear.click(steps.clear, None, shown, cancels=answers, api_name="chat_clear", **queued)
+    # After the answer that they cancel: its last piece would be shown instead.
+    cancelled = {"cancels": answers, "api_visibility": "private"}
+    undo.click(None, None, None, **cancelled).then(
+        steps.undo, session, shown, api_name="chat_undo", **queued
+    )
+    clear.click(None, None, None, **cancelled).then(
+        steps.clear, None, shown, api_name="chat_clear", **queued
+    )
     chat.edit(_take_event(gradio, steps), session, shown, api_visibility="private", **queued)
 
 
