@@ -96,7 +96,8 @@ class ChatRenderer:
         messages = self._messages(conversation)
         marks: list[tuple[int, int]] = []
         if self.is_marked:
-            text, marks = render_marked(self.tokenizer, messages, self.now, self.source)
+            with _name_system(messages):
+                text, marks = render_marked(self.tokenizer, messages, self.now, self.source)
         else:
             text = self._render(messages, for_answer=False)
         numbers = range(1, len(conversation.turns), 2)
@@ -198,7 +199,21 @@ class ChatRenderer:
             place = found + len(content)
 
     def _render(self, messages: Messages, for_answer: bool) -> str:
-        return render_chat(self.tokenizer, messages, for_answer, self.now, self.source)
+        with _name_system(messages):
+            return render_chat(self.tokenizer, messages, for_answer, self.now, self.source)
+
+
+@contextmanager
+def _name_system(messages: Messages) -> Iterator[None]:
+    """Adds to a SettingsError of the block that a system message may be its reason."""
+    try:
+        yield
+    except SettingsError as error:
+        if is_interrupted(error) or messages[0]["role"] != "system":
+            raise
+        raise SettingsError(
+            f"{error} or 'gemma', which write a system message, or take it out of the row"
+        ) from error
 
 
 def _near(text: str, place: int) -> str:

@@ -244,6 +244,8 @@ def read_format(
             f"template 'chat': the model's chat template has an answer inside {marks[-1][0]}, "
             "which is a block of reasoning; use a template of this project, such as 'alpaca'"
         )
+    if KEPT in (own_source(tokenizer) if source is None else source):
+        tail = None
     return ChatFormat(tail=tail, lead=lead, after=after, strips=strips)
 
 

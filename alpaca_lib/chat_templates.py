@@ -47,9 +47,10 @@ _LLAMA_3 = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
     "{% endif %}"
 )
-# tokenizer_config.json of mistralai/Mistral-7B-Instruct-v0.3, without its tools. The text
-# of a system message stands before the first question, as in v1: v3 moves it to the last one,
-# so that the conversation before would change with each turn.
+# https://github.com/mistralai/cookbook: concept-deep-dive/tokenization/chat_templates.md, v3 (the
+# Tekken tokenizers of Nemo have no spaces in it). The text of a system message stands before the
+# first question, as in v1: v3 moves it to the last one, so that the conversation before would
+# change with each turn.
 _MISTRAL = (
     "{{ bos_token }}{% set ns = namespace(system='') %}"
     "{% for message in messages %}"

@@ -161,10 +161,14 @@ class PromptEncoder:
         return self._conversations.encode(records, train_on, numbers)
 
     def answers(
-        self, examples: Sequence[Example], numbers: Sequence[int] | None = None
+        self, records: Sequence[Record], numbers: Sequence[int] | None = None
     ) -> list[list[int]]:
-        """Returns the ids of each example's output, without the end; see ``prompts``."""
-        texts = [example.output for example in examples]
+        """Returns the ids of each record's output, or last answer, without the end.
+
+        A conversation whose last turn is the user's has none. See ``prompts``.
+        """
+        outputs = [_output(record) for record in records]
+        texts = outputs
         if self.format is not None and self.format.strips:
             texts = [text.strip() for text in texts]
         if self._lead:
@@ -174,7 +178,7 @@ class PromptEncoder:
             texts,
             nothing,
             mark=lambda row: (texts[row], []),
-            parts=lambda row: {"output": examples[row].output},
+            parts=lambda row: {"output": outputs[row]},
             numbers=numbers,
         )
 
@@ -239,6 +243,12 @@ def _map(record: Record, change: Callable[[str], str]) -> Record:
     if isinstance(record, Conversation):
         return map_texts(record, change)
     return Example(change(record.instruction), change(record.input))
+
+
+def _output(record: Record) -> str:
+    if isinstance(record, Conversation):
+        return record.turns[-1].content if record.is_answered else ""
+    return record.output
 
 
 def _parts(record: Record) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Parity:
 class Reference:
     """PyTorch's results for some examples: computed once, compared with several files."""
 
-    examples: Sequence[Example]
+    examples: Sequence[Example | Conversation]
     encoder: PromptEncoder
     prompts: list[list[int]]  # token ids
     answers: list[list[int]]  # greedy, without the end token
@@ -55,13 +55,14 @@ class Reference:
 def compute_reference(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Conversation],
     template: str = "alpaca",
     tokens: int = 32,
     contexts: int = 60,
 ) -> Reference:
     """Returns greedy answers of up to ``tokens`` tokens to all examples, and the next token's
-    probabilities after the prompts of the first ``contexts`` examples.
+    probabilities after the prompts of the first ``contexts`` examples. A conversation counts as
+    its last answer's prompt and answer.
 
     These prompts are followed by none, a third or two thirds of the reference, in turn.
     """
@@ -91,7 +92,7 @@ def measure_parity(
     model: Any,
     tokenizer: Any,
     file: Path,
-    examples: Sequence[Example],
+    examples: Sequence[Example | Conversation],
     template: str = "alpaca",
     tokens: int = 32,
     contexts: int = 60,

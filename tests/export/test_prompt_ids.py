@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from alpaca_lib import models
+from alpaca_lib.chat_templates import CHAT_TEMPLATES
 from alpaca_lib.errors import ModelError
 from alpaca_lib.export.gguf import export_gguf
 from alpaca_lib.export.parity import measure_parity, post
@@ -169,6 +170,59 @@ def test_system_and_turns_in_llama_cpp(build_tokenizer, save, tmp_path):
             assert "Be brief." in published.decode(expected) or len(messages) == 4
         with pytest.raises(ModelError, match="no reply"):
             post(f"{root}/v1/chat/completions", {"messages": [{"role": "tool", "content": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("template", "kind", "bos"),
+    [
+        ("chatml", "byte-level", "nobody"),
+        ("qwen", "byte-level", "nobody"),
+        ("llama-3", "byte-level", "post-processor"),
+        ("gemma", "byte-level", "post-processor"),
+        ("mistral", "metaspace", "post-processor"),
+        ("mistral", "byte-level", "post-processor"),
+    ],
+)
+def test_chat_formats_in_llama_cpp(template, kind, bos, build_tokenizer, save, tmp_path):
+    """A model trained on a chat format by name: llama.cpp's ids are those of training."""
+    tokenizer = build_tokenizer(kind, bos, "<|im_end|>")
+    names = [name for name in CHAT_TEMPLATES[template].tokens if name not in ("bos", "eos")]
+    tokenizer.add_special_tokens({"extra_special_tokens": names})
+    folder = save(tokenizer)
+    encoder = PromptEncoder(tokenizer, template)
+    with served(folder, template, tmp_path) as root:
+        for record in (*EXAMPLES, *CONVERSATIONS):
+            (ids,) = encoder.prompts([record])
+            assert chat_ids(root, chat_messages(record, template)) == ids
+            assert ids.count(1) == (bos != "nobody")
+
+
+def test_marks_of_what_is_generated_in_llama_cpp(build_tokenizer, save, tmp_path):
+    """A template with {% generation %}, which llama.cpp's Jinja may not know."""
+    tokenizer = build_tokenizer("byte-level", "nobody", "<|im_end|>")
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ '<|im_end|>\n' }}",
+        "{% if m['role'] == 'assistant' %}{% generation %}{{ '<|im_end|>\n' }}{% endgeneration %}"
+        "{% else %}{{ '<|im_end|>\n' }}{% endif %}",
+    )
+    assert "{% generation %}" in tokenizer.chat_template
+    folder = save(tokenizer)
+    encoder = PromptEncoder(tokenizer, CHAT)
+    with served(folder, None, tmp_path) as root:
+        for record in CONVERSATIONS:
+            assert chat_ids(root, chat_messages(record, CHAT)) == encoder.prompts([record])[0]
+
+
+def test_parity_of_conversations(build_tokenizer, save, tmp_path):
+    """Conversations are compared by their last answer; one whose ids differ is named."""
+    tokenizer = build_tokenizer("byte-level", "post-processor", "</s>")
+    folder = save(tokenizer)
+    model = models.ModelSource.resolve(folder).load_model()
+    rows = [*CONVERSATIONS, Conversation((Turn("user", "Say </s> twice."),))]
+    for template in (CHAT, "alpaca"):
+        file = export_gguf(folder, tmp_path / f"{template}.gguf", "f32", template)
+        found = measure_parity(model, tokenizer, file, rows, template, tokens=4)
+        assert (found.text_rows, found.chat_rows) == ((4,), (4,)) and found.kl < 1e-4
 
 
 def test_a_conversation_without_reasoning_in_llama_cpp(build_tokenizer, save, tmp_path):

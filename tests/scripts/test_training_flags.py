@@ -294,6 +294,7 @@ def test_values_that_finetune_refuses(finetune: Any, tmp_path: Path) -> None:
         *(("alpaca", "alpaca-lora"), ("alpaca_legacy", "alpaca"), ("alpaca_short", "short")),
         *(("stanford", "alpaca"), ("short", "short"), ("alpaca_lora", "alpaca-lora")),
         *(("alpaca-lora", "alpaca-lora"), ("chinese", "chinese"), ("chat", "chat")),
+        *(("chatml", "chatml"), ("llama-3", "llama-3")),
     ],
 )
 def test_template_names(name: str, expected: str) -> None:
