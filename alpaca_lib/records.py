@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -45,6 +46,7 @@ __all__ = [
     "words",
 ]
 Turns = Literal["refuse", "first", "last", "each"]
+_DROP_BAD = "--drop-bad"
 _Taken = TypeVar("_Taken")
 CJK = re.compile(r"[\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # ideographs, kana, Hangul
 
@@ -75,7 +77,8 @@ def load_records(path: str | os.PathLike[str], answers: Answers = "required") ->
     """Returns the records of a file in any layout, or of a data set of the hub ("owner/name").
 
     A conversation of one question and answer, without system message and reasoning, is an
-    Example. answers: "optional" if records need none; a conversation may then end with the
+    Example. What a layout has besides, such as rejected answers, is left out with a warning.
+    answers: "optional" if records need none; a conversation may then end with the
     user's turn. Raises DataError, naming the file, the row, its line, and the fix.
     """
     return _load(path, answers, lambda record: [record])
@@ -121,10 +124,18 @@ def _load(
             if damage := table.find_damage(number):
                 raise RowError(damage, "" if "surrogate" in damage else None)
             reading = read_row(row, options)
-            if reading.layout not in counts.layouts:
-                counts.layouts[reading.layout] = number
             if not table.is_json and (bad := not_json(reading.record.extra)):
                 raise RowError(f"has `{bad}`, which JSON cannot hold", f"--drop {bad}")
+        except RowError as error:
+            faults.append(
+                (number, RowError(str(error), _DROP_BAD if error.flags is None else error.flags))
+            )
+            continue
+        if reading.layout not in counts.layouts:
+            counts.layouts[reading.layout] = number
+        if reading.left_out:
+            counts.left_out.update(reading.left_out)
+        try:
             taken += take(reading.record)
         except RowError as error:
             faults.append((number, error))
@@ -139,6 +150,10 @@ def _load(
         )
     if mixture := counts.find_mixture(table.name):
         raise DataError(f"{path}: {mixture}")
+    lost = [table.note] if table.note else []
+    lost += [f"`{column}` of {n:,} rows is left out" for column, n in counts.left_out.items()]
+    if lost:
+        warnings.warn(f"{path}: {'; '.join(lost)}", stacklevel=3)
     return taken
 
 
@@ -146,7 +161,8 @@ def _suggest_command(path: Path, faults: Sequence[RowError], some_are_good: bool
     """Returns a line with the command that mends the rows, or "" if none does."""
     flags = dict.fromkeys(fault.flags for fault in faults)
     if not some_are_good:
-        flags.pop("--drop-unanswered", None)  # it would leave no row
+        for drop in (_DROP_BAD, "--drop-unanswered"):  # it would leave no row
+            flags.pop(drop, None)
     words = [word for word in flags if word is not None]
     return f"\n  the fix: {convert_command(path, *words)}" if words else ""
 

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -124,7 +125,9 @@ def test_random_conversations_survive_each_layout(tmp_path, layout):
         talks = [random_conversation(draw) for _ in range(draw.randint(1, 5))]
         wanted = [as_record(talk) for talk in talks]
         path = write(tmp_path / f"{number}.jsonl", [RENDERED[layout](talk) for talk in talks])
-        assert load_records(path) == wanted
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the rejected answers
+            assert load_records(path) == wanted
         for suffix in (".json", ".jsonl.gz"):
             out = tmp_path / f"o{number}{suffix}"
             convert_files([path], out, PLAN)
@@ -356,3 +359,24 @@ def test_a_hub_that_cannot_be_reached(tmp_path, capsys):
 def test_what_is_no_name_of_the_hub_is_a_missing_file(name):
     with pytest.raises(DataError, match="no such file"):
         load_records(name)
+
+
+def test_the_commands_about_data_take_conversations(tmp_path, capsys):
+    """inspect and describe check each question with its answer, and say so."""
+    talk = Conversation((Turn("user", "Name a colour."), Turn("assistant", "Blue.")) * 2)
+    path = write(tmp_path / "d.jsonl", [RENDERED["ShareGPT"](talk)] * 2)
+    assert main(["inspect", str(path), "--apart"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "2 of 2 rows are conversations; each question with its answer is one row here (4)" in out
+    plain = write(tmp_path / "e.csv", [{"question": "Name a colour.", "answer": "Blue."}])
+    assert main(["inspect", str(plain), "--apart"]) in (0, 1)
+    assert "conversations" not in capsys.readouterr().out
+
+
+def test_seeds_are_single_tasks(tmp_path, capsys):
+    """The generation command refuses seeds that are conversations, by row."""
+    talk = Conversation((Turn("user", "Name a colour."), Turn("assistant", "Blue.")) * 2)
+    seeds = write(tmp_path / "d.jsonl", [RENDERED["ShareGPT"](talk)])
+    words = ["generate", "--teacher", "replay", "--seeds", str(seeds), "--out", str(tmp_path / "o")]
+    assert main(words) != 0
+    assert "row 1 (line 1) is a conversation (4 turns)" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 
@@ -238,7 +239,11 @@ def test_a_row_of_a_public_data_set(tmp_path, capsys, name):
     """The loader reads it; the command writes what reads as the same record, and names it."""
     row, wanted, layout = SETS[name]
     path = save(tmp_path / "d.jsonl", [row, row])
-    assert load_records(path) == [wanted] * 2
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert load_records(path) == [wanted] * 2
+    warned = [str(one.message) for one in caught]
+    assert any("`rejected` of 2 rows is left out" in one for one in warned) == ("rejected" in row)
     assert main(["convert", str(path), "--out", str(tmp_path / "o.json")]) == 0
     out = capsys.readouterr().out
     assert layout in out.split("\n")[0] and "2 rows, all answered" in out
@@ -268,7 +273,8 @@ def messages_of(tree):
 
 def test_trees_follow_the_best_rank_to_the_last_answer(tmp_path, capsys):
     path = save(tmp_path / "d.jsonl", messages_of(OASST))
-    assert load_records(path) == [TWO, ONE]
+    with pytest.warns(UserWarning, match="2 of them in other branches left out"):
+        assert load_records(path) == [TWO, ONE]
     assert main(["convert", str(path), "--out", str(tmp_path / "o.jsonl")]) == 0
     assert "trees of 8 messages, 2 of them in other branches left out" in capsys.readouterr().out
     assert load_records(tmp_path / "o.jsonl") == [TWO, ONE]

@@ -48,7 +48,7 @@ class Chat:
     """A conversation found in a row.
 
     name: its layout; column: where it is; used: the columns that it is made of; left_out: the
-    columns and keys of messages that are not kept.
+    columns and keys of messages that are not kept; repeats: columns whose text it holds.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Chat:
     keys: tuple[str, str] = ("role", "content")
     used: tuple[str, ...] = ()
     left_out: list[str] = field(default_factory=list)
+    repeats: list[str] = field(default_factory=list)
 
 
 def find_chat(row: Mapping[str, Any], names: Sequence[str], given: str = "") -> Chat | None:
@@ -117,14 +118,20 @@ def _items(row: Mapping[str, Any], column: str | None) -> list[Any]:
             value = parse_json(value)
         except ValueError:
             return []
-    if isinstance(value, list) and not all(map(is_blank, value)):
-        return value
+    if not isinstance(value, list):
+        return []
+    for one in value:
+        if not is_blank(one):
+            return value
     return []
 
 
 def _read_items(items: list[Any], column: str) -> Chat:
     first = items[0]
     if isinstance(first, dict):
+        for keys, name in _NAMES.items():
+            if keys[0] in first and keys[1] in first:
+                return Chat(name, column, items, keys, (column,))
         role = next((key for key in _ROLE_KEYS if key in first), None)
         content = next((key for key in _CONTENT_KEYS if key in first), None)
         if role is not None:
@@ -227,7 +234,7 @@ def read_chat(
     """Returns the record of a row with a conversation; the other columns are kept in ``extra``.
 
     One question and answer without a system message is an Example. Columns that repeat a text
-    of the conversation are added to ``chat.left_out``. Raises RowError for what is refused.
+    of the conversation are not kept. Raises RowError for what is refused.
     """
     extra = _sort_columns(row, names, chat)
     found = conversation_from_messages(chat.messages, answers, None, *chat.keys)
@@ -253,7 +260,7 @@ def read_chat(
 
 
 def _sort_columns(row: Mapping[str, Any], names: Sequence[str], chat: Chat) -> dict[str, Any]:
-    """Returns the columns that are kept; adds those that repeat the conversation to ``left_out``.
+    """Returns the columns that are kept; adds those that repeat the conversation to ``repeats``.
 
     Raises RowError for columns that hold another question, or what no prompt of ours shows.
     """
@@ -270,7 +277,7 @@ def _sort_columns(row: Mapping[str, Any], names: Sequence[str], chat: Chat) -> d
         value = row[name]
         repeats = isinstance(value, str) and field_name and value.strip() in texts
         if repeats or value == row[chat.column]:
-            chat.left_out.append(name)
+            chat.repeats.append(name)
         elif is_unused and plain(name) not in SYSTEM_COLUMNS:
             flags = f"--drop {shlex.quote(name)}"
             raise RowError(f"has `{show(name)}`, which would be silently unused", flags)
@@ -281,7 +288,7 @@ def _sort_columns(row: Mapping[str, Any], names: Sequence[str], chat: Chat) -> d
     if {"instruction", "output"} <= set(differing):
         flags = f"--drop {shlex.quote(chat.column)}"
         raise RowError(f"has `{show(chat.column)}`, which would be silently unused", flags)
-    has_question = any(_FIELD_OF.get(plain(name)) == "instruction" for name in chat.left_out)
+    has_question = any(_FIELD_OF.get(plain(name)) == "instruction" for name in chat.repeats)
     if differing and (has_question or set(differing) != {"output"}):
         columns = [name for group in differing.values() for name in group]
         raise RowError(

@@ -294,6 +294,9 @@ def is_blank(value: object) -> bool:
     if isinstance(value, str):
         return not value or value.isspace()
     if isinstance(value, dict):
+        for one in value.values():
+            if isinstance(one, str) and one and not one.isspace():
+                return False
         value = list(value.values())
     return all(
         one is None or isinstance(one, list | dict) or (isinstance(one, str) and not one.strip())
