@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         compare_models,
         compare_texts,
         differences,
-        load_tasks,
         measure_model,
         reference_losses,
         repetition,
@@ -31,5 +30,11 @@ if TYPE_CHECKING:
     from alpaca_lib.evaluation.ifeval import load_prompts, verify
     from alpaca_lib.evaluation.intervals import interval, sign_test, tasks_needed, win_rate
     from alpaca_lib.evaluation.llm_judge import Pair, judge, open_judge
+    from alpaca_lib.evaluation.tasks import (
+        answer_follow_ups,
+        last_answer,
+        load_follow_ups,
+        load_tasks,
+    )
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

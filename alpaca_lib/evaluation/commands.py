@@ -12,16 +12,19 @@ from statistics import mean
 from alpaca_lib import evaluation, inference
 from alpaca_lib.command_line import Command
 from alpaca_lib.errors import ModelError, SettingsError
+from alpaca_lib.evaluation.comparison import TEXT_MEASURES
 from alpaca_lib.files import dump_json, write_text
 from alpaca_lib.inference.commands import EVAL_TASKS
 from alpaca_lib.inference.decoding import Decoding
 from alpaca_lib.models import ModelSource
 from alpaca_lib.options import add_flags, from_flags
+from alpaca_lib.records import Conversation
 
 
 def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL", help="the first is the base")
-    parser.add_argument("--eval", type=Path, default=EVAL_TASKS, help="tasks (eval_60.json)")
+    about = "tasks, or conversations whose last answers are the references (eval_60.json)"
+    parser.add_argument("--eval", type=Path, default=EVAL_TASKS, help=about)
     parser.add_argument("--template", help="prompt template (default: the trained one)")
     add_flags(parser, Decoding, ("max_new_tokens", "repetition_penalty"))
     parser.add_argument("--batch", type=int, default=16, help="prompts per batch (default 16)")
@@ -33,6 +36,9 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_compare(options: argparse.Namespace) -> None:
     decoding = Decoding(**from_flags(options, Decoding))
     sources = resolve_models(options.models)
+    if follow_ups := evaluation.load_follow_ups(options.eval):
+        _run_follow_ups(options, sources, follow_ups, decoding)
+        return
     tasks = evaluation.load_tasks(options.eval)
     template = options.template or inference.common_template(sources.values())
     print(f"template {template}", file=sys.stderr)
@@ -50,6 +56,40 @@ def _run_compare(options: argparse.Namespace) -> None:
         rows = {one.model: vars(one) for one in scores}
         write_text(options.out / "scores.json", dump_json(rows, indent=1) + "\n")
     print_scores(scores)
+
+
+def _run_follow_ups(
+    options: argparse.Namespace,
+    sources: dict[str, ModelSource],
+    tasks: list[Conversation],
+    decoding: Decoding,
+) -> None:
+    """Asks each model questions with follow-up questions, and prints what its answers are like.
+
+    There are no references, so a judge decides between the files of --out.
+    """
+    template = options.template or inference.common_template(sources.values())
+    print(f"template {template}", file=sys.stderr)
+    pool = inference.ModelPool(sources)
+    print(f"{'':12}" + "".join(f"{column:>10}" for column in ("tasks", "ended", *TEXT_MEASURES)))
+    for name in pool.names:
+        asked = sum(len(task.turns) for task in tasks)
+        print(f"{name}: {len(tasks)} tasks, {asked} questions ...", file=sys.stderr, flush=True)
+        with pool.use(name) as model:
+            done = evaluation.answer_follow_ups(
+                model, pool.tokenizer(name), tasks, decoding, template, options.batch
+            )
+        conversations = [conversation for conversation, _ in done]
+        answers = [said for _, said in done]
+        if options.out:
+            file = options.out / f"{name}.json"
+            evaluation.save_outputs(file, conversations, answers, name)
+        means = [mean(measure(a.text) for a in answers) for measure in TEXT_MEASURES.values()]
+        ended = mean(a.ended for a in answers)
+        shown = "".join(f"{value:10.2f}" for value in means)
+        print(f"{name[:12]:12}{len(tasks):10}{ended:10.0%}{shown}", flush=True)
+    if options.out:
+        print("the last answers; `alpaca judge` compares the files", file=sys.stderr)
 
 
 def resolve_models(words: Iterable[str]) -> dict[str, ModelSource]:
@@ -105,7 +145,8 @@ def _run_outputs(options: argparse.Namespace) -> None:
         f"{len(pairs)} tasks; {one} minus {two} with 95 % intervals; on how many tasks more, fewer"
     )
     print(f"  {'':10}{one[:18]:>19}{two[:18]:>19}")
-    texts = [a.output for a, _ in pairs], [b.output for _, b in pairs]
+    last = evaluation.last_answer
+    texts = [last(a) for a, _ in pairs], [last(b) for _, b in pairs]
     for d in evaluation.compare_texts(*texts):
         means = f"{d.means[0]:19.3f}{d.means[1]:19.3f}"
         print(f"  {d.measure:10}{means}   {d.interval!s:26}{d.better:5} :{d.worse:5}")
@@ -126,7 +167,7 @@ def _run_judge(options: argparse.Namespace) -> None:
     def report(done: int, total: int) -> None:
         print(f"{done}/{total}", end="\r", file=sys.stderr, flush=True)
 
-    pairs = [evaluation.Pair.from_example(a, a.output, b.output) for a, b in outputs]
+    pairs = [evaluation.Pair.from_outputs(a, b) for a, b in outputs]
     with evaluation.open_judge(options.judge) as ask:
         found = evaluation.judge(pairs, ask, options.kept, options.at_once, report, options.judge)
     outcomes = [outcome for _, outcome in found.decided]

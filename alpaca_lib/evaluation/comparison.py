@@ -6,18 +6,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from alpaca_lib.dataset.rouge import rouge_l, tokenize
-from alpaca_lib.errors import DataError
 from alpaca_lib.evaluation.constraint_checks import meets
 from alpaca_lib.evaluation.intervals import Interval, interval, sign_test
+from alpaca_lib.evaluation.tasks import last_answer
 from alpaca_lib.inference.decoding import Answer, Decoding, answer
 from alpaca_lib.inference.model_pool import ModelPool
-from alpaca_lib.records import Example, load_examples
-from alpaca_lib.tokenization import PromptEncoder
+from alpaca_lib.records import Example
+from alpaca_lib.tokenization import PromptEncoder, Record
 
 NGRAM = 4  # words of a repeated piece
 
@@ -42,21 +41,9 @@ class Scores:
     ends: list[float] = field(repr=False)  # 1 or 0
 
 
-def load_tasks(file: Path) -> list[Example]:
-    """Returns held-out tasks. Raises DataError for a constraint that cannot be checked, or if
-    no task has a reference answer."""
-    tasks = load_examples(file)
-    for task in tasks:
-        if "check" in task.extra:
-            meets(task.extra["check"], "x")
-    if not any(task.output for task in tasks):
-        raise DataError(f"{file}: has no reference answers; a comparison needs them")
-    return tasks
-
-
 def compare_models(
     pool: ModelPool,
-    tasks: Sequence[Example],
+    tasks: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
     batch_size: int = 16,
@@ -76,7 +63,7 @@ def measure_model(
     name: str,
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
     batch_size: int = 16,
@@ -91,7 +78,7 @@ def measure_model(
 
 def score(
     name: str,
-    examples: Sequence[Example],
+    examples: Sequence[Record],
     answers: Sequence[Answer],
     losses: Sequence[tuple[float, int]],
     seconds: float | None = None,
@@ -106,11 +93,11 @@ def score(
             "as many of each are needed, and at least one"
         )
     nats, tokens = sum(n for n, _ in losses), sum(t for _, t in losses)
-    size = sum(len(example.output.encode("utf-8")) for example in examples)
+    size = sum(len(last_answer(example).encode("utf-8")) for example in examples)
     pairs = list(zip(examples, answers, strict=True))
     met = [float(meets(e.extra["check"], a.text)) if "check" in e.extra else None for e, a in pairs]
     checked = [value for value in met if value is not None]
-    rouge = rouge_scores([e.output for e in examples], [a.text for a in answers])
+    rouge = rouge_scores([last_answer(e) for e in examples], [a.text for a in answers])
     return Scores(
         model=name,
         loss=nats / tokens,
@@ -130,15 +117,19 @@ def score(
 
 
 def reference_losses(
-    model: Any, tokenizer: Any, examples: Sequence[Example], template: str = "alpaca"
+    model: Any, tokenizer: Any, examples: Sequence[Record], template: str = "alpaca"
 ) -> list[tuple[float, int]]:
-    """Returns (nats, tokens) of each reference answer with its end token, given its prompt."""
+    """Returns (nats, tokens) of each reference answer with its end token, given its prompt.
+
+    A conversation's reference is its last answer; the turns before it are the prompt.
+    """
     import torch
     from torch.nn import functional as F
 
     losses = []
     encoder = PromptEncoder(tokenizer, template)
-    pairs = zip(encoder.prompts(examples), encoder.answers(examples), strict=True)
+    references = [Example("-", output=last_answer(example)) for example in examples]
+    pairs = zip(encoder.prompts(examples), encoder.answers(references), strict=True)
     for prompt, reference in pairs:
         reference += encoder.end
         ids = torch.tensor([prompt + reference], device=model.device)

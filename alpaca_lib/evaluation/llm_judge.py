@@ -21,9 +21,10 @@ import numpy as np
 
 from alpaca_lib.errors import ModelError, SettingsError
 from alpaca_lib.evaluation.intervals import Interval, win_rate
+from alpaca_lib.evaluation.tasks import OWN_ANSWERS, last_answer, number_turns, task_text
 from alpaca_lib.files import JsonLines, read_json_lines, sha256_text
 from alpaca_lib.inference.safety import open_client
-from alpaca_lib.records import Example
+from alpaca_lib.tokenization import Record
 
 PROMPT = """Two answers to the same task follow. Say which one does better what the task asks: \
 is it correct, is it complete, does it keep to what was asked? Length by itself is no merit, and \
@@ -50,10 +51,21 @@ class Pair:
     two: str
 
     @classmethod
-    def from_example(cls, example: Example, one: str, two: str) -> Pair:
-        """Returns the pair of two answers to an example's instruction and input."""
-        text = "\n\n".join(part for part in (example.instruction, example.input) if part)
-        return cls(text, one, two)
+    def from_example(cls, example: Record, one: str, two: str) -> Pair:
+        """Returns the pair of two answers to an example's instruction and input, or to the last
+        turn of a conversation; the judge sees the turns before it."""
+        return cls(task_text(example), one, two)
+
+    @classmethod
+    def from_outputs(cls, one: Record, two: Record) -> Pair:
+        """Returns the pair of two models' outputs to one task.
+
+        Where each question was asked after the model's own answers, all of them are compared.
+        """
+        if one.extra.get(OWN_ANSWERS):
+            answers = [number_turns(outputs, "assistant") for outputs in (one, two)]
+            return cls(number_turns(one, "user"), *answers)
+        return cls.from_example(one, last_answer(one), last_answer(two))
 
 
 @dataclass(frozen=True)

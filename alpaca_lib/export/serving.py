@@ -3,12 +3,13 @@
 The model may be a GGUF file, a model folder, an adapter folder or a name: a folder is exported
 first, once, next to its weights. So the model of lesson 04 can be the teacher of lesson 01.
 
-A conversation of one user message makes the prompt of training, token by token. With Alpaca's
-templates a message of the role "input" after it is the task's input, and a system message stands
-before the instruction. /v1/completions takes a prompt as it is and puts BOS before it where the
-tokenizer does: send a text without BOS, or token ids. llama.cpp makes special tokens of their
-texts in messages and prompts (``<|im_end|>``), where this project's own inference keeps them as
-text; a client that passes on texts of strangers sends token ids (``prompt_ids``).
+A conversation makes the prompt of training and of this project's own inference, token by token:
+one user message, or turns with a system message. With Alpaca's templates a message of the role
+"input" after the user's is the task's input, and a system message stands before the instruction.
+/v1/completions takes a prompt as it is and puts BOS before it where the tokenizer does: send a
+text without BOS, or token ids. llama.cpp makes special tokens of their texts in messages and
+prompts (``<|im_end|>``), where this project's own inference keeps them as text; a client that
+passes on texts of strangers sends token ids (``prompt_ids``).
 """
 
 from __future__ import annotations

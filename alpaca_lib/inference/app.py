@@ -1,37 +1,42 @@
-"""The web page: an instruction and the controls of decoding, and the answer as it grows.
+"""The web page: tasks and a chat, the controls of decoding, and the answer as it grows.
 
-Two models can answer side by side. Gradio serves the page on 127.0.0.1. What the reader types
-and what a model writes are shown as text, never as HTML; so is an error. ``http_guard`` refuses
-web pages of other origins, uploads and files: the page needs none of them.
+In the tab "Task" two models can answer side by side; "Chat" is in chat_tab. Gradio serves the
+page on 127.0.0.1. What the reader types and what a model writes are shown as text, never as
+HTML; so is an error. ``http_guard`` refuses web pages of other origins, uploads and files: the
+page needs none of them.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from alpaca_lib import http_guard
 from alpaca_lib.errors import ModelError
-from alpaca_lib.inference.decoding import Decoding, TextStream
+from alpaca_lib.inference.chat_tab import add_chat
+from alpaca_lib.inference.decoding import Decoding
+from alpaca_lib.inference.page_models import (
+    BUSY,
+    ENDED_AT_ONCE,
+    PageModels,
+    StreamFunction,
+    add_controls,
+    read_decoding,
+)
 from alpaca_lib.inference.safety import Policy
 from alpaca_lib.optional import require
 from alpaca_lib.records import Example
 
 START = Decoding(temperature=0.1, top_p=0.75, top_k=40, max_new_tokens=128)  # Alpaca-LoRA's
-BUSY = "(another answer is being written; this one is next)"
 NOBODY = "(none)"
-CHARACTERS_PER_TOKEN = 16  # at most, on average, in a text that can fit; English has 4 to 5
 MOST_WAITING = 128  # requests in the queue
 # Gradio's routes for files, uploads, recordings, its run history and its code editor.
 CLOSED = (
     r"/+gradio_api/+(upload|file|proxy|stream|process_recording|component_server|custom_component"
     r"|run-history|runs|vibe|undo-vibe|dev|deep_link).*|/+(monitoring|openapi\.json|svelte).*"
 )
-# Streams a model's answer to a task: ModelPool.stream with its name and template filled in.
-StreamFunction = Callable[[Example, Decoding], TextStream]
 
 
 def build(
@@ -53,11 +58,10 @@ def build(
         raise ModelError("no model to talk to: name at least one")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     gradio = require("gradio")
-    one_at_a_time = threading.Lock()
     shown_names = {_shorten(name): model for name, model in models.items()}
     models = shown_names if len(shown_names) == len(models) else models
     names, title = list(models), _shorten(title)
-    most = CHARACTERS_PER_TOKEN * longest
+    known = PageModels(models, longest, policy)
 
     def respond(  # gradio passes the values of the components in this order
         instruction: str,
@@ -74,102 +78,81 @@ def build(
         if not instruction or not instruction.strip():
             yield "error: the instruction is empty; write one", ""
             return
-        if (length := len(instruction) + len(context or "")) > most:
-            text = f"error: {length:,} characters do not fit into {longest:,} tokens of context"
-            yield f"{text}; write at most {most:,}", ""
+        if error := known.refuse_length(instruction, context or ""):
+            yield error, ""
             return
-        while not one_at_a_time.acquire(timeout=0.2):
+        for _ in known.wait():
             yield BUSY, ""
         # Stop takes effect at a yield only: yield with every piece.
         shown = ["", ""]
         try:
             yield "", ""
-            decoding = Decoding(
-                temperature=float(temperature),
-                top_p=float(top_p),
-                top_k=int(top_k),
-                beams=int(beams),
-                max_new_tokens=int(tokens),
-            )
+            decoding = read_decoding(temperature, top_p, top_k, beams, tokens)
             example = Example(instruction, context or "")
             asked = [model, other] if other in models and other != model else [model]
             for side, name in enumerate(asked):
-                pieces = stream_checked(models[name], example, decoding)
+                pieces = known.stream(name, example, decoding)
                 try:
                     for shown[side] in pieces:
                         yield (shown[0], shown[1]) if streamed else (gradio.skip(), gradio.skip())
                 finally:
                     pieces.close()
-                shown[side] = shown[side] or "(the model ended its answer at once)"
+                shown[side] = shown[side] or ENDED_AT_ONCE
                 yield shown[0], shown[1]
         except Exception as error:
             yield f"{shown[0]}\n\nerror: {error or type(error).__name__}".strip(), shown[1]
         finally:
-            one_at_a_time.release()
-
-    def stream_checked(model: StreamFunction, example: Example, decoding: Decoding) -> TextStream:
-        if policy is None:
-            return model(example, decoding)
-        return policy.guard(example.instruction, example.input, lambda: model(example, decoding))
+            known.lock.release()
 
     with gradio.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
         gradio.Textbox(title, show_label=False, interactive=False, container=False)
-        with gradio.Row():
-            with gradio.Column(min_width=300):
-                instruction = gradio.Textbox(label="Instruction", lines=3, autofocus=True)
-                context = gradio.Textbox(label="Input", lines=2, placeholder="none")
-                with gradio.Group(visible=len(names) > 1):
-                    model = gradio.Dropdown(names, value=names[-1], label="Model")
-                    other = gradio.Dropdown([NOBODY, *names], value=NOBODY, label="Compare with")
-                with gradio.Accordion("Decoding", open=False):
-                    controls = _add_controls(gradio, start, longest, stream_answers)
-                with gradio.Row():
-                    ask = gradio.Button("Answer", variant="primary")
-                    stop = gradio.Button("Stop", variant="stop")
-            with gradio.Column(min_width=300):
-                first = gradio.Textbox(label="Answer", lines=15, buttons=["copy"])
-            with gradio.Column(min_width=300, visible=False) as side:
-                second = gradio.Textbox(label="Answer of the other", lines=15, buttons=["copy"])
-        other.change(
-            lambda name: (gradio.update(visible=name != NOBODY), ""),
-            other,
-            [side, second],
-            queue=False,
-            api_visibility="private",
-        )
-        event = gradio.on(
-            [ask.click, instruction.submit],
-            respond,
-            [instruction, context, model, other, *controls],
-            [first, second],
-            api_name="answer",
-            concurrency_limit=1,
-        )
-        stop.click(None, None, None, cancels=[event], api_visibility="private")
+        with gradio.Tab("Task"):
+            with gradio.Row():
+                with gradio.Column(min_width=300):
+                    instruction = gradio.Textbox(label="Instruction", lines=3, autofocus=True)
+                    context = gradio.Textbox(label="Input", lines=2, placeholder="none")
+                    with gradio.Group(visible=len(names) > 1):
+                        model = gradio.Dropdown(names, value=names[-1], label="Model")
+                        other = gradio.Dropdown(
+                            [NOBODY, *names], value=NOBODY, label="Compare with"
+                        )
+                    with gradio.Accordion("Decoding", open=False):
+                        controls = add_controls(gradio, start, longest, stream_answers)
+                    with gradio.Row():
+                        ask = gradio.Button("Answer", variant="primary")
+                        stop = gradio.Button("Stop", variant="stop")
+                with gradio.Column(min_width=300):
+                    first = gradio.Textbox(label="Answer", lines=15, buttons=["copy"])
+                with gradio.Column(min_width=300, visible=False) as side:
+                    second = gradio.Textbox(label="Answer of the other", lines=15, buttons=["copy"])
+            other.change(
+                lambda name: (gradio.update(visible=name != NOBODY), ""),
+                other,
+                [side, second],
+                queue=False,
+                api_visibility="private",
+            )
+            event = gradio.on(
+                [ask.click, instruction.submit],
+                respond,
+                [instruction, context, model, other, *controls],
+                [first, second],
+                api_name="answer",
+                concurrency_limit=1,
+            )
+            stop.click(None, None, None, cancels=[event], api_visibility="private")
+        with gradio.Tab("Chat"):
+            add_chat(gradio, known, start, stream_answers)
     page.queue(max_size=MOST_WAITING)
-    page.most_bytes = (1 << 17) + 4 * 3 * most  # of a request: JSON's \\uXXXX has 12 per character
+    page.most_bytes = (
+        1 << 17
+    ) + 4 * 3 * known.most  # of a request: JSON's \\uXXXX has 12 per character
     return page
 
 
 def _shorten(name: str) -> str:
     """Returns a model's name for the page: of an absolute path, its last part."""
     return PurePath(name).name if PurePath(name).is_absolute() else name
-
-
-def _add_controls(gradio: Any, start: Decoding, longest: int, stream_answers: bool) -> list[Any]:
-    """Adds the controls of decoding to the page; returns them in respond()'s order."""
-    sliders = (  # label, least, most, initial value, step, note
-        ("Temperature", 0, max(2, start.temperature), start.temperature, 0.05, "0: greedy"),
-        ("Top-p", min(0.05, start.top_p), 1, start.top_p, 0.05, None),
-        ("Top-k", 0, max(200, start.top_k), start.top_k, 1, "0: all"),
-        ("Beams", 1, max(8, start.beams), start.beams, 1, "above 1: no streaming, no Stop"),
-        ("Max tokens", 1, longest, min(start.max_new_tokens, longest), 1, None),
-    )
-    controls = [
-        gradio.Slider(least, most, value, step=step, label=label, info=note)
-        for label, least, most, value, step, note in sliders
-    ]
-    return [*controls, gradio.Checkbox(stream_answers, label="Show the answer as it grows")]
 
 
 def serve(page: Any, host: str = "127.0.0.1", port: int = 0, share: bool = False) -> None:

@@ -1,4 +1,8 @@
-"""Instructions -> answers: greedy decoding, sampling or beam search; in batches, or streamed."""
+"""Instructions and conversations -> answers: greedy decoding, sampling or beam search.
+
+Answers come in batches, or streamed. The answer to a conversation is its next turn: what the
+model says after the user's last one.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,22 @@ from typing import Any
 from pydantic import field_validator
 
 from alpaca_lib.errors import SettingsError
+from alpaca_lib.inference.turns import oldest_to_drop
 from alpaca_lib.options import Options, option
-from alpaca_lib.records import Example
-from alpaca_lib.tokenization import PromptEncoder, prompt_ids, without_surrogates
+from alpaca_lib.records import Conversation
+from alpaca_lib.tokenization import PromptEncoder, Record, prompt_ids, without_surrogates
 
-__all__ = ["Answer", "Decoding", "TextStream", "answer", "end_tokens", "prompt_ids", "stream"]
+__all__ = [
+    "Answer",
+    "ContextError",
+    "Decoding",
+    "TextStream",
+    "answer",
+    "end_tokens",
+    "prompt_ids",
+    "stream",
+]
+
 
 TextStream = Generator[str, None, None]  # the answer so far, again and again; close() stops it
 
@@ -80,6 +95,30 @@ class Decoding(Options):
         return options
 
 
+class ContextError(SettingsError):
+    """Reports a prompt that does not fit into the model's context with its answer.
+
+    ``oldest``: how many of a conversation's oldest questions, with their answers, would have to
+    go so that it fits; 0 if that does not help.
+    """
+
+    def __init__(self, text: str, oldest: int = 0) -> None:
+        super().__init__(text)
+        self.oldest = oldest
+
+    @classmethod
+    def explain(cls, prompt: int, answer: int, context: int, oldest: int = 0) -> ContextError:
+        """Returns the error of a prompt and an answer of these tokens in a ``context``."""
+        text = (
+            f"a prompt of {prompt} tokens and an answer of up to {answer} do not fit into the "
+            f"model's {context}; shorten the input or lower max_new_tokens"
+        )
+        if oldest:
+            many = f"{oldest} oldest questions and their answers" if oldest > 1 else ""
+            text += f"; it fits without the {many or 'oldest question and its answer'}"
+        return cls(text, oldest)
+
+
 @dataclass(frozen=True)
 class Answer:
     """A model's answer: its text and its length in tokens, the end token not counted."""
@@ -92,14 +131,15 @@ class Answer:
 def answer(
     model: Any,
     tokenizer: Any,
-    examples: Sequence[Example],
+    examples: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
     batch_size: int = 8,
 ) -> list[Answer]:
     """Returns one Answer per example, in their order; prompts of similar length share a batch.
 
-    Raises SettingsError if a prompt and its answer do not fit into the model.
+    A Conversation is answered after its last question; an answer that it has is not shown to
+    the model. Raises ContextError if a prompt and its answer do not fit into the model.
     """
     import torch
 
@@ -109,7 +149,7 @@ def answer(
     encoder = PromptEncoder(tokenizer, template)
     ids = encoder.prompts([without_surrogates(example) for example in examples])
     ends = end_tokens(model, encoder)
-    _check_lengths(model, ids, decoding)
+    _check_lengths(model, encoder, examples, ids, decoding)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
@@ -157,13 +197,13 @@ def generate_tokens(
 def stream(
     model: Any,
     tokenizer: Any,
-    example: Example,
+    example: Record,
     decoding: Decoding | None = None,
     template: str = "alpaca",
 ) -> TextStream:
     """Yields the answer so far, each time it has grown; closing the generator stops the model.
 
-    Text that may still change is held back: see ``stable_text``. Raises SettingsError as
+    Text that may still change is held back: see ``stable_text``. Raises ContextError as
     ``answer`` does, and any error of the model.
     """
     import torch
@@ -173,7 +213,7 @@ def stream(
     encoder = PromptEncoder(tokenizer, template)
     (ids,) = encoder.prompts([without_surrogates(example)])
     ends = end_tokens(model, encoder)
-    _check_lengths(model, [ids], decoding)
+    _check_lengths(model, encoder, [example], [ids], decoding)
     if decoding.beams > 1:
         yield answer(model, tokenizer, [example], decoding, template)[0].text
         return
@@ -272,11 +312,24 @@ def end_tokens(model: Any, encoder: PromptEncoder) -> set[int]:
     return encoder.stops | {token for token in named if token is not None}
 
 
-def _check_lengths(model: Any, ids: Sequence[Sequence[int]], decoding: Decoding) -> None:
+def _check_lengths(
+    model: Any,
+    encoder: PromptEncoder,
+    examples: Sequence[Record],
+    ids: Sequence[Sequence[int]],
+    decoding: Decoding,
+) -> None:
+    """Raises ContextError for the longest prompt, if it does not fit with its answer."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    longest = max(map(len, ids), default=0)
-    if limit and longest + decoding.max_new_tokens > limit:
-        raise SettingsError(
-            f"a prompt of {longest} tokens and an answer of up to {decoding.max_new_tokens} do "
-            f"not fit into the model's {limit}; shorten the input or lower max_new_tokens"
-        )
+    longest = max(range(len(ids)), key=lambda i: len(ids[i]), default=0)
+    if not limit or not ids or len(ids[longest]) + decoding.max_new_tokens <= limit:
+        return
+    oldest = 0
+    if isinstance(request := examples[longest], Conversation):
+
+        def fits(conversation: Conversation) -> bool:
+            (shorter,) = encoder.prompts([without_surrogates(conversation)])
+            return len(shorter) + decoding.max_new_tokens <= limit
+
+        oldest = oldest_to_drop(request, fits)
+    raise ContextError.explain(len(ids[longest]), decoding.max_new_tokens, limit, oldest)

@@ -12,7 +12,7 @@ from alpaca_lib.errors import ModelError
 from alpaca_lib.inference.decoding import Decoding, TextStream, stream
 from alpaca_lib.models import ModelSource, Placement, attach_adapter, place
 from alpaca_lib.models.adapters import warn_of_other_base
-from alpaca_lib.records import Example
+from alpaca_lib.tokenization import Record
 
 
 class ModelPool:
@@ -90,7 +90,7 @@ class ModelPool:
                 yield model
 
     def stream(
-        self, name: str, example: Example, decoding: Decoding, template: str = "alpaca"
+        self, name: str, example: Record, decoding: Decoding, template: str = "alpaca"
     ) -> TextStream:
         """Yields the growing answer of one of the models: see decoding.stream."""
         with (

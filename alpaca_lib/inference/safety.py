@@ -71,14 +71,20 @@ class Policy:
     def guard(self, instruction: str, context: str, pieces: Callable[[], TextStream]) -> TextStream:
         """Yields a growing answer as far as the policy allows it, and then the refusal.
 
-        A blocked request never reaches the model: ``pieces`` is not called. An answer is checked
-        as it grows, and only text that was checked is shown.
+        A blocked request never reaches the model: ``pieces`` is not called.
         """
         if block := self.check_input(instruction, context):
             yield f"{REFUSAL} ({block})"
             return
+        yield from self.guard_answer(instruction, context, pieces())
+
+    def guard_answer(self, instruction: str, context: str, pieces: TextStream) -> TextStream:
+        """Yields the growing answer to a request that was checked, as ``guard`` does.
+
+        An answer is checked as it grows, and only text that was checked is shown.
+        """
         text, shown = "", ""
-        with contextlib.closing(pieces()) as answer:
+        with contextlib.closing(pieces) as answer:
             for text in answer:
                 if len(text) - len(shown) < CHECK_EVERY:
                     continue

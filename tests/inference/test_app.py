@@ -150,7 +150,7 @@ def test_it_accepts_what_it_starts_with(pool):
     start = Decoding(temperature=3, top_p=0.01, top_k=500, beams=10, max_new_tokens=9999)
     page = app.build({"one": lambda e, d: iter(())}, start=start, longest=100)
     sliders = [b for b in page.blocks.values() if isinstance(b, gradio.Slider)]
-    assert len(sliders) == 5
+    assert len(sliders) == 10  # of two tabs
     for slider in sliders:
         assert slider.minimum <= slider.value <= slider.maximum
 
@@ -210,7 +210,7 @@ def test_the_page_shows_no_absolute_path(tmp_path):
     assert page.title == "mine" and "'mine'" in str(page.config)
     assert str(tmp_path) not in str(page.config)
     both = {str(tmp_path / name / "same"): lambda e, d: iter(()) for name in "ab"}
-    assert len([b for b in app.build(both).blocks.values() if isinstance(b, gradio.Dropdown)]) == 2
+    assert len([b for b in app.build(both).blocks.values() if isinstance(b, gradio.Dropdown)]) == 3
 
 
 def test_no_speaker():

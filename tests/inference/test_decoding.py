@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from alpaca_lib.inference.decoding import Answer, Decoding, answer, stream
+from alpaca_lib.inference.decoding import Answer, ContextError, Decoding, answer, stream
 from alpaca_lib.prompts import render_prompt
-from alpaca_lib.records import Example
+from alpaca_lib.records import Conversation, Example, Turn
+from alpaca_lib.tokenization import PromptEncoder
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +227,69 @@ def test_prompt_too_long(model, tokenizer):
     size = len(tokenizer(render_prompt(short))["input_ids"])
     with pytest.raises(ValueError, match=str(size)):
         answer(model, tokenizer, [short], Decoding(max_new_tokens=2049 - size))
+
+
+# --- conversations ------------------------------------------------------------------
+
+TURNS = Conversation(
+    (
+        Turn("user", "Name a river."),
+        Turn("assistant", "The Elbe."),
+        Turn("user", "<|im_end|>\nAnother?"),
+        Turn("assistant", "The Rhine."),
+    ),
+    "Be brief.",
+)
+
+
+def test_a_conversation_is_answered_after_its_last_question(model, tokenizer, some_examples):
+    """The answer is generate()'s to the ids of apply_chat_template; the last answer is unseen."""
+    asked = Conversation(
+        (*TURNS.turns[:2], Turn("user", "Another?"), Turn("assistant", "x")), TURNS.system
+    )
+    ids = tokenizer.apply_chat_template(
+        asked.question().messages(), add_generation_prompt=True, return_dict=False
+    )
+    how = Decoding(max_new_tokens=12)
+    new = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, pad_token_id=0)[
+        0, len(ids) :
+    ]
+    want = tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert answer(model, tokenizer, [asked], how, "chat")[0].text == want
+    assert list(stream(model, tokenizer, asked, how, "chat"))[-1] == want
+    both = [some_examples[0], asked, TURNS, TURNS.question()]
+    alone = [answer(model, tokenizer, [one], how, "chat")[0].text for one in both]
+    assert [one.text for one in answer(model, tokenizer, both, how, "chat")] == alone
+    assert alone[1] == want and alone[2] == alone[3]
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 8])
+def test_a_conversation_that_is_too_long_says_what_would_have_to_go(model, tokenizer, pairs):
+    """The number of oldest questions is the least that helps: one fewer does not fit."""
+    turns = []
+    for number in range(pairs):
+        turns += [Turn("user", f"{number} word " * 250), Turn("assistant", "ok " * 150)]
+    asked = Conversation((*turns, Turn("user", "Again?")))
+    how, encoder = Decoding(max_new_tokens=400), PromptEncoder(tokenizer, "chat")
+    sizes = [
+        len(encoder.prompts([replace(asked, turns=asked.turns[2 * gone :])])[0])
+        for gone in range(pairs + 1)
+    ]
+    least = next(gone for gone, size in enumerate(sizes) if size + 400 <= 2048)
+    if not least:
+        answer(model, tokenizer, [asked], how.replace(max_new_tokens=1), "chat")
+        return
+    for call in (
+        lambda: answer(model, tokenizer, [TURNS, asked], how, "chat"),
+        lambda: list(stream(model, tokenizer, asked, how, "chat")),
+    ):
+        with pytest.raises(ContextError, match=f"of {sizes[0]} tokens.*2048.*without") as found:
+            call()
+        assert found.value.oldest == least
+    alone = Conversation((*turns[:2], Turn("user", "word " * 2100)))
+    with pytest.raises(ContextError) as found:
+        answer(model, tokenizer, [alone], how, "chat")
+    assert found.value.oldest == 0 and "without" not in str(found.value)
 
 
 # --- streaming ----------------------------------------------------------------------
