@@ -85,9 +85,10 @@ class Parts:
         """Returns the parts as a template of Go's text/template, without a newline of its own."""
         user = _go_heads(self.heads)
         more = ""
-        if self.input and self.input_heads:
+        if self.input_heads and self.input_heads != self.heads:
             with_input = _go_heads(self.input_heads)
             user = f'{{{{ if eq $next "input" }}}}{with_input}{{{{ else }}}}{user}{{{{ end }}}}'
+        if self.input:
             more = (
                 '{{ else if and (eq .Role "input") (eq $before "user") }}'
                 f"{literal(self.input[0])}{{{{ .Content }}}}{_go_last(self.input[1])}"
@@ -222,8 +223,10 @@ class _Published:
             return None
         extra = ("input", INPUT)
         with_input = self.split(user, extra)
-        goes_on = self.split(user, extra, answer, again)  # a template may only know user, assistant
-        input_heads = self.heads(extra) if with_input and goes_on else None
+        goes_on = self.split(user, extra, answer, again)
+        # A template may take every other role for the assistant's: that is no input.
+        is_input = with_input is not None and goes_on is not None and goes_on[2:] == turns[1:]
+        input_heads = self.heads(extra) if is_input else None
         return Parts(
             heads=heads,
             reply=turns[1],

@@ -33,7 +33,17 @@ MISTRAL = (
     "{% elif m.role == 'assistant' %} {{ m.content }}</s>{% else %}"
     "{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
 )
-OWN = {"its own": None, "gemma-like": GEMMA, "default-system": DEFAULT, "mistral-like": MISTRAL}
+OTHERS = (  # every other role is taken for the assistant's, as in many templates
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
+)
+OWN = {
+    "its own": None,
+    "others-are-answers": OTHERS,
+    "gemma-like": GEMMA,
+    "default-system": DEFAULT,
+    "mistral-like": MISTRAL,
+}
 WORDS = [
     "Name three colours.", "Red, \"green\", 'blue'.", "And {{ .Role }} {% if %}?", "No: \\n }} {{",
     'Say """\nhello\n""" twice', "日本 <|im_end|> [INST]", "The last `x` $y",
