@@ -15,6 +15,7 @@ from alpaca_lib.lazy import attach
 if TYPE_CHECKING:
     from alpaca_lib.export.gguf import export_adapter, export_gguf
     from alpaca_lib.export.hub_folder import publish
+    from alpaca_lib.export.next_steps import NextSteps
     from alpaca_lib.export.parity import measure_parity, post
     from alpaca_lib.export.serving import find_gguf, serve_model
 

@@ -11,11 +11,22 @@ from pathlib import Path
 from alpaca_lib import export, inference
 from alpaca_lib.command_line import Command
 from alpaca_lib.errors import DataError
+from alpaca_lib.export.gguf import KINDS
+from alpaca_lib.export.gguf_families import describe_families
 from alpaca_lib.inference.commands import EVAL_TASKS
 from alpaca_lib.models import DEFAULT_MODEL, ModelSource, Placement
 from alpaca_lib.records import load_examples
 
-KIND_HELP = "f32, f16, bf16, q8_0, q4_0 or q4_1 (default q8_0)"
+KIND_HELP = f"{', '.join(KINDS)} (default q8_0)"
+EXPORT_ABOUT = f"""\
+A GGUF file for llama.cpp; --adapter: of an adapter alone, for use with its base's file.
+
+A Modelfile for Ollama is written next to it, whose template makes the prompts of training. The
+commands for llama.cpp, Ollama, LM Studio and vLLM are printed.
+
+families: {describe_families()}
+kinds: {", ".join(f"{kind} ({bits:g} bits)" for kind, (_, bits) in KINDS.items())}
+"""
 TEMPLATE_HELP = "prompt template (default: the trained one, by its run.json)"
 
 
@@ -25,6 +36,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", default="q8_0", help=KIND_HELP)
     parser.add_argument("--template", help=TEMPLATE_HELP)
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, not merged")
+    parser.add_argument("--system", default="", help="a system message for the Modelfile")
 
 
 def _run_export(options: argparse.Namespace) -> None:
@@ -34,12 +46,16 @@ def _run_export(options: argparse.Namespace) -> None:
             print(f"{done}/{total} tensors", end=end, file=sys.stderr, flush=True)
 
     source = ModelSource.resolve(options.model)
+    template = options.template or inference.trained_template(source)
+    steps = export.NextSteps(source, options.file, template, options.system, options.adapter)
+    if options.system:  # one that cannot be is refused before the work
+        steps.modelfile()
     if options.adapter:
         export.export_adapter(source, options.file)
     else:
-        template = options.template or inference.trained_template(source)
         export.export_gguf(source, options.file, options.kind, template, report)
     print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
+    print(*steps.write(), sep="\n")
 
 
 def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +164,8 @@ EXPORT = Command(
     "a GGUF file for llama.cpp; --adapter: of an adapter alone",
     _add_export_arguments,
     _run_export,
-    ("alpaca export runs/lora-alpaca model.gguf", "alpaca export runs/one one.gguf --kind q4_0"),
+    ("alpaca export runs/lora-alpaca model.gguf", "alpaca export runs/one one.gguf --kind q5_1"),
+    EXPORT_ABOUT,
 )
 CHECK = Command(
     "check",

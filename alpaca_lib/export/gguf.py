@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import ModelError
-from alpaca_lib.export.gguf_tokenizer import add_tokenizer
+from alpaca_lib.export.gguf_families import Target, add_shape, rope_tensors
+from alpaca_lib.export.gguf_tokenizer import add_tokenizer, safe_name
 from alpaca_lib.files import atomic_path
 from alpaca_lib.inference.model_pool import as_source
 from alpaca_lib.models import ModelSource
@@ -32,16 +33,10 @@ KINDS = {  # name: (llama.cpp's name, bits per weight of a matrix, scales includ
     "q8_0": ("Q8_0", 8.5),
     "q4_0": ("Q4_0", 4.5),
     "q4_1": ("Q4_1", 5.0),
+    "q5_0": ("Q5_0", 5.5),
+    "q5_1": ("Q5_1", 6.0),
 }
-# transformers' model_type: (llama.cpp's architecture, whether its rotary embedding rotates
-# neighbouring rows, as Meta's files, where transformers rotates the two halves of a head).
-FAMILIES = {
-    "llama": ("llama", True),
-    "mistral": ("llama", True),
-    "qwen2": ("qwen2", False),
-    "qwen3": ("qwen3", False),
-}
-SUFFIXES = (".weight", ".bias")
+COARSE = ("q4_0", "q4_1", "q5_0", "q5_1")  # with these the embedding has 8 bits
 NOT_IN_AN_ADAPTER_FILE = {  # a setting of PEFT: what it means
     "use_dora": "DoRA",
     "rank_pattern": "ranks that differ",
@@ -60,15 +55,15 @@ def export_gguf(
 ) -> Path:
     """Writes a model as GGUF and returns ``file``; an adapter folder is merged into its base.
 
-    ``kind``: one of KINDS; vectors stay float32, and with 4 bits the embedding has 8, as in
-    llama.cpp's own tool. ``template``: the prompt that the model was trained on, for llama.cpp's
-    chat; None keeps the model's own. ``report(done, all)`` is called per tensor. Raises
-    ModelError for a model that is not of FAMILIES, FileError if the file cannot be written.
+    ``kind``: one of KINDS; vectors stay float32, and with 4 or 5 bits the embedding has 8.
+    ``template``: the prompt that the model was trained on, for llama.cpp's chat; None keeps the
+    model's own. ``report(done, all)`` is called per tensor. Raises ModelError for a model that
+    llama.cpp would compute otherwise (see gguf_families), FileError if the file cannot be written.
     """
     if kind not in KINDS:
         raise ModelError(f"kind {kind!r}: use one of {', '.join(KINDS)}")
     gguf, numpy, source = require("gguf"), require("numpy"), as_source(model)
-    target = _Target(source)
+    target = Target(source)
     config = target.config
     with ExitStack() as stack:
         tensors = _open_tensors(source, stack)
@@ -81,25 +76,31 @@ def export_gguf(
                 f"embedding {rows} rows; they are of two models"
             )
         writer = gguf.GGUFWriter(stack.enter_context(atomic_path(file)), target.architecture)
-        _add_shape(gguf, writer, Path(source.name).name, config, kind)
-        add_tokenizer(writer, source.load_tokenizer(), config.vocab_size, template)
-        rope_factors = _rope_factors(config)
-        if rope_factors is not None:
-            writer.add_tensor("rope_freqs.weight", rope_factors)
+        tokenizer = source.load_tokenizer()
+        writer.add_type("model")
+        writer.add_name(safe_name(Path(source.name).name, tokenizer))
+        add_shape(writer, config, target.family)
+        stored = "ALL_F32" if kind == "f32" else f"MOSTLY_{KINDS[kind][0]}"
+        writer.add_file_type(gguf.LlamaFileType[stored])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        add_tokenizer(writer, tokenizer, config.vocab_size, template)
+        computed = rope_tensors(config)
+        for name, values in computed.items():
+            writer.add_tensor(name, values)
         types = {}
         for key, (shape, _) in tensors.items():
             name = target.name(key)
-            types[key] = stored = _stored_type(gguf, name, shape, kind)
-            block, size = gguf.GGML_QUANT_SIZES[stored]  # numbers per block, bytes per block
+            types[key] = _stored_type(gguf, name, shape, kind)
+            block, size = gguf.GGML_QUANT_SIZES[types[key]]  # numbers per block, bytes per block
             nbytes = math.prod(shape) // block * size
-            writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), nbytes, stored)
+            writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), nbytes, types[key])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        if rope_factors is not None:
-            writer.write_tensor_data(rope_factors)
+        for values in computed.values():
+            writer.write_tensor_data(values)
         for done, (key, (_, load)) in enumerate(tensors.items(), start=1):
-            tensor = numpy.ascontiguousarray(target.reorder(key, load().float().numpy()))
+            tensor = numpy.ascontiguousarray(target.convert(key, load().float().numpy()))
             writer.write_tensor_data(gguf.quantize(tensor, types[key]))
             if report:
                 report(done, len(tensors))
@@ -116,7 +117,7 @@ def export_adapter(model: str | ModelSource, file: Path) -> Path:
     """
     gguf, source = require("gguf"), as_source(model)
     adapter = _read_adapter_config(source.folder)
-    target = _Target(source)
+    target = Target(source)
     warn_of_other_base(source.folder, source.base.folder, source.base.name)
     rank, alpha = int(adapter["r"]), float(adapter["lora_alpha"])
     with ExitStack() as stack:
@@ -156,49 +157,6 @@ def find_adapter_file(folder: Path) -> Path:
             "safetensors.torch.save_file(..., 'adapter_model.safetensors')"
         )
     raise ModelError(f"{folder}: no adapter_model.safetensors next to its adapter_config.json")
-
-
-def permute(matrix: Any, heads: int) -> Any:
-    """Reorders the rows of a query or key projection as in Meta's files.
-
-    The halves of a head, which transformers rotates against each other, become neighbours:
-    rows [0, 1, 2, 3] of a head -> [0, 2, 1, 3].
-    """
-    half = matrix.shape[0] // heads // 2
-    return matrix.reshape(heads, 2, half, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
-
-
-class _Target:
-    """llama.cpp's side of a model: ``architecture``, and the names and row orders of tensors."""
-
-    def __init__(self, source: ModelSource) -> None:
-        gguf = require("gguf")
-        self.source, self.config = source, source.base.config
-        if self.config.model_type not in FAMILIES:
-            raise ModelError(
-                f"{source.base.name}: is a {self.config.model_type} model; this project exports "
-                f"{', '.join(FAMILIES)}. For others llama.cpp has its own converter"
-            )
-        self.architecture, self._permutes = FAMILIES[self.config.model_type]
-        known = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
-        layers = self.config.num_hidden_layers
-        self._names = gguf.get_tensor_name_map(known[self.architecture], layers)
-
-    def name(self, key: str) -> str:
-        """Returns llama.cpp's name for a tensor. Raises ModelError if it has none."""
-        name: str | None = self._names.get_name(key, SUFFIXES)
-        if name is None:
-            what = f"{self.source.name}: llama.cpp's {self.architecture} has no place for {key}"
-            raise ModelError(what + ("; merge the adapter" if self.source.is_adapter else ""))
-        return name
-
-    def reorder(self, key: str, matrix: Any) -> Any:
-        """Returns a tensor with its rows in llama.cpp's order."""
-        heads = {
-            "q_proj": self.config.num_attention_heads,
-            "k_proj": self.config.num_key_value_heads,
-        }.get(key.split(".")[-2])
-        return permute(matrix, heads) if heads and self._permutes else matrix
 
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -256,57 +214,12 @@ def _open_safetensors(file: Path, stack: ExitStack) -> Any:
         raise ModelError(f"{file}: cannot be read ({error})") from None
 
 
-def _add_shape(gguf: Any, writer: Any, name: str, config: Any, kind: str) -> None:
-    """Adds a model's dimensions, rotary embedding and kind to a GGUFWriter."""
-    rope = config.rope_parameters
-    head_dim = _head_dim(config)
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    if rope["rope_type"] == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
-    elif rope["rope_type"] not in ("default", "llama3"):
-        raise ModelError(f"a rotary embedding of type {rope['rope_type']} is not exported here")
-    stored = "ALL_F32" if kind == "f32" else f"MOSTLY_{KINDS[kind][0]}"
-    writer.add_file_type(gguf.LlamaFileType[stored])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-
-
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def _rope_factors(config: Any) -> Any:
-    """Returns the divisors of the frequencies of Llama 3's rotary embedding; None for others."""
-    if config.rope_parameters["rope_type"] != "llama3":
-        return None
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    torch = require("torch")
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    head_dim = _head_dim(config)
-    exponents = torch.arange(0, head_dim, 2).float() / head_dim
-    return (config.rope_parameters["rope_theta"] ** -exponents / scaled).numpy().astype("float32")
-
-
 def _stored_type(gguf: Any, name: str, shape: tuple[int, ...], kind: str) -> Any:
     """Returns llama.cpp's type for a tensor: float32 for vectors, ``kind`` for matrices."""
     types = gguf.GGMLQuantizationType
     if len(shape) < 2:
         return types.F32
-    if name in ("token_embd.weight", "output.weight") and kind in ("q4_0", "q4_1"):
+    if name in ("token_embd.weight", "output.weight") and kind in COARSE:
         kind = "q8_0"
     stored = types[KINDS[kind][0]]
     block = gguf.GGML_QUANT_SIZES[stored][0]

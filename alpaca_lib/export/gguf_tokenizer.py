@@ -1,13 +1,14 @@
 """A transformers tokenizer -> the keys of a GGUF file that make llama.cpp tokenize alike.
 
-Two kinds are known: byte-level BPE (GPT-2, LLaMA 3, Qwen, SmolLM), whose merges are written
-and whose pre-tokenizer llama.cpp knows by name; and SentencePiece's BPE (LLaMA 1 and 2,
-Mistral 7B), whose tokens are in the order of their merges.
+Two kinds are known: byte-level BPE (GPT-2, LLaMA 3, Qwen, SmolLM, Phi-4), whose merges are
+written and whose pre-tokenizer llama.cpp knows by name; and SentencePiece's BPE (LLaMA 1 and 2,
+Mistral 7B, Gemma, Phi-3), whose merges become scores of the tokens that they make.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from alpaca_lib.errors import ModelError
@@ -15,13 +16,19 @@ from alpaca_lib.optional import require
 from alpaca_lib.prompts import CHAT
 from alpaca_lib.tokenization import PromptEncoder, prefix_tokens
 
-# llama.cpp's name of a pre-tokenizer: parts of its definition. The first full match counts.
+# llama.cpp's name of a pre-tokenizer: whether a word that is a token is not merged
+# (ignore_merges), and parts of its definition. The first full match counts.
 PRE_TOKENIZERS = {
-    "llama-bpe": (r"\p{N}{1,3}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
-    "qwen2": (r"\p{N}|", "(?i:'s|'t|'re|'ve|'m|'ll|'d)"),
-    "smollm": ('"Digits"', '"individual_digits": true', '"use_regex": true'),
-    "gpt-2": ('"ByteLevel"', '"use_regex": true'),
+    "gpt-4o": (False, (r"\p{Lu}\p{Lt}", r"\p{N}{1,3}")),
+    "llama-bpe": (True, (r"\p{N}{1,3}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")),
+    "dbrx": (False, (r"\p{N}{1,3}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")),
+    "qwen2": (False, (r"\p{N}|", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")),
+    "smollm": (False, ('"Digits"', '"individual_digits": true', '"use_regex": true')),
+    "gpt-2": (False, ('"ByteLevel"', '"use_regex": true')),
 }
+# llama.cpp removes white space after special tokens if the model's name has one of these, and
+# not after the tokens of PHI3_KEEPS: a rule by name, as GGUF has no place for it.
+PHI3_NAMES, PHI3_KEEPS = ("phi-3", "phi3"), {"<unk>", "<s>", "<|endoftext|>"}
 
 
 def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None = None) -> None:
@@ -43,8 +50,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
     if sentencepiece:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        # Merges follow the order of the tokens: an earlier token has a higher score.
-        writer.add_token_scores([-float(place) for place in range(size)])
+        writer.add_token_scores(_scores(model, size))
         writer.add_add_space_prefix(_adds_prefix_space(rules))
     else:
         writer.add_tokenizer_model("gpt2")
@@ -71,13 +77,41 @@ def add_tokenizer(writer: Any, tokenizer: Any, size: int, template: str | None =
         if encoder.end and encoder.end[-1] != ids["eos"]:
             ids["eot"] = encoder.end[-1]  # an answer of a conversation ends there
         published = encoder.published_template()
-        _check_strips(rules, published)
+        if not _strips_as_phi3(rules):
+            _check_strips(rules, published)
         writer.add_chat_template(published)
     for name, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{name}_token_id")(token)
     writer.add_add_bos_token(bool(prefix))
     writer.add_add_eos_token(False)
+
+
+def safe_name(name: str, tokenizer: Any) -> str:
+    """Returns the name of a model for its file, in which "phi-3" switches a rule of llama.cpp on.
+
+    A tokenizer that removes white space after its special tokens, as Phi-3's, needs that word; in
+    the name of another model it is written otherwise.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    has_rule = backend is not None and _strips_as_phi3(json.loads(backend.to_str()))
+    named = any(word in name.lower() for word in PHI3_NAMES)
+    if has_rule:
+        return name if named else f"{name} (phi-3)"
+    return re.sub("(?i)phi-?3", "phi 3", name)
+
+
+def _strips_as_phi3(rules: dict[str, Any]) -> bool:
+    """Returns whether tokens remove white space after them exactly as in llama.cpp's rule."""
+    added = rules["added_tokens"]
+    return (
+        any(token["rstrip"] for token in added)
+        and all(
+            token["rstrip"] == (token["content"] not in PHI3_KEEPS) and not token["lstrip"]
+            for token in added
+        )
+        and {"</s>", *PHI3_KEEPS} <= {token["content"] for token in added}
+    )
 
 
 def _check_strips(rules: dict[str, Any], template: str) -> None:
@@ -89,6 +123,30 @@ def _check_strips(rules: dict[str, Any], template: str) -> None:
                 "next to it (lstrip or rstrip in tokenizer.json); llama.cpp keeps that white "
                 "space, so its prompts would differ: export with a template of this project"
             )
+
+
+def _scores(model: dict[str, Any], size: int) -> list[float]:
+    """Returns the scores of SentencePiece's tokens: of two merges llama.cpp takes the higher.
+
+    Raises ModelError if merges that make the same token stand apart: it has one score.
+    """
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    scores = [-float(len(merges))] * size
+    previous, seen = "", set()
+    for rank, (left, right) in enumerate(merges):
+        token = left + right
+        if token == previous:
+            continue
+        if token in seen:
+            raise ModelError(
+                f"the tokenizer merges to {token!r} in two places of its order, which llama.cpp's "
+                "scores cannot say; this tokenizer is not exported"
+            )
+        seen.add(token)
+        previous = token
+        if (place := model["vocab"][token]) < size:  # a higher one is refused by _tokens
+            scores[place] = -float(rank)
+    return scores
 
 
 def _tokens(gguf: Any, rules: dict[str, Any], size: int) -> tuple[list[str], list[Any]]:
@@ -108,7 +166,8 @@ def _tokens(gguf: Any, rules: dict[str, Any], size: int) -> tuple[list[str], lis
     for added in rules["added_tokens"]:
         text, place = added["content"], added["id"]
         _check_place(text, place, size)
-        tokens[place] = text
+        # llama.cpp looks for these in the text before it writes spaces as SentencePiece does.
+        tokens[place] = text.replace("▁", " ") if fallback else text
         if kinds[place] != types.UNKNOWN:
             kinds[place] = types.CONTROL if added["special"] else types.USER_DEFINED
     return tokens, kinds
@@ -125,11 +184,13 @@ def _check_place(text: str, place: int, size: int) -> None:
 def _pre_tokenizer(rules: dict[str, Any]) -> str:
     """Returns llama.cpp's name of the rule that splits text before merging."""
     text = json.dumps(rules["pre_tokenizer"], ensure_ascii=False).replace("\\\\", "\\")
-    for name, parts in PRE_TOKENIZERS.items():
-        if all(part in text for part in parts):
+    keeps_words = bool(rules["model"].get("ignore_merges"))
+    for name, (ignores_merges, parts) in PRE_TOKENIZERS.items():
+        if ignores_merges == keeps_words and all(part in text for part in parts):
             return name
     raise ModelError(
-        f"a pre-tokenizer that is not known here: {text[:300]}; known are "
+        f"a pre-tokenizer that is not known here: {text[:300]} (ignore_merges "
+        f"{keeps_words}); known are "
         f"{', '.join(PRE_TOKENIZERS)}"
     )
 

@@ -11,7 +11,8 @@ import torch
 from alpaca_lib import models
 from alpaca_lib.errors import AdapterError, FileError, ModelError
 from alpaca_lib.export import parity
-from alpaca_lib.export.gguf import KINDS, export_adapter, export_gguf, permute
+from alpaca_lib.export.gguf import COARSE, KINDS, export_adapter, export_gguf
+from alpaca_lib.export.gguf_families import permute
 from alpaca_lib.export.parity import measure_parity, post
 from alpaca_lib.export.serving import find_gguf, serve_model
 from alpaca_lib.models.llama_server import serve
@@ -81,7 +82,7 @@ def test_kinds(kind, tiny_folder, make_tiny, tokenizer, some_examples, tmp_path)
     types = {t.name: t.tensor_type.name for t in reader.tensors}
     assert types["blk.0.attn_q.weight"] == KINDS[kind][0]
     assert types["blk.0.attn_norm.weight"] == "F32"
-    assert types["token_embd.weight"] == ("Q8_0" if kind.startswith("q4") else KINDS[kind][0])
+    assert types["token_embd.weight"] == ("Q8_0" if kind in COARSE else KINDS[kind][0])
     bits = 8 * sum(t.n_bytes for t in reader.tensors if t.name.startswith("blk.0.ffn"))
     numbers = sum(t.n_elements for t in reader.tensors if t.name.startswith("blk.0.ffn"))
     assert bits / numbers == pytest.approx(KINDS[kind][1], rel=0.02)
