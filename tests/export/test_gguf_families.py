@@ -50,11 +50,13 @@ CASES = {  # name: (model_type, settings)
 
 
 @pytest.fixture
-def save(tokenizer, tmp_path):
+def save(build_tokenizer, tmp_path):
     """A function that saves a tiny random model of a family, and returns its folder."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    def save(model_type, tokenizer=tokenizer, **options):
+    tokenizer = build_tokenizer()
+
+    def save(model_type, **options):
         torch.manual_seed(5)
         values = {
             "vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128,
