@@ -20,7 +20,7 @@ class Settings(Options):
     >>> Settings(data_path="my.json", output_dir="runs/my", method="lora").save(Path("run.json"))
     """
 
-    data_path: str = option(..., "training rows: a file of examples or conversations")
+    data_path: str = option(..., "rows or conversations to train on")
     output_dir: str = option(..., "folder for the model, checkpoints and metrics")
     model: str = option(DEFAULT_MODEL, "a folder, the embedded model or a hub id")
     method: Literal["full", "lora"] = option("full", "train all parameters, or LoRA adapters")
