@@ -549,7 +549,7 @@ def test_folders_are_synced_before_old_checkpoints_go(tmp_path, monkeypatch):
         calls.index(("sync", work)),
         calls.index(("rename", str(tmp_path / "checkpoint-2"))),
         calls.index(("sync", str(tmp_path))),
-        calls.index(("delete", str(tmp_path / "checkpoint-1"))),
+        calls.index(("rename", str(tmp_path / ".checkpoint-1-partial"))),
     ]
     assert order == sorted(order)
     written = [p for p in (tmp_path / "checkpoint-2").rglob("*") if p.is_file()]
