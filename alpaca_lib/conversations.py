@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from alpaca_lib.examples import Example, chat_content
 from alpaca_lib.json_rows import RowError, describe, show
 
 Role = Literal["user", "assistant"]
@@ -64,6 +65,11 @@ class Conversation:
         """Whether the last turn is the assistant's."""
         return bool(self.turns) and self.turns[-1].role == "assistant"
 
+    @property
+    def output(self) -> str:
+        """The last answer; "" if the last turn is the user's."""
+        return self.turns[-1].content if self.is_answered else ""
+
     def question(self) -> Conversation:
         """Returns the conversation without its last answer, so that the last turn is the user's."""
         return replace(self, turns=self.turns[:-1]) if self.is_answered else self
@@ -82,6 +88,16 @@ class Conversation:
         """Returns the row that is written to a file: the messages, then ``extra``."""
         row = {MESSAGES: self.messages(with_reasoning=True)}
         return {**row, **{key: value for key, value in self.extra.items() if key not in row}}
+
+
+def as_conversation(record: Example | Conversation) -> Conversation:
+    """Returns a record as a conversation: an example's input stands below its instruction."""
+    if isinstance(record, Conversation):
+        return record
+    turns = [Turn("user", chat_content(record))]
+    if record.output.strip():
+        turns.append(Turn("assistant", record.output))
+    return Conversation(tuple(turns), "", record.extra)
 
 
 def conversation_from_row(

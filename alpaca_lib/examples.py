@@ -29,3 +29,8 @@ class Example:
         """Returns the row that is written to a file: the three fields, then ``extra``."""
         row = {name: getattr(self, name) for name in FIELDS}
         return {**row, **{k: v for k, v in self.extra.items() if k not in row}}
+
+
+def chat_content(example: Example) -> str:
+    """Returns the user message of an example: instruction, blank line, input."""
+    return "\n\n".join(part for part in (example.instruction, example.input) if part)

@@ -19,6 +19,7 @@ from typing import Any
 from alpaca_lib.chat_format import own_source, read_format, render_asked, time_limit
 from alpaca_lib.chat_templates import CHAT_TEMPLATES, check_tokens
 from alpaca_lib.errors import DataError, SettingsError
+from alpaca_lib.examples import chat_content
 from alpaca_lib.files import dump_json
 from alpaca_lib.records import FIELDS, Conversation, Example, read_text
 
@@ -160,11 +161,6 @@ def render_prompt(example: Example, template: str = "alpaca", tokenizer: Any = N
     form = read_format(tokenizer, source=None if template == CHAT else source)
     with time_limit():
         return render_asked(tokenizer, chat_messages(example, template), form, source=source)
-
-
-def chat_content(example: Example) -> str:
-    """Returns the user message of an example: instruction, blank line, input."""
-    return "\n\n".join(part for part in (example.instruction, example.input) if part)
 
 
 def chat_messages(example: Example | Conversation, template: str) -> list[dict[str, str]]:

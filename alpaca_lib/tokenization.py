@@ -170,7 +170,7 @@ class PromptEncoder:
 
         A conversation whose last turn is the user's has none. See ``prompts``.
         """
-        outputs = [_output(record) for record in records]
+        outputs = [record.output for record in records]
         texts = outputs
         if self.format is not None and self.format.strips:
             texts = [text.strip() for text in texts]
@@ -246,12 +246,6 @@ def _map(record: Record, change: Callable[[str], str]) -> Record:
     if isinstance(record, Conversation):
         return map_texts(record, change)
     return Example(change(record.instruction), change(record.input))
-
-
-def _output(record: Record) -> str:
-    if isinstance(record, Conversation):
-        return record.turns[-1].content if record.is_answered else ""
-    return record.output
 
 
 def _parts(record: Record) -> dict[str, str]:

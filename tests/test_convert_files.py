@@ -371,19 +371,28 @@ def test_a_data_set_that_was_saved_to_a_folder(tmp_path):
     assert [one.output for one in load_records(tmp_path / "saved")] == ["0", "1", "2"]
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path, capsys):
-    """In a process that is offline: the name, the reason and what to do."""
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("HF_HUB_OFFLINE", "1", "HF_HUB_OFFLINE is set"),
+        ("HF_ENDPOINT", "http://127.0.0.1:9", "http://127.0.0.1:9 is unreachable"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached(name, value, reason, tmp_path):
+    """In a process that is offline, or with a hub that is down: the data set, the reason and
+    what to do."""
     pytest.importorskip("datasets")
     done = subprocess.run(
         [sys.executable, "-m", "alpaca_lib", "convert", "nobody/nothing", "--out", "o.jsonl"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"),
+        env={**os.environ, name: value, "HF_HOME": str(tmp_path / "cache"),
              "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))},
     )  # fmt: skip
     assert done.returncode == 1
     assert "nobody/nothing: is no file here, and the Hugging Face hub cannot be" in done.stderr
+    assert reason in done.stderr
     assert not (tmp_path / "o.jsonl").exists()
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from alpaca_lib.evaluation.llm_judge import Pair, judge, open_judge
     from alpaca_lib.evaluation.tasks import (
         answer_follow_ups,
-        last_answer,
         load_follow_ups,
         load_tasks,
     )

@@ -145,8 +145,7 @@ def _run_outputs(options: argparse.Namespace) -> None:
         f"{len(pairs)} tasks; {one} minus {two} with 95 % intervals; on how many tasks more, fewer"
     )
     print(f"  {'':10}{one[:18]:>19}{two[:18]:>19}")
-    last = evaluation.last_answer
-    texts = [last(a) for a, _ in pairs], [last(b) for _, b in pairs]
+    texts = [a.output for a, _ in pairs], [b.output for _, b in pairs]
     for d in evaluation.compare_texts(*texts):
         means = f"{d.means[0]:19.3f}{d.means[1]:19.3f}"
         print(f"  {d.measure:10}{means}   {d.interval!s:26}{d.better:5} :{d.worse:5}")

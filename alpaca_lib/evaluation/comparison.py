@@ -12,7 +12,6 @@ from typing import Any
 from alpaca_lib.dataset.rouge import rouge_l, tokenize
 from alpaca_lib.evaluation.constraint_checks import meets
 from alpaca_lib.evaluation.intervals import Interval, interval, sign_test
-from alpaca_lib.evaluation.tasks import last_answer
 from alpaca_lib.inference.decoding import Answer, Decoding, answer
 from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.records import Example
@@ -93,11 +92,11 @@ def score(
             "as many of each are needed, and at least one"
         )
     nats, tokens = sum(n for n, _ in losses), sum(t for _, t in losses)
-    size = sum(len(last_answer(example).encode("utf-8")) for example in examples)
+    size = sum(len(example.output.encode("utf-8")) for example in examples)
     pairs = list(zip(examples, answers, strict=True))
     met = [float(meets(e.extra["check"], a.text)) if "check" in e.extra else None for e, a in pairs]
     checked = [value for value in met if value is not None]
-    rouge = rouge_scores([last_answer(e) for e in examples], [a.text for a in answers])
+    rouge = rouge_scores([e.output for e in examples], [a.text for a in answers])
     return Scores(
         model=name,
         loss=nats / tokens,
@@ -128,7 +127,7 @@ def reference_losses(
 
     losses = []
     encoder = PromptEncoder(tokenizer, template)
-    references = [Example("-", output=last_answer(example)) for example in examples]
+    references = [Example("-", output=example.output) for example in examples]
     pairs = zip(encoder.prompts(examples), encoder.answers(references), strict=True)
     for prompt, reference in pairs:
         reference += encoder.end

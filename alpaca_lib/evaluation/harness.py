@@ -17,10 +17,10 @@ from statistics import NormalDist, mean
 from typing import Any
 
 from alpaca_lib.errors import AlpacaError, SettingsError
-from alpaca_lib.evaluation.hub_data import explained_downloads
 from alpaca_lib.evaluation.ifeval_scores import proportion
 from alpaca_lib.evaluation.intervals import Interval
 from alpaca_lib.files import write_text
+from alpaca_lib.hub_data import explained_downloads
 from alpaca_lib.optional import require
 from alpaca_lib.options import nearest
 from alpaca_lib.tokenization import PromptEncoder

@@ -9,7 +9,6 @@ from alpaca_lib.errors import MissingPackageError
 from alpaca_lib.evaluation.answers_file import AnswersFile
 from alpaca_lib.evaluation.benchmark_model import Benchmark, EvaluatedModel
 from alpaca_lib.evaluation.benchmark_results import Result, ResultsFile
-from alpaca_lib.evaluation.hub_data import load_rows
 from alpaca_lib.evaluation.ifeval import (
     Prompt,
     find_unjudged,
@@ -19,6 +18,7 @@ from alpaca_lib.evaluation.ifeval import (
 )
 from alpaca_lib.evaluation.ifeval_scores import score_verdicts
 from alpaca_lib.files import dump_json, sha256_file, sha256_text
+from alpaca_lib.hub_data import load_rows
 from alpaca_lib.inference.decoding import Decoding, answer
 from alpaca_lib.records import Example
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from alpaca_lib.errors import ModelError, SettingsError
 from alpaca_lib.evaluation.intervals import Interval, win_rate
-from alpaca_lib.evaluation.tasks import OWN_ANSWERS, last_answer, number_turns, task_text
+from alpaca_lib.evaluation.tasks import OWN_ANSWERS, number_turns, task_text
 from alpaca_lib.files import JsonLines, read_json_lines, sha256_text
 from alpaca_lib.inference.safety import open_client
 from alpaca_lib.tokenization import Record
@@ -65,7 +65,7 @@ class Pair:
         if one.extra.get(OWN_ANSWERS):
             answers = [number_turns(outputs, "assistant") for outputs in (one, two)]
             return cls(number_turns(one, "user"), *answers)
-        return cls.from_example(one, last_answer(one), last_answer(two))
+        return cls.from_example(one, one.output, two.output)
 
 
 @dataclass(frozen=True)

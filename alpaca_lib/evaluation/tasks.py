@@ -17,6 +17,8 @@ from typing import Any
 
 from alpaca_lib.errors import DataError
 from alpaca_lib.evaluation.constraint_checks import meets
+from alpaca_lib.examples import chat_content
+from alpaca_lib.inference import turns
 from alpaca_lib.inference.decoding import Answer, Decoding, answer
 from alpaca_lib.json_rows import read_rows
 from alpaca_lib.records import Conversation, Example, Turn, load_records
@@ -33,7 +35,7 @@ def load_tasks(file: Path) -> list[Record]:
     for task in tasks:
         if "check" in task.extra:
             meets(task.extra["check"], "x")
-    if not any(last_answer(task) for task in tasks):
+    if not any(task.output for task in tasks):
         raise DataError(f"{file}: has no reference answers; a comparison needs them")
     return tasks
 
@@ -80,30 +82,19 @@ def answer_follow_ups(
     for number in range(max((len(task.turns) for task in tasks), default=0)):
         places = [place for place, task in enumerate(tasks) if number < len(task.turns)]
         for place in places:
-            done[place] = _add(done[place], tasks[place].turns[number])
+            done[place] = turns.ask(done[place], tasks[place].turns[number].content)
         asked = [done[place] for place in places]
         answers = answer(model, tokenizer, asked, decoding, template, batch_size)
         for place, said in zip(places, answers, strict=True):
-            done[place] = _add(done[place], Turn("assistant", said.text))
+            done[place] = turns.answered(done[place], said.text)
             last[place] = said
     return [(conversation, last[place]) for place, conversation in enumerate(done)]
-
-
-def _add(conversation: Conversation, turn: Turn) -> Conversation:
-    return replace(conversation, turns=(*conversation.turns, turn))
-
-
-def last_answer(record: Record) -> str:
-    """Returns a record's answer: the output of an example, or a conversation's last answer."""
-    if isinstance(record, Example):
-        return record.output
-    return record.turns[-1].content if record.is_answered else ""
 
 
 def task_text(record: Record) -> str:
     """Returns what a record asks as one text: instruction and input, or the turns with roles."""
     if isinstance(record, Example):
-        return "\n\n".join(part for part in (record.instruction, record.input) if part)
+        return chat_content(record)
     asked = record.question()
     if len(asked.turns) == 1 and not asked.system:
         return asked.turns[0].content

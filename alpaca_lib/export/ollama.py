@@ -223,9 +223,9 @@ class _Published:
             return None
         extra = ("input", INPUT)
         with_input = self.split(user, extra)
-        goes_on = self.split(user, extra, answer, again)
+        continued = self.split(user, extra, answer, again)
         # A template may take every other role for the assistant's: that is no input.
-        is_input = with_input is not None and goes_on is not None and goes_on[2:] == turns[1:]
+        is_input = with_input is not None and continued is not None and continued[2:] == turns[1:]
         input_heads = self.heads(extra) if is_input else None
         return Parts(
             heads=heads,

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from alpaca_lib.conversations import Conversation, Turn
-from alpaca_lib.examples import FIELDS, Example
+from alpaca_lib.examples import FIELDS, Example, chat_content
 from alpaca_lib.json_rows import RowError, describe, show, walk
 
 Answers = Literal["required", "optional"]
@@ -276,7 +276,7 @@ def _converse(
             turns += [Turn("user", pair[0]), Turn("assistant", pair[1])]
     if not turns and not system:
         return Example(texts["instruction"], texts["input"], texts["output"], extra)
-    turns.append(Turn("user", "\n\n".join(filter(None, (texts["instruction"], texts["input"])))))
+    turns.append(Turn("user", chat_content(Example(texts["instruction"], texts["input"]))))
     if texts["output"].strip():
         turns.append(Turn("assistant", texts["output"]))
     elif answers == "required":

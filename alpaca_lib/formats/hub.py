@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from alpaca_lib.compression import SUFFIXES
 from alpaca_lib.errors import DataError
+from alpaca_lib.hub_data import cached_only, find_failure
 from alpaca_lib.optional import require
 
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", *SUFFIXES)
@@ -57,15 +59,17 @@ def read_hub(path: str | os.PathLike[str]) -> Any:
     datasets = require("datasets")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    failure = "" if os.path.isdir(name) else find_failure()
     try:
         if os.path.isdir(name) and (Path(name) / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(name)
         elif os.path.isdir(name) and (Path(name) / "state.json").is_file():
             found = {"train": datasets.load_from_disk(name)}
         else:
-            found = datasets.load_dataset(name)
+            with cached_only() if failure else nullcontext():
+                found = datasets.load_dataset(name)
     except Exception as error:
-        raise DataError(f"{path}: {_explain(name, error)}") from None
+        raise DataError(f"{path}: {_explain(name, error, failure)}") from None
     splits = list(found)
     split = split or ("train" if "train" in splits else splits[0] if len(splits) == 1 else "")
     if split not in splits:
@@ -76,14 +80,14 @@ def read_hub(path: str | os.PathLike[str]) -> Any:
     return found[split]
 
 
-def _explain(name: str, error: Exception) -> str:
+def _explain(name: str, error: Exception, failure: str) -> str:
     """Returns why a data set cannot be read, with what to do."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if os.path.isdir(name):
         return f"the folder cannot be read as a data set ({reason})"
-    if (isinstance(error, ConnectionError | OSError) and "Hub" in reason) or "offline" in reason:
+    if failure:
         return (
-            f"is no file here, and the Hugging Face hub cannot be reached ({reason}); download "
+            f"is no file here, and the Hugging Face hub cannot be reached ({failure}); download "
             "the data set elsewhere, and name its file or folder"
         )
     return f"is no file here, and no data set that the hub gives ({reason})"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from alpaca_lib.conversations import MESSAGES, REASONING, Conversation, Turn
+from alpaca_lib.conversations import MESSAGES, REASONING, Conversation, as_conversation
 from alpaca_lib.errors import DataError
 from alpaca_lib.examples import Example
 from alpaca_lib.files import dump_json
@@ -143,17 +143,6 @@ def _encode_conversation(record: Conversation) -> bytes:
     extra = {key: value for key, value in record.extra.items() if key != MESSAGES}
     rest = b", " + _encode(extra)[1:].encode() if extra else b"}"
     return b"".join((_START, *pieces, rest))
-
-
-def as_conversation(record: Record) -> Conversation:
-    """Returns a record as a conversation: an example's input stands below its instruction."""
-    if isinstance(record, Conversation):
-        return record
-    asked = "\n\n".join(filter(None, (record.instruction, record.input)))
-    turns = [Turn("user", asked)]
-    if record.output.strip():
-        turns.append(Turn("assistant", record.output))
-    return Conversation(tuple(turns), "", record.extra)
 
 
 def convert_lines(data: bytes, plan: Plan, path: Path, first_line: int) -> Part:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from alpaca_lib import inference
 from alpaca_lib.command_line import Command
+from alpaca_lib.conversations import as_conversation
 from alpaca_lib.errors import AlpacaError, UsageError
 from alpaca_lib.inference.decoding import Decoding, TextStream
 from alpaca_lib.inference.gguf_chat import open_gguf
 from alpaca_lib.inference.terminal_chat import TerminalChat, read_terminal
-from alpaca_lib.inference.turns import as_conversation
 from alpaca_lib.models import DEFAULT_MODEL, ModelSource, gguf_file
 from alpaca_lib.options import add_flags, from_flags
 from alpaca_lib.records import Example
@@ -96,7 +96,7 @@ def _open_model(
             )
         with open_gguf(file, decoding, options.context, adapters) as stream:
             print(f"{file.name} in llama.cpp; its own template", file=sys.stderr, flush=True)
-            yield lambda record: stream(as_conversation(record))
+            yield lambda record: stream(as_conversation(record).question())
         return
     source = ModelSource.resolve(options.adapter or options.model or DEFAULT_MODEL)
     pool = inference.ModelPool({source.name: source}, base=options.model if options.adapter else "")

@@ -11,18 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from alpaca_lib.prompts import chat_content
 from alpaca_lib.records import Conversation, Turn
-from alpaca_lib.tokenization import Record
 
 NOTHING = Conversation(())
-
-
-def as_conversation(record: Record) -> Conversation:
-    """Returns a record's question as a conversation; an example is one user message."""
-    if isinstance(record, Conversation):
-        return record.question()
-    return Conversation((Turn("user", chat_content(record)),))
 
 
 def is_open(conversation: Conversation) -> bool:

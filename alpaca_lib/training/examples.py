@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from alpaca_lib.chat_encoding import TrainOn
 from alpaca_lib.conversation_encoding import EncodedConversation
 from alpaca_lib.errors import DataError, SettingsError
-from alpaca_lib.prompts import chat_content
+from alpaca_lib.examples import chat_content
 from alpaca_lib.records import Conversation, Example, Turn, load_records
 from alpaca_lib.tokenization import PromptEncoder
 from alpaca_lib.training.packing import IGNORE, Encoded, Row, count_labels, pack

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from alpaca_lib import cli
+from alpaca_lib import cli, hub_data
 from alpaca_lib.errors import DataError, FileError
-from alpaca_lib.evaluation import benchmark_model, hub_data, ifeval_task
+from alpaca_lib.evaluation import benchmark_model, ifeval_task
 from alpaca_lib.evaluation.answers_file import AnswersFile
 from alpaca_lib.evaluation.benchmark_model import fingerprint
 from alpaca_lib.evaluation.benchmark_results import ResultsFile

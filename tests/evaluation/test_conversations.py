@@ -16,7 +16,6 @@ from alpaca_lib.evaluation.comparison import measure_model, reference_losses
 from alpaca_lib.evaluation.llm_judge import Pair, judge
 from alpaca_lib.evaluation.tasks import (
     answer_follow_ups,
-    last_answer,
     load_follow_ups,
     load_tasks,
     task_text,
@@ -82,7 +81,7 @@ def test_tasks_and_conversations_are_measured_together(make_tiny, tokenizer, tal
     (said,) = answer(make_tiny(seed=5), tokenizer, [TALK.question()], Decoding(max_new_tokens=6),
                      "chat")  # fmt: skip
     assert answers[0].text == said.text and len(scores.losses) == 2
-    assert scores.bits_per_byte > 0 and last_answer(tasks[0]) == "The Brocken."
+    assert scores.bits_per_byte > 0 and tasks[0].output == "The Brocken."
 
 
 def test_compare_writes_conversations_that_the_judge_reads(tiny_folder, talks, tmp_path, capsys):

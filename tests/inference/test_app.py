@@ -29,25 +29,17 @@ def pool(tiny_folder, make_tiny, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def opened(pool):
+def opened(pool, serve_page):
     """A function that serves a page of this pool, and returns a client of it."""
-    pages = []
 
     def open_page(streams=None, policy=None):
         def stream_of(name):
             return lambda example, how: pool.stream(name, example, how)
 
-        page = app.build(
-            streams or {name: stream_of(name) for name in pool.names}, longest=pool.context_length,
-            policy=policy,
-        )  # fmt: skip
-        address = app.start(page, quiet=True)
-        pages.append(page)
-        return gradio_client.Client(address, verbose=False)
+        streams = streams or {name: stream_of(name) for name in pool.names}
+        return serve_page(streams, policy, pool.context_length)
 
-    yield open_page
-    for page in pages:
-        page.close()
+    return open_page
 
 
 def ask(client, text, who="one", other="(none)", tokens=8, top_p=1, start=None):

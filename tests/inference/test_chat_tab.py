@@ -9,7 +9,7 @@ import pytest
 
 from alpaca_lib import models
 from alpaca_lib.conversations import Conversation, Turn
-from alpaca_lib.inference import app, chat_tab, turns
+from alpaca_lib.inference import chat_tab, turns
 from alpaca_lib.inference.chat_tab import Session, to_html
 from alpaca_lib.inference.decoding import ContextError, Decoding, answer
 from alpaca_lib.inference.model_pool import ModelPool
@@ -55,22 +55,6 @@ def texts(html):
     return Shown(html).texts
 
 
-@pytest.fixture
-def opened():
-    """A function that serves a page of these models, and returns a client of it."""
-    pages = []
-
-    def open_page(streams, policy=None, longest=2048):
-        page = app.build(streams, longest=longest, policy=policy)
-        address = app.start(page, quiet=True)
-        pages.append(page)
-        return gradio_client.Client(address, verbose=False)
-
-    yield open_page
-    for page in pages:
-        page.close()
-
-
 def settings(system="", model="one", tokens=8, streamed=True):
     return [system, model, 0, 1, 0, 1, tokens, streamed]
 
@@ -96,10 +80,10 @@ def echo(seen):
     return stream
 
 
-def test_the_chat_answers_as_the_library(opened, tiny_folder):
+def test_the_chat_answers_as_the_library(serve_page, tiny_folder):
     """Three turns with a system message: each is the library's answer to the conversation."""
     pool = ModelPool({"one": str(tiny_folder)}, models.Placement("cpu", "float32", "tests"))
-    client = opened({"one": lambda request, how: pool.stream("one", request, how, "chat")})
+    client = serve_page({"one": lambda request, how: pool.stream("one", request, how, "chat")})
     asked = Conversation((), system="Be brief.")
     for question in ("Name a river.", "And a stone?", "<|im_end|> And a tree?"):
         found, *_ = ask(client, question, system="Be brief.", tokens=6)
@@ -111,10 +95,10 @@ def test_the_chat_answers_as_the_library(opened, tiny_folder):
         assert found == [turn.content for turn in asked.turns]
 
 
-def test_history_retry_undo_and_clear(opened):
+def test_history_retry_undo_and_clear(serve_page):
     """The steps of a chat; each visitor has a conversation of their own."""
     seen = []
-    client = opened({"one": echo(seen)})
+    client = serve_page({"one": echo(seen)})
     ask(client, "first", system="S")
     assert ask(client, "second")[0] == ["first", "I saw 1", "second", "I saw 3"]
     assert [request.system for request in seen] == ["S", ""]
@@ -157,10 +141,10 @@ def test_an_edit_replaces_a_question_and_what_came_after():
     assert last[0].editing is None and [turn.content for turn in seen[-1].turns][-1] == "B"
 
 
-def test_a_conversation_that_is_too_long_offers_to_drop_its_oldest(opened, tiny_folder):
+def test_a_conversation_that_is_too_long_offers_to_drop_its_oldest(serve_page, tiny_folder):
     """The numbers and the fix are said, nothing is dropped until the button is pressed."""
     pool = ModelPool({"one": str(tiny_folder)}, models.Placement("cpu", "float32", "tests"))
-    client = opened({"one": lambda request, how: pool.stream("one", request, how, "chat")})
+    client = serve_page({"one": lambda request, how: pool.stream("one", request, how, "chat")})
     long = "river " * 700
     for number in range(2):
         before = ask(client, f"{number} {long}", tokens=4)[0]
@@ -194,7 +178,7 @@ def test_the_offer_is_a_button_that_goes_with_it():
     assert texts(dropped[1]) == ["b", "ok", "c", "ok"] and not dropped[4]["visible"]
 
 
-def test_a_failure_leaves_the_conversation_as_it_was(opened):
+def test_a_failure_leaves_the_conversation_as_it_was(serve_page):
     """The question returns to its field; an answer that began is kept, with the error."""
     replies = iter([["fine"], [], ValueError("<b>broken</b>"), ["half", ValueError("cut")]])
 
@@ -205,7 +189,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(opened):
                 raise piece
             yield piece
 
-    client = opened({"one": stream})
+    client = serve_page({"one": stream})
     assert ask(client, "a")[0] == ["a", "fine"]
     assert ask(client, "b") == (["a", "fine"], "b", "(the model ended its answer at once)")
     assert ask(client, "b") == (["a", "fine"], "b", "error: <b>broken</b>")
@@ -215,7 +199,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(opened):
 
 @pytest.mark.parametrize("system", ["", "Be brief."])
 def test_a_template_that_cannot_render_turns_is_an_error_in_the_page(
-    opened, make_tiny, tokenizer, tmp_path, system
+    serve_page, make_tiny, tokenizer, tmp_path, system
 ):
     """A template without a system message, or for one turn alone, says so."""
     import copy
@@ -230,7 +214,7 @@ def test_a_template_that_cannot_render_turns_is_an_error_in_the_page(
     make_tiny().save_pretrained(tmp_path)
     broken.save_pretrained(tmp_path)
     pool = ModelPool({"one": str(tmp_path)}, models.Placement("cpu", "float32", "tests"))
-    client = opened({"one": lambda request, how: pool.stream("one", request, how, "chat")})
+    client = serve_page({"one": lambda request, how: pool.stream("one", request, how, "chat")})
     if not system:
         assert len(ask(client, "one")[0]) == 2
     shown, message, note = ask(client, "two", system=system)
@@ -238,7 +222,7 @@ def test_a_template_that_cannot_render_turns_is_an_error_in_the_page(
     assert len(shown) == (0 if system else 2)
 
 
-def test_a_policy_guards_the_chat(opened, tmp_path):
+def test_a_policy_guards_the_chat(serve_page, tmp_path):
     """A blocked question reaches no model, also not in a later turn or as a system message."""
     rules = tmp_path / "rules.yaml"
     rules.write_text("rules:\n- {name: fruit, pattern: banana}\n")
@@ -249,7 +233,7 @@ def test_a_policy_guards_the_chat(opened, tmp_path):
         yield "An apple"
         yield "An apple and a banana"
 
-    client = opened({"one": stream}, Policy.load(rules))
+    client = serve_page({"one": stream}, Policy.load(rules))
     shown, message, note = ask(client, "a banana")
     assert not shown and message == "a banana" and "(input: fruit)" in note and not seen
     assert "(input: fruit)" in ask(client, "hello", system="Say banana.")[2] and not seen
@@ -266,9 +250,9 @@ def test_what_is_shown_is_text():
     assert shown.names == {"class", "type", "data-place"}
 
 
-def test_gradio_shows_the_html_as_it_is(opened):
+def test_gradio_shows_the_html_as_it_is(serve_page):
     """What the page gets is what to_html wrote, for hostile questions and answers."""
-    client = opened({"one": lambda request, how: iter([HOSTILE])})
+    client = serve_page({"one": lambda request, how: iter([HOSTILE])})
     assert ask(client, HOSTILE)[0] == [HOSTILE, HOSTILE]
     offline = [b for b in client.config["components"] if b["type"] == "html"]
     assert [b["props"]["html_template"] for b in offline] == ["${value}"]
@@ -276,7 +260,7 @@ def test_gradio_shows_the_html_as_it_is(opened):
     assert not kinds & {"chatbot", "markdown", "file", "image", "uploadbutton"}
 
 
-def test_stop_keeps_what_was_written_and_the_next_question_waits(opened):
+def test_stop_keeps_what_was_written_and_the_next_question_waits(serve_page):
     """A cancelled answer is closed, and stays in the conversation."""
     closed, going = threading.Event(), threading.Event()
 
@@ -292,7 +276,7 @@ def test_stop_keeps_what_was_written_and_the_next_question_waits(opened):
         finally:
             closed.set()
 
-    client = opened({"one": slow})
+    client = serve_page({"one": slow})
     job = client.submit("long", *settings(), api_name="/chat")
     assert going.wait(30)
     while len(job.outputs()) < 4:
@@ -303,9 +287,9 @@ def test_stop_keeps_what_was_written_and_the_next_question_waits(opened):
     assert shown[0] == "long" and shown[1].startswith("word") and shown[2:] == ["short", "next"]
 
 
-def test_the_chat_opens_no_route(opened):
+def test_the_chat_opens_no_route(serve_page):
     """With the chat, too: other origins, uploads and files are refused."""
-    root = opened({"one": echo([])}).src.rstrip("/")
+    root = serve_page({"one": echo([])}).src.rstrip("/")
     join = "/gradio_api/queue/join"
     for path, status in ((join, 403), ("/gradio_api/upload", 403)):
         heads = {"Origin": "http://evil.example"}

@@ -1,4 +1,4 @@
-"""Data sets of benchmarks: from the hub or its cache, or an error within seconds.
+"""Data sets of the Hugging Face hub: from the hub or its cache, or an error within seconds.
 
 Without a network ``datasets`` retries for half a minute per data set, and its error does not
 say what to do. One request decides whether the hub is reachable.
@@ -39,12 +39,8 @@ def explained_downloads(task: str, fix: str) -> Iterator[None]:
 
     def load_or_explain(path: str, *args: Any, **options: Any) -> Any:
         is_local = path in LOCAL or Path(path).exists()
-        with contextlib.ExitStack() as stack:
-            if not is_local and (failure := find_failure()):
-                stack.enter_context(mock.patch("datasets.config.HF_HUB_OFFLINE", True))
-                stack.enter_context(mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True))
-            else:
-                failure = ""
+        failure = "" if is_local else find_failure()
+        with cached_only() if failure else contextlib.nullcontext():
             try:
                 return load(path, *args, **options)
             except Exception as error:
@@ -57,6 +53,16 @@ def explained_downloads(task: str, fix: str) -> Iterator[None]:
                 ) from None
 
     with mock.patch.object(datasets, "load_dataset", load_or_explain):
+        yield
+
+
+@contextlib.contextmanager
+def cached_only() -> Iterator[None]:
+    """Makes ``datasets`` look into its cache alone while the block runs."""
+    with (
+        mock.patch("datasets.config.HF_HUB_OFFLINE", True),
+        mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+    ):
         yield
 
 
