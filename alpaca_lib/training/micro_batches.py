@@ -1,6 +1,6 @@
 """Micro-batches: the examples of one optimizer step, split into groups that are computed together.
 
-step_order decides which examples a step sees; how they are split changes the speed and not the
+step_order chooses the examples of a step; how they are split changes the speed and not the
 step. Every rank makes the same plan.
 """
 
@@ -140,28 +140,25 @@ def _gather_prefixes(
     """Returns (groups, tokens of the fullest), where examples with the same prefix meet.
 
     ``computed`` is the tokens of all examples in a single group. In ``order``, each example goes
-    to the group that must compute fewest tokens for it, of those that do not exceed the mean by
-    it; if there is none, to the one that is emptiest with it.
+    to the group that must compute fewest tokens for it, of those that have most of its prefix
+    and do not exceed the mean by it; if there is none, to the one that is emptiest with it.
     """
     groups: list[list[int]] = [[] for _ in range(count)]
     filled, nodes = [0] * count, [set[int]() for _ in range(count)]
     for i in order:
         path = prefixes.path(i)
         sizes = {node: prefixes.tokens(node) for node in path}
-        costs = [
-            lengths[i] - sum(size for node, size in sizes.items() if node in nodes[g])
-            for g in range(count)
-        ]
-        g = min(
-            range(count),
-            key=lambda g: (
-                (0, costs[g], filled[g])
-                if (filled[g] + costs[g]) * count <= computed
-                else (1, filled[g] + costs[g], 0)
-            ),
-        )
+        found = [sum(sizes[node] for node in path if node in nodes[g]) for g in range(count)]
+        costs = [lengths[i] - tokens for tokens in found]
+        after = [tokens + cost for tokens, cost in zip(filled, costs, strict=True)]
+        half = sum(sizes.values()) / 2
+        meets = [g for g in range(count) if found[g] > half and after[g] * count <= computed]
+        if meets:
+            g = min(meets, key=lambda g: (costs[g], after[g]))
+        else:
+            g = min(range(count), key=after.__getitem__)
         groups[g].append(i)
-        filled[g] += costs[g]
+        filled[g] = after[g]
         nodes[g].update(path)
     # The groups of one micro-batch are computed at the same time: equally long ones, if possible.
     by_tokens = sorted(range(count), key=lambda g: -filled[g])
