@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alpaca_lib.errors import ModelError, SettingsError
 from alpaca_lib.models import Placement
+from alpaca_lib.training import shared_memory
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,11 @@ def shard(
         param_dtype=placement.torch_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
     replicated = {p for name, p in module.named_parameters() if "lora_" in name}
-    for unit in [*layers_of(model), module]:
+    units = [*layers_of(model), module]
+    for unit in units:
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=replicated)
+    if placement.device == "cpu" and dist.local_size == dist.size:
+        shared_memory.attach(units, mesh.get_group())
 
 
 def load_into_shards(module: Any, source: Any, device: str, dist: Distributed) -> None:
