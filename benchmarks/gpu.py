@@ -9,7 +9,8 @@ the same cases at toy shapes on a CPU, to test this script.
 
   lora-2048, lora-4096, lora-8b    LoRA (q,v, r=8) at 2,048 and 4,096 tokens per document
   full                             all parameters, bfloat16 alone, recomputed activations
-  ladder                           Alpaca's lengths: padded, packed with a mask, varlen, compiled
+  ladder                           Alpaca's mixture of lengths and headers: padded, packed with
+                                   a mask, varlen, its headers computed once per row, compiled
   int8, nf4                        LoRA on a quantised base (needs bitsandbytes)
   decode                           tokens/s of one answer, and its share of the bandwidth limit
 """
@@ -30,8 +31,10 @@ import torch
 from alpaca_lib.models import Placement
 from alpaca_lib.training import adapters, attention, flops
 from alpaca_lib.training.loss import LabelLoss, unwrap_peft
-from alpaca_lib.training.packing import balance_micro_batches, collate, join
+from alpaca_lib.training.micro_batches import plan_step
+from alpaca_lib.training.packing import collate, join
 from alpaca_lib.training.precision import MasterWeights, create_optimizer
+from alpaca_lib.training.prefixes import Segment, attention_context
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed, layers_of
 
@@ -62,6 +65,9 @@ SHAPES = {
     },
 }
 ALPACA_MEAN = 130  # tokens per row of Alpaca, prompt included
+# Tokens of Alpaca's two headers with a 49,152-token vocabulary, how many both begin with,
+# and the share of its rows that have the first.
+HEADERS, COMMON, FIRST_HEADER = (33, 24), 8, 0.4
 WARM_UP = 2  # steps that compile and allocate
 
 
@@ -79,6 +85,7 @@ class Case:
     tokens: int = 8192  # tokens per micro-batch
     batching: str = "pack"  # or "pad": one document per row
     varlen: bool = True  # variable-length attention; False: transformers' own
+    share: bool = False  # compute a common prefix once per row
     compile: bool = False  # torch.compile each layer
     dynamic: bool | None = None  # of torch.compile; None: it decides, and recompiles
     checkpointing: bool = False  # recompute activations
@@ -99,6 +106,8 @@ CASES = (
     Case("ladder varlen", length=0),
     # Lengths differ from batch to batch: without dynamic=True, torch reaches its recompile limit.
     Case("ladder compiled", length=0, compile=True, dynamic=True),
+    Case("ladder shared", length=0, share=True),
+    Case("ladder shared compiled", length=0, share=True, compile=True, dynamic=True),
     Case("int8", quantization="int8"),
     Case("nf4", quantization="nf4"),
 )
@@ -230,7 +239,9 @@ def train(case: Case, device: str, steps: int) -> str:
     model.train()
     trained = MasterWeights(module, Distributed(0, 1, 0), masters=case.method == "lora")
     optimizer = create_optimizer(trained, "adamw", 1e-5, 0.0)
-    batches, tokens = build_batches(case, device, causal)
+    if case.share and not attention.shares_keys(device, torch.bfloat16):
+        raise RuntimeError("the varlen kernel's mask, or its gradients, are not the reference's")
+    batches, tokens, segments = build_batches(case, device, causal)
     placement = Placement(device, "bfloat16", "")
     seconds = []
     for number in range(WARM_UP + steps):
@@ -245,9 +256,9 @@ def train(case: Case, device: str, steps: int) -> str:
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - start)
     speed = tokens / statistics.median(seconds)
-    lengths = [b - a for batch in batches for a, b in document_spans(batch)]
-    context = sum(n * n for n in lengths) / sum(lengths)
-    rate = speed * flops.flops_per_token(model, case.method, context)
+    computed = sum(segment.tokens for segment in segments)
+    per_token = flops.flops_per_token(model, case.method, attention_context(segments))
+    rate = speed * per_token * computed / tokens
     peak = flops.peak_rate(placement.device)
     used = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
     share = f"{rate / peak:9.1%}" if peak else f"{'-':>9}"
@@ -255,44 +266,49 @@ def train(case: Case, device: str, steps: int) -> str:
     return f"{speed:10,.0f}{share}{rate / gemm:9.1%}{used:9.1f}"
 
 
-def document_spans(batch: dict[str, Any]) -> list[tuple[int, int]]:
-    """Returns (start, end) of each document of a batch in its row, without padding."""
-    spans = []
-    for row in batch["position_ids"].tolist():
-        starts = [i for i, position in enumerate(row) if position == 0]
-        ends = [*starts[1:], len(row)]
-        spans += [(a, b) for a, b in zip(starts, ends, strict=True) if b - a > 1]
-    return spans
+def build_batches(
+    case: Case, device: str, causal: Any
+) -> tuple[list[dict[str, Any]], int, list[Segment]]:
+    """Returns (the micro-batches of a step, their tokens without padding, what is computed).
 
-
-def build_batches(case: Case, device: str, causal: Any) -> tuple[list[dict[str, Any]], int]:
-    """Returns (the micro-batches of a step, their tokens without padding).
-
-    The second half of each document has labels.
+    The second half of each document has labels; Alpaca's begin with one of its two headers.
     """
     generator = torch.Generator().manual_seed(0)
     vocab_size = causal.config.vocab_size
+
+    def draw(tokens: int) -> list[int]:
+        return torch.randint(vocab_size, (tokens,), generator=generator).tolist()
+
+    headers: list[list[int]] = [[]]
     if case.length:
         lengths = [case.length] * max(case.tokens // case.length, 1)
     else:  # as in Alpaca: most documents are short, a few are long
         spread = torch.empty(2 * case.tokens // ALPACA_MEAN).exponential_(generator=generator)
         lengths = [min(int(48 + n * (ALPACA_MEAN - 48)), 512) for n in spread.tolist()]
         lengths = [min(n, case.tokens // 2) for n in lengths]
+        both = draw(COMMON)
+        headers = [both + draw(tokens - COMMON) for tokens in HEADERS]
     examples = []
-    for n in lengths:
-        ids = torch.randint(vocab_size, (n,), generator=generator).tolist()
-        examples.append({"input_ids": ids, "labels": [-100] * (n // 2) + ids[n // 2 :]})
+    for number, n in enumerate(lengths):
+        header = headers[0] if number % 5 < 5 * FIRST_HEADER else headers[-1]
+        ids = header + draw(n - len(header))
+        begin = max(n // 2, len(header) + 1)
+        examples.append({"input_ids": ids, "labels": [-100] * begin + ids[begin:]})
+    settings = Settings(
+        data_path="-",
+        output_dir="-",
+        max_length=max(lengths),
+        row_length=case.tokens,
+        rows_per_micro_batch=1,
+    )
     if case.batching == "pad":
         rows = max(case.tokens // max(lengths), 1)
-        groups = [
-            list(range(at, min(at + rows, len(lengths)))) for at in range(0, len(lengths), rows)
-        ]
-    else:
-        groups = [micro[0] for micro in balance_micro_batches(lengths, case.tokens, 1)]
+        settings = settings.replace(batching="pad", rows_per_micro_batch=rows)
+    plan = plan_step(settings, examples, 1, True, case.share)
     batches = []
-    for group in groups:
+    for (group,) in plan.groups:
         if case.batching == "pack":
-            joined = [join(examples, group)]
+            joined = [join(examples, group, plan.prefixes)]
         else:
             joined = [join(examples, [i]) for i in group]
         batch: dict[str, Any] = collate(joined, 0, 128 if device == "cuda" else 8)
@@ -300,11 +316,11 @@ def build_batches(case: Case, device: str, causal: Any) -> tuple[list[dict[str, 
         if case.batching == "pad":
             batch["position_ids"] = torch.arange(size[1]).expand(size)
         if case.batching == "pack" and attention.is_attached(causal):
-            ends = [*joined[0].boundaries[:-1], size[1]]
-            batch["documents"] = attention.Documents.of(ends, device)
+            edges = [*joined[0].boundaries[:-1], size[1]]
+            batch["documents"] = attention.Documents.of(edges, device, joined[0].parents)
         moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
         batches.append(moved)
-    return batches, sum(lengths)
+    return batches, sum(lengths), plan.segments
 
 
 def decode(shape: str, device: str) -> str:

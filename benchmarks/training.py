@@ -9,7 +9,8 @@ alternate, and medians of --runs are shown.
   full, lora   alpaca_lib, HF Trainer and TRL, each peer with the best of --peers' batches: rows
                padded and grouped by length, or packed without padding; in the dtype that this
                machine multiplies natively
-  ladder       the speed-up of each factor: predicted from FLOPs and bytes, then measured
+  ladder       the speed-up of each factor: predicted from FLOPs and bytes, then measured;
+               --rungs packed "shared prefixes" --method lora measures these two for LoRA
   fsdp         two processes with one thread each, and one process with two
   rows         tokenise, mask and pack a data set, and Stanford's preprocessing
 """
@@ -37,7 +38,16 @@ STEP = 16  # rows per optimizer step
 RATE = 5e-5
 ALPACA = 52_002
 # From HF Trainer's method to alpaca_lib's: each rung adds one change.
-RUNGS = ("all logits", "label logits", "fused Adam", "memory kept", "buckets", "packed", "compiled")
+RUNGS = (
+    "all logits",
+    "label logits",
+    "fused Adam",
+    "memory kept",
+    "buckets",
+    "packed",
+    "shared prefixes",
+    "compiled",
+)
 
 
 def main() -> None:
@@ -70,8 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="the ladder's last rung (minutes)")
+    parser.add_argument(
+        "--rungs", nargs="*", choices=RUNGS, default=RUNGS[:-1], metavar="RUNG", help=f"{RUNGS}"
+    )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--method", default="full", help=argparse.SUPPRESS)
+    parser.add_argument("--method", default="full", help="of the ladder: full or lora")
     parser.add_argument(
         "--peers",
         nargs="*",
@@ -79,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="rows per micro-batch to try for a peer; p: packed (default 2 4 8 4p 16p)",
     )
     parser.add_argument("--batch", default="4", help=argparse.SUPPRESS)
-    parser.add_argument("--rung", default="packed", help=argparse.SUPPRESS)
+    parser.add_argument("--rung", default="shared prefixes", help=argparse.SUPPRESS)
     parser.add_argument("--gather", default="step", help=argparse.SUPPRESS)
     return parser
 
@@ -182,7 +195,8 @@ def remove_above(rung: str) -> dict[str, Any]:
     batching = "pack"
     if at < RUNGS.index("packed"):
         batching = "bucket" if rung == "buckets" else "pad"
-    return {"batching": batching, "compile": rung == "compiled"}
+    share = "auto" if at >= RUNGS.index("shared prefixes") else "off"
+    return {"batching": batching, "share_prefix": share, "compile": rung == "compiled"}
 
 
 def all_logits(self: Any, input_ids: Any, labels: Any, position_ids: Any, documents: Any) -> Any:
@@ -424,8 +438,9 @@ def against_peers(options: argparse.Namespace, method: str) -> None:
 
 def ladder(options: argparse.Namespace) -> None:
     """Prints each rung's speed, its gain, and the predicted gain."""
-    rungs = RUNGS if options.compile else RUNGS[:-1]
-    found = measure(options, {rung: ("ours", {"rung": rung}) for rung in rungs})
+    rungs = [*options.rungs, *RUNGS[-1:]] if options.compile else options.rungs
+    method = options.method
+    found = measure(options, {rung: ("ours", {"rung": rung, "method": method}) for rung in rungs})
     predicted = predict_gains(options, found)
     print(f"  {'':14}{'tokens/s':>10}{'step':>8}{'predicted':>11}{'peak GB':>9}  why")
     before = None
@@ -444,9 +459,11 @@ def predict_gains(
     """Returns {rung: (predicted speed-up over the rung before, why)}, from counts alone."""
     from alpaca_lib import models
     from alpaca_lib.training.examples import count_labels
-    from alpaca_lib.training.packing import group_rows, step_order
+    from alpaca_lib.training.micro_batches import group_rows, plan_step
+    from alpaca_lib.training.packing import step_order
 
     _, path, tokens = make_data(options)
+    settings = build_settings(options, path, Path())
     rows = encode_file(path)
     lengths = [len(row["input_ids"]) for row in rows]
     labels = sum(count_labels(row) for row in rows)
@@ -463,26 +480,37 @@ def predict_gains(
                 total += len(micro[0]) * -(-longest // 8) * 8
         return total
 
-    wide, narrow = padded(False), padded(True)
+    def computed() -> int:
+        total = 0
+        for step in range(-(-len(rows) // options.step)):
+            chosen = [rows[i] for i in step_order(len(rows), options.step, 0, step)]
+            total += plan_step(settings, chosen, 1, True, share=True).computed_tokens
+        return total
+
+    wide, narrow, shared = padded(False), padded(True), computed()
     seconds = {rung: r["seconds"] for rung, r in found.items()}
     steps = -(-len(rows) // STEP)
     bandwidth, fault = copy_bandwidth(), fault_seconds()
     # Unfused, each of AdamW's operations reads and writes its tensors: 14 passes, not 7.
     adam = (14 - 7) * 4 * 134_515_008 * steps / bandwidth
-    kept = found["fused Adam"]["faults"] - found["memory kept"]["faults"]
 
     def less(rung: str, saved: float) -> float:
         return seconds[rung] / max(seconds[rung] - saved, 1e-9)
 
-    return {
+    by_time = {}
+    if "label logits" in found:
+        gain = less("label logits", adam)
+        by_time["fused Adam"] = gain, f"7 passes fewer at {bandwidth / 1e9:.0f} GB/s"
+    if "fused Adam" in found and "memory kept" in found:
+        kept = found["fused Adam"]["faults"] - found["memory kept"]["faults"]
+        by_time["memory kept"] = (
+            less("fused Adam", kept * fault),
+            f"{kept / 1e6:.1f} M page faults fewer, {fault * 1e6:.1f} µs each",
+        )
+    return by_time | {
         "label logits": (
             (wide * (body + head)) / (wide * body + labels * head),
             f"logits of {labels:,} labels, not of {wide:,} tokens",
-        ),
-        "fused Adam": (less("label logits", adam), f"7 passes fewer at {bandwidth / 1e9:.0f} GB/s"),
-        "memory kept": (
-            less("fused Adam", kept * fault),
-            f"{kept / 1e6:.1f} M page faults fewer, {fault * 1e6:.1f} µs each",
         ),
         "buckets": (
             (wide * body + labels * head) / (narrow * body + labels * head),
@@ -491,6 +519,10 @@ def predict_gains(
         "packed": (
             (narrow * body + labels * head) / (tokens * body + labels * head),
             f"{tokens:,} tokens, no padding",
+        ),
+        "shared prefixes": (
+            (tokens * body + labels * head) / (shared * body + labels * head),
+            f"{shared:,} tokens computed",
         ),
         "compiled": (0.0, "element-wise operations of a layer in one pass"),
     }

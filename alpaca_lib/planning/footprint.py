@@ -42,8 +42,9 @@ class Batch:
 
     rows: int
     length: int  # tokens per row, with padding
-    documents: tuple[int, ...]  # tokens of each example packed into the row; (): not packed
+    documents: tuple[int, ...]  # tokens of each segment packed into the row; (): not packed
     labels: int  # tokens with a loss, over all rows
+    parents: tuple[int, ...] = ()  # of each segment; (): the row shares no prefix
 
     @property
     def tokens(self) -> int:
@@ -139,13 +140,12 @@ def _trace(
 
 
 def _documents(batch: Batch, device: str) -> Documents | None:
-    """Returns the documents of a packed row; padding belongs to the last one."""
+    """Returns the segments of a packed row; padding belongs to the last one."""
     if not batch.documents:
         return None
     lengths = [*batch.documents[:-1], batch.length - sum(batch.documents[:-1])]
-    borders = tuple(accumulate(lengths, initial=0))
-    starts = torch.zeros(len(borders), dtype=torch.int32, device="meta")
-    return Documents(borders, starts if device.startswith("cuda") else None, max(lengths))
+    documents = Documents.of(list(accumulate(lengths, initial=0)), "cpu", batch.parents)
+    return documents.with_cu_seqlens("meta") if device.startswith("cuda") else documents
 
 
 class Ledger(TorchDispatchMode):
@@ -272,9 +272,9 @@ class _Dequantized(torch.autograd.Function):
 def _fresh_masks() -> Iterator[None]:
     """Replaces the cache of attention masks: one found there would not be counted."""
     module: Any = attention
-    cached = module._mask
-    module._mask = cache(cached.__wrapped__)
+    cached = module._square_mask
+    module._square_mask = cache(cached.__wrapped__)
     try:
         yield
     finally:
-        module._mask = cached
+        module._square_mask = cached

@@ -98,6 +98,8 @@ def _time_lines(plan: Plan, work: Work) -> list[str]:
     cost = 4 if settings.method == "lora" else 6
     per_token = f"{plan.flops_per_token:.3g} = {cost} per parameter in a matrix product"
     per_token += f", attention over {work.context:.0f}"
+    if plan.computed < 1:
+        per_token += f", x {plan.computed:.2f}: a shared prefix is computed once per row"
     if settings.activation_checkpointing:
         per_token += f"; {plan.hardware_flops:.3g} with layers recomputed"
     origin = " (Alpaca's mean, an estimate)" if work == Work() else ""

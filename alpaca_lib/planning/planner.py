@@ -20,7 +20,9 @@ from alpaca_lib.planning.footprint import Batch, measure_footprint
 from alpaca_lib.planning.layout import Machine, OnPaper, ShardingLayout, Terms, parse_machine
 from alpaca_lib.planning.shapes import Weight, build_empty, list_weights, read_config
 from alpaca_lib.training import attention, flops, packing
+from alpaca_lib.training.micro_batches import StepPlan, can_share, plan_step, split_step
 from alpaca_lib.training.packing import Encoded, count_labels, count_steps
+from alpaca_lib.training.prefixes import Segment, attention_context, list_segments
 from alpaca_lib.training.process import free_memory, resident
 from alpaca_lib.training.settings import Settings
 
@@ -75,7 +77,8 @@ class Plan:
     batch: Batch  # the largest micro-batch of a rank
     parameters: int
     trained: int  # parameters that are updated
-    flops_per_token: float  # that training needs
+    computed: float  # share of the tokens that are computed: a shared prefix once per row
+    flops_per_token: float  # that training needs, of all tokens
     hardware_flops: float  # per token, with recomputed layers
     tokens: float  # of all epochs
     steps: int
@@ -142,7 +145,7 @@ def plan(
     # Memory: what a rank holds, and what its largest micro-batch adds.
     parameters = sum(w.numel for w in model.weights)
     sharding = ShardingLayout.of(settings, machine, parameters)
-    batch, number = largest_micro_batch(settings, work, machine, model.by_document)
+    batch, number, computed, context = sample_steps(settings, work, machine, model.by_document)
     foot = measure_footprint(model.config, settings, machine.device, dtype, batch)
     phases = layout.phases(settings, model.weights, foot, dtype.itemsize, sharding, number > 1)
     per_step = settings.examples_per_step
@@ -155,8 +158,8 @@ def plan(
         phases = layout.add_cpu_terms(phases, settings, sharding, parameters, kernels, file_bytes)
         phases = {name: {**terms, "runtime": runtime} for name, terms in phases.items()}
     # Time: FLOPs over the rate that is reached, or bytes over the slowest link.
-    forward = flops.flops_per_token(model.empty, "full", work.context) / 3
-    needed_flops = flops.flops_per_token(model.empty, settings.method, work.context)
+    forward = computed * flops.flops_per_token(model.empty, "full", context) / 3
+    needed_flops = computed * flops.flops_per_token(model.empty, settings.method, context)
     hardware = needed_flops + (forward if settings.activation_checkpointing else 0.0)
     rate = machine.rate or flops.gemm_rate("cpu", dtype, 0.2) / machine.count
     reached = (reached or REACHED[machine.device]) / SLOWDOWN[settings.quantization]
@@ -175,6 +178,7 @@ def plan(
         batch=batch,
         parameters=parameters,
         trained=sum(foot.trained) or parameters,
+        computed=computed,
         flops_per_token=needed_flops,
         hardware_flops=hardware,
         tokens=tokens,
@@ -215,41 +219,54 @@ def _compute_dtype(settings: Settings, machine: Machine) -> Any:
     return Placement("cuda", name, "").torch_dtype
 
 
-def largest_micro_batch(
-    settings: Settings, work: Work, machine: Machine, by_document: bool
-) -> tuple[Batch, int]:
-    """Returns the largest micro-batch of a rank, and the most micro-batches of a step.
+class _Steps(NamedTuple):
+    """What the micro-batches of a run's first steps are."""
 
-    Both of the first 50 steps of known examples, else of a step of average ones.
-    """
+    largest: Batch  # of a rank
+    number: int  # the most micro-batches of a step
+    computed: float  # share of the examples' tokens that are computed
+    context: float  # see attention_context
+
+
+def sample_steps(settings: Settings, work: Work, machine: Machine, by_document: bool) -> _Steps:
+    """Returns what the engine makes of the first 50 steps of known examples, else of a step of
+    average ones."""
     packed, multiple = settings.batching == "pack", packing.padding_multiple(machine.device)
-    largest, number = Batch(1, 0, (), 0), 1
-    for examples in _sample_steps(settings, work):
-        lengths = [tokens for tokens, _ in examples]
-        groups = packing.micro_batches(settings, lengths, machine.count, by_document)
-        number = max(number, len(groups))
-        for group in filter(None, chain.from_iterable(groups)):
-            own = tuple(lengths[i] for i in group)
+    largest, number, tokens = Batch(1, 0, (), 0), 1, 0
+    segments: list[Segment] = []
+    for plan, labels in _sample_plans(settings, work, machine.count, by_document):
+        number, tokens = max(number, len(plan.groups)), tokens + sum(plan.lengths)
+        for group in filter(None, chain.from_iterable(plan.groups)):
+            row = list_segments(plan.lengths, group, plan.prefixes)
+            segments += row
+            own = tuple(segment.tokens for segment in row)
             length = sum(own) if packed else max(own)
             batch = Batch(
                 rows=1 if packed else len(own),
                 length=-(-length // multiple) * multiple,
                 documents=own if packed else (),
-                labels=sum(examples[i][1] for i in group),
+                labels=sum(labels[i] for i in group),
+                parents=tuple(segment.parent for segment in row) if plan.prefixes else (),
             )
             largest = max(largest, batch, key=lambda batch: batch.tokens)
-    return largest, number
+    computed = sum(segment.tokens for segment in segments) / max(tokens, 1)
+    context = attention_context(segments) if computed < 1 else work.context
+    return _Steps(largest, number, computed, context)
 
 
-def _sample_steps(settings: Settings, work: Work) -> Iterator[list[tuple[int, int]]]:
-    """Yields steps: the (tokens, label tokens) of each of their examples."""
+def _sample_plans(
+    settings: Settings, work: Work, ranks: int, by_document: bool
+) -> Iterator[tuple[StepPlan, list[int]]]:
+    """Yields steps: how each is computed, and the label tokens of its examples."""
     rows, per_step = work.rows, settings.examples_per_step
     if settings.batching == "pack" and work.encoded:
+        share = can_share(settings, by_document)
         for step in range(min(count_steps(rows, per_step, 1.0, settings.max_steps), 50)):
             chosen = [
                 work.encoded[i] for i in packing.step_order(rows, per_step, settings.seed, step)
             ]
-            yield [(len(row["input_ids"]), count_labels(row)) for row in chosen]
+            plan = plan_step(settings, chosen, ranks, by_document, share)
+            yield plan, [count_labels(row) for row in chosen]
         return
     if settings.batching == "pack":
         # The mean of n examples lies within 4 standard errors, s / sqrt(n), in all steps.
@@ -259,7 +276,9 @@ def _sample_steps(settings: Settings, work: Work) -> Iterator[list[tuple[int, in
     else:  # the longest example decides how long all rows are
         tokens = max((len(row["input_ids"]) for row in work.encoded), default=settings.max_length)
         labels = math.ceil(work.tokens * work.labels)
-    yield [(tokens, labels)] * min(per_step, rows)
+    lengths = [tokens] * min(per_step, rows)
+    groups = split_step(settings, lengths, ranks, by_document)
+    yield StepPlan(lengths, groups), [labels] * len(lengths)
 
 
 def _layouts_on_paper(

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from alpaca_lib.training.loop import train
     from alpaca_lib.training.loss import LabelLoss
     from alpaca_lib.training.metrics import format_metrics, read_metrics
+    from alpaca_lib.training.micro_batches import balance_micro_batches, group_rows, plan_step
     from alpaca_lib.training.packing import (
         IGNORE,
-        balance_micro_batches,
         collate,
         count_labels,
         count_steps,
-        group_rows,
         join,
         pack,
+        share_prefixes,
         step_order,
     )
     from alpaca_lib.training.process import free_memory, peak_memory

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ from alpaca_lib.training import (
     sharding,
     trackers,
 )
-from alpaca_lib.training.attention import Documents, is_attached
+from alpaca_lib.training.attention import Documents, is_attached, shares_keys
 from alpaca_lib.training.build import build
 from alpaca_lib.training.examples import Data, load_data
 from alpaca_lib.training.flops import flops_per_token, gemm_rate, peak_rate
 from alpaca_lib.training.loss import unwrap_peft
-from alpaca_lib.training.packing import Encoded, MicroBatches, count_labels
+from alpaca_lib.training.micro_batches import StepPlan, can_share, plan_step
+from alpaca_lib.training.packing import Encoded, count_labels
 from alpaca_lib.training.precision import create_optimizer
+from alpaca_lib.training.prefixes import attention_context, list_segments
 from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
 from alpaca_lib.training.run_state import RunState, find_prompt_time
 from alpaca_lib.training.schedule import rate_factor
@@ -127,10 +130,7 @@ class _Run:
         self.within_documents = is_attached(causal)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if pad is not None and pad < vocab_size else 0  # masked in any case
-        # The mean over tokens of their example's length: sum n * n / sum n.
-        lengths = [len(row["input_ids"]) for row in self.rows]
-        context = sum(n * n for n in lengths) / sum(lengths)
-        self.flops_per_token = flops_per_token(self.built.model, settings.method, context)
+        self.sharing = self._describe_sharing()
         self.optimizer = create_optimizer(
             self.built.weights, settings.optimizer, settings.learning_rate, settings.weight_decay
         )
@@ -180,16 +180,16 @@ class _Run:
         examples = [self.rows[i] for i in chosen]
         tokens = sum(len(row["input_ids"]) for row in examples)
         label_tokens = sum(count_labels(row) for row in examples)
-        batches = self._micro_batches(examples)
+        plan = self._plan(examples)
 
         # 2. Forward and backward pass per micro-batch; gradients accumulate. Wanted is
         #    d/dw of  sum over ranks and micro-batches of loss / label_tokens.
         #    FSDP averages gradients over ranks: multiply by size to get the sum.
         total = 0.0
-        for number, groups in enumerate(batches, 1):
+        for number, groups in enumerate(plan.groups, 1):
             if self.built.gather_once:
-                sharding.keep_gathered(self.built.module, last=number == len(batches))
-            loss = self._forward(examples, groups[dist.rank])
+                sharding.keep_gathered(self.built.module, last=number == len(plan.groups))
+            loss = self._forward(examples, groups[dist.rank], plan)
             (loss * (dist.size / label_tokens)).backward()
             total += float(loss.detach())
 
@@ -217,8 +217,9 @@ class _Run:
         seconds = time.perf_counter() - start
         before = seconds if self.step_seconds is None else self.step_seconds
         self.step_seconds = 0.8 * before + 0.2 * seconds
-        speed = tokens / seconds
-        flops = speed * self.flops_per_token / dist.size
+        computed = plan.computed_tokens
+        per_token = flops_per_token(self.built.model, settings.method, plan.context)
+        flops = computed * per_token / seconds / dist.size
         return {
             "step": step + 1,
             "loss": mean,
@@ -226,7 +227,8 @@ class _Run:
             "grad_norm": norm,
             "tokens": tokens,
             "label_tokens": label_tokens,
-            "tokens_per_second": speed,
+            "computed_tokens": computed,
+            "tokens_per_second": tokens / seconds,
             "mfu": flops / self.peak,
             "gemm_share": flops / self.gemm,
             "peak_memory_bytes": peak_memory(self.placement.device),
@@ -252,15 +254,29 @@ class _Run:
                 "start the same run again to resume"
             )
 
-    def _micro_batches(self, examples: list[Encoded]) -> MicroBatches:
-        lengths = [len(row["input_ids"]) for row in examples]
-        return packing.micro_batches(self.settings, lengths, self.dist.size, self.within_documents)
+    def _plan(self, examples: list[Encoded]) -> StepPlan:
+        share, _ = self.sharing
+        return plan_step(self.settings, examples, self.dist.size, self.within_documents, share)
 
-    def _forward(self, examples: list[Encoded], members: list[int]) -> torch.Tensor:
+    @cached_property
+    def _held_out_plan(self) -> StepPlan:
+        return self._plan(self.data.held_out)
+
+    def _describe_sharing(self) -> tuple[bool, str]:
+        """Returns whether examples share their prefixes, and what run.json says of it."""
+        if self.settings.share_prefix == "off":
+            return False, "off"
+        if not can_share(self.settings, self.within_documents):
+            return False, "off: needs packed rows, and attention within documents"
+        if not shares_keys(self.placement.device, self.placement.torch_dtype):
+            return False, "off: this device's varlen kernel aligns its causal mask otherwise"
+        return True, "computed once per row"
+
+    def _forward(self, examples: list[Encoded], members: list[int], plan: StepPlan) -> torch.Tensor:
         """Returns the summed loss of some examples, packed into one row or padded to several."""
         device, documents = self.placement.device, None
         if self.settings.batching == "pack":
-            rows = [packing.join(examples, members)] if members else []
+            rows = [packing.join(examples, members, plan.prefixes)] if members else []
         else:
             rows = [packing.join(examples, [i]) for i in members]
         batch = packing.collate(rows, self.pad, packing.padding_multiple(device))
@@ -269,8 +285,9 @@ class _Run:
             # Padding comes last, and causal attention does not look ahead: no mask needed.
             batch["position_ids"] = torch.arange(shape[1]).expand(shape)
         elif self.within_documents:
-            starts = rows[0].boundaries[:-1] if rows else [0]
-            documents = Documents.of([*starts, shape[1]], device)  # padding: in the last one
+            starts, parents = (rows[0].boundaries[:-1], rows[0].parents) if rows else ([0], [-1])
+            # Padding becomes part of the last segment, which is never a shared one.
+            documents = Documents.of([*starts, shape[1]], device, parents)
         moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
         loss: torch.Tensor = self.built.module(**moved, documents=documents)
         return loss
@@ -281,9 +298,9 @@ class _Run:
         if not held:
             return
         with adapters.evaluating(self.built.model), torch.no_grad():
+            plan = self._held_out_plan
             total = sum(
-                float(self._forward(held, groups[self.dist.rank]))
-                for groups in self._micro_batches(held)
+                float(self._forward(held, groups[self.dist.rank], plan)) for groups in plan.groups
             )
         mean = self.dist.sum(total) / sum(count_labels(row) for row in held)
         self._log({"step": step, "validation_loss": mean})
@@ -297,6 +314,9 @@ class _Run:
             self.trackers.log(line)
 
     def _write_run(self) -> dict[str, Any]:
+        lengths = [len(row["input_ids"]) for row in self.rows]
+        context = attention_context(list_segments(lengths, range(len(lengths))))
+        per_token = flops_per_token(self.built.model, self.settings.method, context)
         facts = {
             "processes": self.dist.size,
             "steps": self.steps,
@@ -310,7 +330,8 @@ class _Run:
             "reasoning_left_out": self.data.reasoning_left_out,
             "prompt_time": self.data.prompt_time,
             "attention": self.built.attention,
-            "flops_per_token": self.flops_per_token,
+            "shared_prefixes": self.sharing[1],
+            "flops_per_token": per_token,
             "gemm_flops_per_second": self.gemm * self.dist.size,
         }
         if self.settings.method == "lora":

@@ -1,8 +1,10 @@
 """The records of a run: metrics.jsonl, run.json, and the line of metrics that people read.
 
 metrics.jsonl has a line per optimizer step (step, loss, lr, grad_norm, tokens, label_tokens,
-tokens_per_second, mfu, gemm_share, peak_memory_bytes, seconds_left) and a line per validation
-(step, validation_loss).
+computed_tokens, tokens_per_second, mfu, gemm_share, peak_memory_bytes, seconds_left) and a line
+per validation (step, validation_loss). ``tokens`` are those of the step's examples, and
+tokens_per_second counts them; ``computed_tokens`` are fewer where examples share a prefix, and
+mfu and gemm_share count these. Neither counts padding.
 """
 
 from __future__ import annotations

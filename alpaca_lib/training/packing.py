@@ -1,4 +1,4 @@
-"""Packing and batching: examples -> rows, optimizer steps and micro-batches.
+"""Packing and batching: examples -> rows, optimizer steps and batches.
 
 Which examples an optimizer step sees depends on the seed, the epoch and the step's number alone,
 never on how they are packed.
@@ -6,7 +6,6 @@ never on how they are packed.
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections.abc import Sequence
@@ -14,15 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alpaca_lib.errors import SettingsError
+from alpaca_lib.training.prefixes import Prefixes, find_prefixes, list_segments
 
 if TYPE_CHECKING:
     import torch
 
-    from alpaca_lib.training.settings import Settings
-
 IGNORE = -100  # the label of a token without a loss, as in torch's cross_entropy
 Encoded = dict[str, list[int]]  # "input_ids" and "labels" of one example, equally long
-MicroBatches = list[list[list[int]]]  # [micro-batch][rank] -> indices of examples
 
 
 @dataclass(frozen=True)
@@ -33,21 +30,24 @@ class Row:
         labels        [-100, a1,  a2, -100,  b1]   no label on an example's first token
         position_ids  [  0,   1,   2,    0,   1]   restart at each example
         members       [4, 7]                       indices of the examples
+        boundaries    [0, 3, 5]                    of the row's segments
+        parents       [-1, -1]                     no segment continues another one
 
-    >>> join(encoded, [4, 7]).boundaries
-    [0, 3, 5]
+    If both begin with the tokens s0 and s1, and these are shared:
+
+        input_ids     [ s0,  s1,   a2,   b2,  b3]
+        labels        [-100, -100, a2, -100,  b3]
+        position_ids  [  0,   1,    2,    2,   3]  continue from the parent's end
+        boundaries    [0, 2, 3, 5]
+        parents       [-1, 0, 0]                   both examples continue segment 0
     """
 
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
     members: list[int]
-
-    @property
-    def boundaries(self) -> list[int]:
-        """Where each example begins and the last one ends: cumulative lengths (cu_seqlens)."""
-        starts = [i for i, position in enumerate(self.position_ids) if position == 0]
-        return [*starts, len(self.position_ids)]
+    boundaries: list[int]  # where each segment begins and the last one ends (cu_seqlens)
+    parents: list[int]  # of each segment: the one that it continues, or -1
 
 
 def count_labels(encoded: Encoded) -> int:
@@ -94,17 +94,39 @@ def pack(encoded: Sequence[Encoded], row_length: int) -> list[Row]:
     return [join(encoded, indices) for indices in members]
 
 
-def join(encoded: Sequence[Encoded], members: Sequence[int]) -> Row:
-    """Joins the examples with these indices into one row, in this order."""
-    row = Row([], [], [], list(members))
-    for i in members:
-        ids, labels = encoded[i]["input_ids"], encoded[i]["labels"]
-        row.input_ids.extend(ids)
+def join(
+    encoded: Sequence[Encoded], members: Sequence[int], prefixes: Prefixes | None = None
+) -> Row:
+    """Joins the examples with these indices into one row, in this order.
+
+    ``prefixes`` of ``encoded`` are then computed once per row; see Row.
+    """
+    row = Row([], [], [], list(members), [0], [])
+    lengths = [len(e["input_ids"]) for e in encoded]
+    for example, start, end, parent in list_segments(lengths, members, prefixes):
+        row.input_ids.extend(encoded[example]["input_ids"][start:end])
         # Logits at position t predict token t + 1: a label on an example's first token would
         # be predicted from the last token of the example before it.
+        labels = encoded[example]["labels"][start:end]
         row.labels.extend([IGNORE, *labels[1:]])
-        row.position_ids.extend(range(len(ids)))
+        row.position_ids.extend(range(start, end))
+        row.boundaries.append(len(row.input_ids))
+        row.parents.append(parent)
     return row
+
+
+def share_prefixes(examples: Sequence[Encoded]) -> Prefixes:
+    """Returns the prefixes that examples share, up to where their labels begin.
+
+    Label t is predicted from token t - 1, and that token is the example's own, too: so a shared
+    segment has no label, and predicts none. With a loss on the prompts nothing is shared.
+    """
+    prompts = []
+    for row in examples:
+        labels = row["labels"]
+        first = next((t for t in range(1, len(labels)) if labels[t] != IGNORE), len(labels))
+        prompts.append(row["input_ids"][: max(first - 1, 0)])
+    return find_prefixes(prompts)
 
 
 def count_steps(rows: int, examples_per_step: int, epochs: float, max_steps: int = 0) -> int:
@@ -143,60 +165,6 @@ def step_order(count: int, per_step: int, seed: int, step: int) -> list[int]:
     return order[place * per_step : (place + 1) * per_step]
 
 
-def balance_micro_batches(lengths: Sequence[int], most: int, ranks: int) -> MicroBatches:
-    """Returns [micro-batch][rank] -> indices: groups of at most ``most`` tokens, balanced.
-
-    As few micro-batches as possible, of groups about equally long, so that no rank waits for
-    another: longest first into the emptiest group (Graham 1969). A group may be empty, as all
-    ranks meet in every collective. Raises SettingsError if an example is longer than ``most``.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    if order and lengths[order[0]] > most:
-        raise SettingsError(
-            f"an example has {lengths[order[0]]} tokens, a micro-batch only {most}; raise "
-            "row_length or lower max_length"
-        )
-    count = max(-(-sum(lengths) // (most * ranks)), 1)
-    while True:
-        groups: list[list[int]] = [[] for _ in range(count * ranks)]
-        filled = [(0, g) for g in range(len(groups))]
-        for i in order:
-            tokens, g = heapq.heappop(filled)
-            groups[g].append(i)
-            heapq.heappush(filled, (tokens + lengths[i], g))
-        if max(tokens for tokens, _ in filled) <= most:
-            return [groups[m * ranks : (m + 1) * ranks] for m in range(count)]
-        count += 1
-
-
-def group_rows(lengths: Sequence[int], rows: int, ranks: int, by_length: bool) -> MicroBatches:
-    """Returns [micro-batch][rank] -> ``rows`` indices each, of examples to be padded.
-
-    ``by_length`` puts similar lengths together (bucketing); otherwise the order stays.
-    """
-    order = list(range(len(lengths)))
-    if by_length:
-        order.sort(key=lambda i: -lengths[i])
-    groups = [order[at : at + rows] for at in range(0, len(order), rows)]
-    groups += [[] for _ in range(-len(groups) % ranks)]
-    return [groups[at : at + ranks] for at in range(0, len(groups), ranks)]
-
-
-def micro_batches(
-    settings: Settings, lengths: Sequence[int], ranks: int, by_document: bool
-) -> MicroBatches:
-    """Returns [micro-batch][rank] -> the indices of a step's examples, as the settings say.
-
-    ``lengths`` are the examples' tokens. ``by_document``: attention costs the sum of the
-    documents' squares; otherwise it costs the row's square, and a micro-batch is one row.
-    """
-    if settings.batching != "pack":
-        by_length = settings.batching == "bucket"
-        return group_rows(lengths, settings.rows_per_micro_batch, ranks, by_length)
-    rows = settings.rows_per_micro_batch if by_document else 1
-    return balance_micro_batches(lengths, rows * settings.row_length, ranks)
-
-
 def padding_multiple(device: str) -> int:
     """Returns the multiple that batches are padded to, as the device's matrix units prefer."""
     return 128 if device.startswith("cuda") else 8
@@ -214,7 +182,7 @@ def collate(rows: Sequence[Row], pad_id: int, multiple: int = 8) -> dict[str, to
     """
     import torch
 
-    rows = rows or [Row([pad_id], [IGNORE], [0], [])]
+    rows = rows or [Row([pad_id], [IGNORE], [0], [], [0, 1], [-1])]
     longest = max(len(row.input_ids) for row in rows)
     longest = -(-longest // multiple) * multiple
 

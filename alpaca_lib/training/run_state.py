@@ -21,7 +21,8 @@ from alpaca_lib.training.sharding import Distributed
 # Settings that a resumed run may change: they do not decide what a step computes.
 _MAY_CHANGE = (
     {"max_steps", "epochs"}  # a run may be made longer
-    | {"batching", "row_length", "rows_per_micro_batch", "activation_checkpointing"}
+    | {"batching", "row_length", "rows_per_micro_batch", "share_prefix"}
+    | {"activation_checkpointing"}
     | {"device", "compile", "sharding", "gather", "memory_check"}
     | {"log_every", "eval_every", "save_every", "keep_checkpoints", "keep_best"}
     | {"output_dir", "resume", "adapter", "trackers", "project", "run_name"}

@@ -48,6 +48,9 @@ class Settings(Options):
     batching: Literal["pack", "bucket", "pad"] = option(
         "pack", "pack: examples end to end; bucket: padded, similar lengths together; pad: in order"
     )
+    share_prefix: Literal["auto", "off"] = option(
+        "auto", "auto: examples of a packed row that begin alike compute that once; off: each"
+    )
     learning_rate: float = option(2e-5, "highest learning rate", above=0)
     weight_decay: float = option(0.0, "AdamW's weight decay", least=0, most=10)
     warmup: float = option(

@@ -20,11 +20,11 @@ from alpaca_lib.planning.shapes import build_empty, list_weights, read_config
 from alpaca_lib.training import adapters, attention, flops
 from alpaca_lib.training.attention import Documents
 from alpaca_lib.training.loss import LabelLoss
+from alpaca_lib.training.micro_batches import plan_step
 from alpaca_lib.training.packing import (
     collate,
     count_steps,
     join,
-    micro_batches,
     padding_multiple,
     step_order,
 )
@@ -120,7 +120,7 @@ def test_activations_are_those_that_autograd_really_keeps(tiny_folder, dtype):
         return tensor
 
     words = module.model.config.vocab_size
-    attention._mask.cache_clear()
+    attention._square_mask.cache_clear()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = module(*batch_of(LENGTHS, LABELS, words))
     config = read_config(str(tiny_folder))
@@ -140,7 +140,7 @@ def test_peak_of_lora_is_that_of_the_real_tensors(tiny_folder, kind, recompute):
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     words = module.model.config.vocab_size
     batch = batch_of(LENGTHS, LABELS, words)
-    attention._mask.cache_clear()
+    attention._square_mask.cache_clear()
     ledger = Ledger(words)
     ledger.ignore([*module.parameters(), *module.buffers(), *batch[:3]])
     with ledger:
@@ -362,24 +362,35 @@ def test_three_epochs_of_alpaca():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("per_step", [3, 10])
+@pytest.mark.parametrize("header", [0, 10, 30])
 @pytest.mark.parametrize("batching", ["pack", "bucket", "pad"])
-def test_the_largest_micro_batch_is_the_engines(batching, per_step, ranks, tiny_folder):
-    """Over all steps of a run, the largest tensor that the engine's functions make."""
-    rows = [{"input_ids": [1] * n, "labels": [1] * n} for n in (40, 90, 12, 64, 33, 90, 7, 55)]
+def test_the_largest_micro_batch_is_the_engines(batching, header, per_step, ranks, tiny_folder):
+    """Over all steps of a run, the largest tensor that the engine's functions make, and the
+    share of the tokens that it computes; with a header that all but the shortest share."""
+    rows = [
+        {"input_ids": [1] * header + [n] * (n - header), "labels": [-100] * header + [1] * n}
+        for n in (40, 90, 12, 64, 33, 90, 7, 55)
+    ]
+    for row in rows:
+        row["labels"] = row["labels"][: len(row["input_ids"])]
     limits = {"max_length": 100, "row_length": 100, "rows_per_micro_batch": 2}
     settings = wanted(model=str(tiny_folder), batching=batching, examples_per_step=per_step)
     settings = settings.replace(**limits)
     predicted = plan(settings, Machine("cpu", ranks, ranks, rate=1.0), Work.of(rows))
-    sizes = []
+    sizes, computed = [], 0
     for step in range(predicted.steps):
         chosen = [rows[i] for i in step_order(len(rows), per_step, settings.seed, step)]
-        lengths = [len(row["input_ids"]) for row in chosen]
-        for group in chain.from_iterable(micro_batches(settings, lengths, ranks, True)):
-            packed = [join(chosen, group)] if batching == "pack" and group else []
+        made = plan_step(settings, chosen, ranks, True, share=batching == "pack")
+        for group in chain.from_iterable(made.groups):
+            packed = [join(chosen, group, made.prefixes)] if batching == "pack" and group else []
+            computed += sum(len(row.input_ids) for row in packed)
             padded = [join(chosen, [i]) for i in group]
             batch = collate(packed if batching == "pack" else padded, 0, padding_multiple("cpu"))
             sizes.append(batch["input_ids"].numel())
     assert predicted.batch.tokens == max(sizes)
+    if batching == "pack":
+        assert predicted.computed == computed / sum(len(row["input_ids"]) for row in rows)
+        assert (predicted.computed < 1) is (header > 0 and per_step > ranks)
 
 
 @pytest.mark.parametrize(("change", "by_document"), [({}, True), ({"sliding_window": 16}, False)])

@@ -6,14 +6,8 @@ import random
 
 import pytest
 
-from alpaca_lib.training.packing import (
-    IGNORE,
-    balance_micro_batches,
-    collate,
-    group_rows,
-    pack,
-    step_order,
-)
+from alpaca_lib.training.micro_batches import balance_micro_batches, group_rows
+from alpaca_lib.training.packing import IGNORE, collate, pack, step_order
 
 # --- pack ---------------------------------------------------------------------------
 
