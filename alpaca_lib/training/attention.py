@@ -76,11 +76,11 @@ class Documents:
         )
 
 
-def attach(model: Any, device: str, longest: int, compiled: bool = False) -> str:
+def attach(model: Any, device: str, longest: int) -> str:
     """Makes a model attend within documents if it can; returns how it attends, and why.
 
-    ``longest`` is the tokens of the longest example, ``compiled`` whether its layers will be
-    compiled. A model that cannot keeps transformers' SDPA with a mask over the row.
+    ``longest`` is the tokens of the longest example. A model that cannot keeps transformers'
+    SDPA with a mask over the row.
     """
     config = model.config
     if not getattr(model, "_supports_attention_backend", False):
@@ -97,12 +97,7 @@ def attach(model: Any, device: str, longest: int, compiled: bool = False) -> str
         return "this torch has no varlen attention: SDPA with a mask"
     from transformers import AttentionInterface
 
-    function = documents_attention
-    if compiled and not device.startswith("cuda"):
-        # It would be compiled again for every list of boundaries. (As a decorator, this would
-        # import torch's compiler, three seconds, in every process of every run.)
-        function = torch.compiler.disable(function)
-    AttentionInterface.register(NAME, function)
+    AttentionInterface.register(NAME, documents_attention)
     model.set_attn_implementation(NAME)
     return "varlen kernel" if device.startswith("cuda") else "document by document"
 
@@ -139,6 +134,8 @@ def documents_attention(
     return _by_document(query, key, value, scale, dropout, documents), None
 
 
+# A compiled layer would be compiled again for every list of boundaries.
+@torch.compiler.disable
 def _by_document(
     query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, documents: Documents
 ) -> Tensor:

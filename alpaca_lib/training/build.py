@@ -57,7 +57,7 @@ def build(
         module, how = _build_sharded(settings, placement, storage, dist, source)
     else:
         module = LabelLoss(_load(settings, storage, source))
-        how = _attach(module.model, settings, placement)
+        how = attention.attach(unwrap_peft(module.model), placement.device, settings.max_length)
         if storage.dtype != placement.dtype:
             exact = {name: parameter.data for name, parameter in module.named_parameters()}
             for parameter in module.parameters():
@@ -98,11 +98,6 @@ def prepare(module: LabelLoss, settings: Settings) -> None:
             causal.gradient_checkpointing_enable(options)
 
 
-def _attach(model: Any, settings: Settings, placement: Placement) -> str:
-    causal = unwrap_peft(model)
-    return attention.attach(causal, placement.device, settings.max_length, settings.compile)
-
-
 def _load(settings: Settings, storage: Placement, source: ModelSource) -> Any:
     model = source.load_model(storage, settings.quantization)
     if settings.adapter:
@@ -126,7 +121,7 @@ def _build_sharded(
     if settings.method == "lora":
         with torch.device("meta"):
             empty = adapters.add_lora(empty, settings)
-    how = _attach(empty, settings, placement)
+    how = attention.attach(unwrap_peft(empty), placement.device, settings.max_length)
     module = LabelLoss(empty)
     prepare(module, settings)
     sharding.shard(module, module.model, placement, dist, settings.sharding)
