@@ -1,6 +1,6 @@
 """The learning rate of each optimizer step, as transformers.get_scheduler computes it.
 
-Its module also imports peft and bitsandbytes: three seconds for each process of a run.
+Its module also imports peft and bitsandbytes, for every process of a run.
 """
 
 from __future__ import annotations
