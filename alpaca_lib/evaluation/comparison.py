@@ -45,7 +45,7 @@ def compare_models(
     tasks: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
-    batch_size: int = 16,
+    batch_size: int = 0,
     report: Callable[[str], None] = lambda name: None,
 ) -> Iterator[tuple[Scores, list[Answer]]]:
     """Yields (Scores, answers) of each model; ``report`` gets each name before the model runs."""
@@ -65,11 +65,16 @@ def measure_model(
     examples: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
-    batch_size: int = 16,
+    batch_size: int = 0,
+    progress: Callable[[int, Answer], None] | None = None,
 ) -> tuple[Scores, list[Answer]]:
-    """Returns (Scores, answers) of one model on the tasks."""
+    """Returns (Scores, answers) of one model on the tasks.
+
+    ``batch_size``: answers at a time, at most (0: as many as fit). ``progress`` gets each task's
+    index and answer as soon as it is done.
+    """
     start = time.perf_counter()
-    answers = answer(model, tokenizer, examples, decoding, template, batch_size)
+    answers = answer(model, tokenizer, examples, decoding, template, batch_size, progress)
     seconds = time.perf_counter() - start
     losses = reference_losses(model, tokenizer, examples, template)
     return score(name, examples, answers, losses, seconds), answers
