@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import mean
 from typing import Any
 
@@ -47,13 +48,26 @@ def compare_models(
     template: str = "alpaca",
     batch_size: int = 0,
     report: Callable[[str], None] = lambda name: None,
+    progress: Callable[[str, int], None] = lambda name, done: None,
 ) -> Iterator[tuple[Scores, list[Answer]]]:
-    """Yields (Scores, answers) of each model; ``report`` gets each name before the model runs."""
+    """Yields (Scores, answers) of each model.
+
+    ``report`` gets each name before the model runs, ``progress`` the name and the number of
+    answers that are done.
+    """
     for name in pool.names:
         report(name)
+        done = count(1)
         with pool.use(name) as model:
             measured = measure_model(
-                name, model, pool.tokenizer(name), tasks, decoding, template, batch_size
+                name,
+                model,
+                pool.tokenizer(name),
+                tasks,
+                decoding,
+                template,
+                batch_size,
+                lambda *_, name=name, done=done: progress(name, next(done)),
             )
         yield measured
 

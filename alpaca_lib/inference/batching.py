@@ -24,7 +24,9 @@ from alpaca_lib.inference.slot_cache import Prefill, SlotCache, Unsupported, att
 
 PROMPT_TOKENS = 2048  # of prompts per step: bounds the memory of activations
 LEAST_PREFIX = 8  # tokens; a shorter common beginning is computed again
-ROWS_ON_CPU, ROWS_ON_GPU = 64, 256  # answers at a time, where the caller sets no limit
+# Answers at a time, where the caller sets no limit: 64 rows on a CPU are hardly faster than 32 but
+# hold twice the memory.
+ROWS_ON_CPU, ROWS_ON_GPU = 32, 256
 # What a model's generation_config may set without changing the choice of a token here.
 HARMLESS = {
     "bos_token_id", "cache_implementation", "do_sample", "eos_token_id", "max_length",
