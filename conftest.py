@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -10,11 +11,20 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))  # 0: one proces
 if WORKERS:  # torch and numpy read it when a test module imports them
     os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started pytest with &
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def find_group(nodeid: str) -> str:
     """Returns what one worker runs in order: a file, whose fixtures may train; all notebooks."""
     file = nodeid.split("::", 1)[0]
     return "notebooks" if file.endswith(".ipynb") else file
+
+
+def pytest_configure(config):
+    """Ends at SIGTERM as at Ctrl-C where there are workers, so that they end, too."""
+    if config.getoption("numprocesses", None):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

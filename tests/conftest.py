@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -25,13 +24,6 @@ def stanford_data(repository):
         if not (folder / name).is_file():
             pytest.skip(f"no {name} of Stanford's in {folder}; STANFORD_DATA names the folder")
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interrupts():
-    """Ctrl-C works here and in what is started, also if a shell started pytest with &."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
