@@ -37,6 +37,8 @@ NEEDED_GB = 7
 # Every cell of every notebook is a test; the output of a cell tagged nbval-check-output
 # is compared too.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")
+# Processes that run the tests, about 2 GB each; one of them runs the notebooks.
+MOST_WORKERS = 4
 COMMANDS = ("run", "lab", "test", "check")
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -115,7 +117,12 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         environment.update(ALPACA_RUNS=folder, ALPACA_HEADLESS="1")
         named = any(not option.startswith("-") for option in options)
-        return call("-m", "pytest", *NBVAL, *options, *([] if named else ["tests", "notebooks"]))
+        if not named:  # before the user's own, so that -n 0 there counts
+            options = [*options, "tests", "notebooks"]
+            workers = min(os.cpu_count() or 1, MOST_WORKERS)
+            users = environment.get("PYTEST_ADDOPTS", "")
+            environment["PYTEST_ADDOPTS"] = f"-n {workers if workers > 1 else 0} {users}"
+        return call("-m", "pytest", *NBVAL, *options)
 
 
 def wait_for(process: subprocess.Popen[bytes]) -> int:

@@ -6,7 +6,9 @@ On this machine's CPU, with a 135M LLaMA and rows like Alpaca's; tokens do not i
 Every line is a separate process that trains the same rows once, after a warm-up; the lines
 alternate, and medians of --runs are shown.
 
-  full, lora   alpaca_lib, HF Trainer (bfloat16, padded, grouped by length) and TRL
+  full, lora   alpaca_lib, HF Trainer and TRL, each peer with the best of --peers' batches: rows
+               padded and grouped by length, or packed without padding; in the dtype that this
+               machine multiplies natively
   ladder       the speed-up of each factor: predicted from FLOPs and bytes, then measured;
                --rungs packed "shared prefixes" --method lora measures these two for LoRA
   fsdp         two processes with one thread each, and one process with two
@@ -83,7 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--method", default="full", help="of the ladder: full or lora")
-    parser.add_argument("--batch", type=int, default=4, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        default=["2", "4", "8", "4p", "16p"],
+        help="rows per micro-batch to try for a peer; p: packed (default 2 4 8 4p 16p)",
+    )
+    parser.add_argument("--batch", default="4", help=argparse.SUPPRESS)
     parser.add_argument("--rung", default="shared prefixes", help=argparse.SUPPRESS)
     parser.add_argument("--gather", default="step", help=argparse.SUPPRESS)
     return parser
@@ -223,13 +231,20 @@ def launched(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def native_dtype() -> str:
+    """Returns the dtype to compute with on this CPU: bfloat16 only where it is native."""
+    from alpaca_lib import models
+
+    return models.place("cpu").dtype
+
+
 def peer_model(method: str) -> Any:
-    """Returns the model as users of HF Trainer load it: float32, or bfloat16 for LoRA."""
+    """Returns the model as users of HF Trainer load it: float32, or for LoRA the native dtype."""
     import peft
 
     from alpaca_lib import models
 
-    placement = models.Placement("cpu", "float32" if method == "full" else "bfloat16", "")
+    placement = models.Placement("cpu", "float32" if method == "full" else native_dtype(), "")
     model = models.ModelSource.resolve(MODEL).load_model(placement)
     model.train()
     if method == "full":
@@ -252,13 +267,14 @@ def encode_file(path: Path) -> list[dict[str, list[int]]]:
 
 def peer_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Returns the TrainingArguments of both peers."""
+    rows = int(options.batch.rstrip("p"))
     return {
         "output_dir": folder,
         "use_cpu": True,
-        "bf16": True,
+        "bf16": native_dtype() == "bfloat16",
         "num_train_epochs": 1,
-        "per_device_train_batch_size": options.batch,
-        "gradient_accumulation_steps": STEP // options.batch,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": STEP // rows,
         "learning_rate": RATE,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
@@ -297,15 +313,17 @@ def peak() -> int:
 
 
 def trainer(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures HF Trainer: bfloat16, padded, grouped by length."""
+    """Measures HF Trainer: rows padded and grouped by length, or flattened into one."""
     import transformers
     from datasets import Dataset
 
     from alpaca_lib import models
 
-    collator = transformers.DataCollatorForSeq2Seq(
+    padded = transformers.DataCollatorForSeq2Seq(
         models.ModelSource.resolve(MODEL).load_tokenizer(), pad_to_multiple_of=8
     )
+    flat = transformers.DataCollatorWithFlattening()
+    collator = flat if options.batch.endswith("p") else padded
 
     def make(model: Any, rows: Any) -> Any:
         arguments = transformers.TrainingArguments(**peer_arguments(options, tempfile.mkdtemp()))
@@ -317,9 +335,10 @@ def trainer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trl(options: argparse.Namespace) -> dict[str, Any]:
-    """Measures TRL's SFTTrainer on the same token ids, grouped by length.
+    """Measures TRL's SFTTrainer on the same token ids, padded or padding-free.
 
-    Without packing, for which its documentation requires FlashAttention.
+    Padding-free, for which its documentation asks for FlashAttention, keeps examples apart by
+    their position_ids here.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from datasets import Dataset
@@ -339,6 +358,7 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
             **peer_arguments(options, tempfile.mkdtemp()),
             max_length=LENGTH,
             gradient_checkpointing=False,
+            padding_free=options.batch.endswith("p"),
             completion_only_loss=True,
         )
         return SFTTrainer(
@@ -390,31 +410,29 @@ def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict
 
 
 def against_peers(options: argparse.Namespace, method: str) -> None:
-    """Prints alpaca_lib, HF Trainer at its best batch size, and TRL at the same."""
-    tried = {b: work(options, "trainer", {"method": method, "batch": b}) for b in (2, 4, 8)}
-    speeds = {b: r["tokens_per_second"] for b, r in tried.items() if r}
-    best = max(speeds, key=lambda b: speeds[b])
-    print("  HF Trainer by rows per micro-batch: ", end="")
-    print(", ".join(f"{b}: {s:.0f} tokens/s" for b, s in speeds.items()))
-    found = measure(
-        options,
-        {
-            "alpaca_lib": ("ours", {"method": method}),
-            "HF Trainer": ("trainer", {"method": method, "batch": best}),
-            "TRL SFTTrainer": ("trl", {"method": method, "batch": best}),
-        },
-    )
-    mine = found["alpaca_lib"]
-    print(f"  {'':16}{'tokens/s':>10}{'times Trainer':>15}{'mean loss':>11}{'peak GB':>9}")
+    """Prints alpaca_lib, and HF Trainer and TRL each with its fastest batch."""
+    lines = {"alpaca_lib": ("ours", {"method": method})}
+    for name, worker in (("HF Trainer", "trainer"), ("TRL SFTTrainer", "trl")):
+        tried = {b: work(options, worker, {"method": method, "batch": b}) for b in options.peers}
+        speeds = {b: r["tokens_per_second"] for b, r in tried.items() if r}
+        if not speeds:
+            continue
+        print(f"  {name} by rows per micro-batch (p: packed), tokens/s: ", end="")
+        print(", ".join(f"{b}: {s:.0f}" for b, s in speeds.items()))
+        best = max(speeds, key=lambda b: speeds[b])
+        lines[f"{name} ({best})"] = (worker, {"method": method, "batch": best})
+    found = measure(options, lines)
+    mine = found["alpaca_lib"]["tokens_per_second"]
+    print(f"  {'':22}{'tokens/s':>10}{'ours/theirs':>13}{'mean loss':>11}{'peak GB':>9}")
     for name, r in found.items():
-        times = r["tokens_per_second"] / found["HF Trainer"]["tokens_per_second"]
+        speed = r["tokens_per_second"]
         print(
-            f"  {name:16}{r['tokens_per_second']:10.0f}{times:15.2f}{r['loss']:11.3f}"
-            f"{r['peak'] / 1e9:9.2f}"
+            f"  {name:22}{speed:10.0f}{mine / speed:13.2f}{r['loss']:11.3f}{r['peak'] / 1e9:9.2f}"
         )
+    share, rate = found["alpaca_lib"]["gemm_share"], found["alpaca_lib"]["gemm"]
     print(
-        f"  alpaca_lib reaches {mine['gemm_share']:.0%} of the bfloat16 GEMM rate of its run, "
-        f"{mine['gemm'] / 1e9:.0f} GFLOP/s"
+        f"  alpaca_lib reaches {share:.0%} of the {native_dtype()} GEMM rate of its run, "
+        f"{rate / 1e9:.0f} GFLOP/s"
     )
 
 

@@ -184,3 +184,15 @@ def build_tokenizer():
         return built
 
     return build
+
+
+@pytest.fixture(scope="session")
+def few_tokens_folder(build_tokenizer, make_tiny, tmp_path_factory):
+    """The tiny model with a small tokenizer: its GGUF file is read in a hundredth of the time."""
+    tokenizer, folder = build_tokenizer(), tmp_path_factory.mktemp("few_tokens")
+    special = {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    make_tiny(vocab_size=len(tokenizer), **special).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

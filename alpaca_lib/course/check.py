@@ -16,12 +16,14 @@ import psutil
 from packaging.requirements import Requirement
 
 from alpaca_lib import models
+from alpaca_lib.course.minutes import predict_minutes
 from alpaca_lib.course.notebooks import REPO, runs_folder
 from alpaca_lib.errors import SettingsError
 from alpaca_lib.models import embedded
 from alpaca_lib.server_address import server_address
 
 GB = 1e9
+NEEDED = 6  # GB of memory for the course's largest lesson, in all its processes
 
 
 def main() -> int:
@@ -38,9 +40,17 @@ def check_machine() -> Iterator[tuple[str, str, str]]:
     yield "OK", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     placement = models.place()
     yield "OK", "device", f"{placement.device}, {placement.dtype}: {placement.reason}"
+    minutes, rate = predict_minutes(placement)
+    text = ", ".join(f"{name[:2]}: {max(time, 1):.0f}" for name, time in minutes.items())
+    yield (
+        "OK",
+        "time",
+        f"{sum(minutes.values()):.0f} minutes for the course ({text}), as large "
+        f"matrix products reach {rate / 1e9:,.0f} GFLOP/s",
+    )
     memory = psutil.virtual_memory()
     text = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f}, {os.cpu_count()} cores"
-    yield _status(memory.available > 10 * GB), "memory", f"{text}; the course needs 10"
+    yield _status(memory.available > NEEDED * GB), "memory", f"{text}; the course needs {NEEDED}"
     for name, folder in (("runs", runs_folder()), ("cache", embedded.cache_folder())):
         existing = next(p for p in [folder, *folder.parents] if p.exists())
         free = shutil.disk_usage(existing).free

@@ -21,7 +21,7 @@ from typing import Any
 
 from alpaca_lib.errors import FileError, RunError
 from alpaca_lib.files import acquire_lock, dump_json, write_text
-from alpaca_lib.models import EMBEDDED
+from alpaca_lib.models import EMBEDDED, Placement
 
 REPO = Path(__file__).resolve().parents[2]
 LESSONS = (
@@ -104,6 +104,18 @@ class Lesson:
     parameters: dict[str, Any]  # what the parameters cell set
     continued: bool  # whether an unfinished run's folder is used again
     _lock: Any = field(default=None, repr=False)  # held until the kernel ends
+
+    def say_placement(self, placement: Placement) -> None:
+        """Shows the device, the dtype, why, and the minutes that this lesson takes on a CPU."""
+        say(f"Computes on **{placement.device}** in **{placement.dtype}**: {placement.reason}.")
+        if placement.device == "cpu":
+            from alpaca_lib.course.minutes import predict_minutes
+
+            minutes, rate = predict_minutes(placement)
+            say(
+                f"At {rate / 1e9:.0f} GFLOP/s, which large matrix products reach here now, the "
+                f"default parameters take about **{max(minutes[self.name], 1):.0f} minutes**."
+            )
 
     def record(self, headline: str, **results: Any) -> None:
         """Writes result.json, which marks the run as finished, and shows the results."""

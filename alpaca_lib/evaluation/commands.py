@@ -27,7 +27,9 @@ def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval", type=Path, default=EVAL_TASKS, help=about)
     parser.add_argument("--template", help="prompt template (default: the trained one)")
     add_flags(parser, Decoding, ("max_new_tokens", "repetition_penalty"))
-    parser.add_argument("--batch", type=int, default=16, help="prompts per batch (default 16)")
+    parser.add_argument(
+        "--batch", type=int, default=0, help="answers at a time, at most (default 0: all that fit)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for scores.json and NAME.json, which AlpacaEval can score"
     )
@@ -46,9 +48,16 @@ def _run_compare(options: argparse.Namespace) -> None:
     def report(name: str) -> None:
         print(f"{name}: {len(tasks)} tasks ...", file=sys.stderr, flush=True)
 
+    def progress(name: str, done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == len(tasks) else "\r"
+            print(f"{name}: {done} of {len(tasks)} answers", end=end, file=sys.stderr, flush=True)
+
     scores, pool = [], inference.ModelPool(sources)
-    compare = evaluation.compare_models
-    for one, answers in compare(pool, tasks, decoding, template, options.batch, report):
+    compared = evaluation.compare_models(
+        pool, tasks, decoding, template, options.batch, report, progress
+    )
+    for one, answers in compared:
         scores.append(one)
         if options.out:
             evaluation.save_outputs(options.out / f"{one.model}.json", tasks, answers, one.model)

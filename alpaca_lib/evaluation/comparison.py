@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import mean
 from typing import Any
 
@@ -45,15 +46,28 @@ def compare_models(
     tasks: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
-    batch_size: int = 16,
+    batch_size: int = 0,
     report: Callable[[str], None] = lambda name: None,
+    progress: Callable[[str, int], None] = lambda name, done: None,
 ) -> Iterator[tuple[Scores, list[Answer]]]:
-    """Yields (Scores, answers) of each model; ``report`` gets each name before the model runs."""
+    """Yields (Scores, answers) of each model.
+
+    ``report`` gets each name before the model runs, ``progress`` the name and the number of
+    answers that are done.
+    """
     for name in pool.names:
         report(name)
+        done = count(1)
         with pool.use(name) as model:
             measured = measure_model(
-                name, model, pool.tokenizer(name), tasks, decoding, template, batch_size
+                name,
+                model,
+                pool.tokenizer(name),
+                tasks,
+                decoding,
+                template,
+                batch_size,
+                lambda *_, name=name, done=done: progress(name, next(done)),
             )
         yield measured
 
@@ -65,11 +79,16 @@ def measure_model(
     examples: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
-    batch_size: int = 16,
+    batch_size: int = 0,
+    progress: Callable[[int, Answer], None] | None = None,
 ) -> tuple[Scores, list[Answer]]:
-    """Returns (Scores, answers) of one model on the tasks."""
+    """Returns (Scores, answers) of one model on the tasks.
+
+    ``batch_size``: answers at a time, at most (0: as many as fit). ``progress`` gets each task's
+    index and answer as soon as it is done.
+    """
     start = time.perf_counter()
-    answers = answer(model, tokenizer, examples, decoding, template, batch_size)
+    answers = answer(model, tokenizer, examples, decoding, template, batch_size, progress)
     seconds = time.perf_counter() - start
     losses = reference_losses(model, tokenizer, examples, template)
     return score(name, examples, answers, losses, seconds), answers

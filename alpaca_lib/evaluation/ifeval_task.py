@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from alpaca_lib.errors import MissingPackageError
 from alpaca_lib.evaluation.answers_file import AnswersFile
@@ -19,7 +19,7 @@ from alpaca_lib.evaluation.ifeval import (
 from alpaca_lib.evaluation.ifeval_scores import score_verdicts
 from alpaca_lib.files import dump_json, sha256_file, sha256_text
 from alpaca_lib.hub_data import load_rows
-from alpaca_lib.inference.decoding import Decoding, answer
+from alpaca_lib.inference.decoding import Answer, Decoding, answer
 from alpaca_lib.records import Example
 
 IFEVAL = "ifeval"
@@ -99,39 +99,18 @@ class IfevalTask:
     def _answer(
         self, model: EvaluatedModel, answers: AnswersFile, decoding: Decoding, template: str
     ) -> None:
-        """Generates the answers that are missing, those to the longest prompts first."""
+        """Generates the answers that are missing and keeps each as soon as it is done."""
         missing = [prompt for prompt in self.prompts if prompt.key not in answers.rows]
         if len(missing) < len(self.prompts):
             kept = len(self.prompts) - len(missing)
             self.report(f"{kept} of {len(self.prompts)} answers are in {answers.path}")
-        missing.sort(key=lambda prompt: len(prompt.text), reverse=True)
-        start, size = time.monotonic(), self.benchmark.batch_size
-        for at in range(0, len(missing), size):
-            batch = missing[at : at + size]
-            try:
-                self._answer_batch(model, answers, batch, decoding, template)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"Ctrl-C; {len(answers.rows)} answers are in {answers.path}, and the same "
-                    "command resumes from them"
-                ) from None
-            done = at + len(batch)
-            left = (time.monotonic() - start) / done * (len(missing) - done)
-            self.report(f"{done}/{len(missing)} answers, about {left / 60:.0f} min left\r")
+        if not missing:
+            return
+        start, done = time.monotonic(), 0
 
-    def _answer_batch(
-        self,
-        model: EvaluatedModel,
-        answers: AnswersFile,
-        batch: Sequence[Prompt],
-        decoding: Decoding,
-        template: str,
-    ) -> None:
-        examples = [Example(prompt.text) for prompt in batch]
-        with model.pool.use(model.name) as loaded:
-            tokenizer = model.pool.tokenizer(model.name)
-            found = answer(loaded, tokenizer, examples, decoding, template, len(batch))
-        for prompt, one in zip(batch, found, strict=True):
+        def keep(index: int, one: Answer) -> None:
+            nonlocal done
+            prompt, done = missing[index], done + 1
             answers.add(
                 {
                     "key": prompt.key,
@@ -141,3 +120,16 @@ class IfevalTask:
                     "ended": one.ended,
                 }
             )
+            left = (time.monotonic() - start) / done * (len(missing) - done)
+            self.report(f"{done}/{len(missing)} answers, about {left / 60:.0f} min left\r")
+
+        examples, size = [Example(prompt.text) for prompt in missing], self.benchmark.batch_size
+        try:
+            with model.pool.use(model.name) as loaded:
+                tokenizer = model.pool.tokenizer(model.name)
+                answer(loaded, tokenizer, examples, decoding, template, size, keep)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Ctrl-C; {len(answers.rows)} answers are in {answers.path}, and the same "
+                "command resumes from them"
+            ) from None

@@ -74,7 +74,7 @@ def answer_follow_ups(
     tasks: Sequence[Conversation],
     decoding: Decoding | None = None,
     template: str = "chat",
-    batch_size: int = 16,
+    batch_size: int = 0,
 ) -> list[tuple[Conversation, Answer]]:
     """Returns, per task, the conversation with the model's own answers, and the last Answer."""
     done: list[Conversation] = [replace(task, turns=()) for task in tasks]

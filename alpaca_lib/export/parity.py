@@ -69,10 +69,7 @@ def compute_reference(
     encoder = PromptEncoder(tokenizer, template)
     prompts, replies = encoder.prompts(examples), encoder.answers(examples)
     decoding, ends = Decoding(max_new_tokens=tokens), end_tokens(model, encoder)
-    answers = []
-    for start in range(0, len(prompts), 16):
-        rows = generate_tokens(model, tokenizer, prompts[start : start + 16], decoding, ends)
-        answers += [row for row, _ in rows]
+    answers = [row for row, _ in generate_tokens(model, tokenizer, prompts, decoding, ends)]
     some = []
     for number, (reply, prompt) in enumerate(zip(replies[:contexts], prompts, strict=False)):
         some.append(prompt + reply[: len(reply) * (number % 3) // 3])

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Collection, Generator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import field_validator
-
 from alpaca_lib.errors import SettingsError
+from alpaca_lib.inference.sampling import Decoding, TokenChooser, cut
 from alpaca_lib.inference.turns import oldest_to_drop
-from alpaca_lib.options import Options, option
 from alpaca_lib.records import Conversation
 from alpaca_lib.tokenization import PromptEncoder, Record, prompt_ids, without_surrogates
 
@@ -26,6 +25,7 @@ __all__ = [
     "Decoding",
     "TextStream",
     "answer",
+    "cut",
     "end_tokens",
     "prompt_ids",
     "stream",
@@ -33,66 +33,6 @@ __all__ = [
 
 
 TextStream = Generator[str, None, None]  # the answer so far, again and again; close() stops it
-
-
-class Decoding(Options):
-    """How the next token is chosen, and where an answer ends.
-
-    >>> Decoding(temperature=0.7, top_p=0.9, seed=1).replace(max_new_tokens=32)
-    """
-
-    temperature: float = option(0.0, "0: greedy, the most likely token", least=0, most=5)
-    top_p: float = option(
-        1.0, "sample among the most likely tokens of this total probability", above=0, most=1
-    )
-    top_k: int = option(0, "sample among this many most likely tokens; 0: all", least=0, most=10**7)
-    beams: int = option(1, "beams of beam search; 1: none", least=1, most=16)
-    max_new_tokens: int = option(128, "tokens per answer, at most", least=1, most=10**6)
-    repetition_penalty: float = option(
-        1.0, "above 1: tokens already in the answer become less likely", above=0, most=100
-    )
-    seed: int | None = option(None, "seed of sampling; unset: another answer each time")
-    stop: tuple[str, ...] = option((), "texts that end an answer, as its end token does")
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _check_stop(cls, stop: Any) -> Any:
-        if not isinstance(stop, tuple) or not all(stop):
-            raise ValueError("a tuple of texts, none of them empty")
-        return stop
-
-    def to_arguments(
-        self, prompt_tokens: int, tokenizer: Any, ends: Collection[int] = ()
-    ) -> dict[str, Any]:
-        """Returns the arguments of transformers' generate(), for prompts of that many tokens.
-
-        ``ends``: ids that end an answer, in addition to those that the model's files name.
-
-        The penalty counts the answer's tokens alone; transformers' own option counts the
-        prompt's too. Penalties that a model's own files ask for are off, or the comparison would
-        be one of files.
-        """
-        sample = self.temperature > 0
-        options: dict[str, Any] = {
-            "do_sample": sample,
-            "num_beams": self.beams,
-            "max_new_tokens": self.max_new_tokens,
-            "pad_token_id": tokenizer.pad_token_id,
-            "repetition_penalty": 1.0,
-            "no_repeat_ngram_size": 0,
-        }
-        if ends:
-            options["eos_token_id"] = sorted(ends)
-        if self.repetition_penalty != 1:
-            from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
-
-            penalty = RepetitionPenaltyLogitsProcessor(self.repetition_penalty, prompt_tokens)
-            options["logits_processor"] = LogitsProcessorList([penalty])
-        if sample:
-            options |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
-        if self.stop:
-            options |= {"stop_strings": list(self.stop), "tokenizer": tokenizer}
-        return options
 
 
 class ContextError(SettingsError):
@@ -134,32 +74,33 @@ def answer(
     examples: Sequence[Record],
     decoding: Decoding | None = None,
     template: str = "alpaca",
-    batch_size: int = 8,
+    batch_size: int = 0,
+    progress: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
-    """Returns one Answer per example, in their order; prompts of similar length share a batch.
+    """Returns one Answer per example, in their order.
 
-    A Conversation is answered after its last question; an answer that it has is not shown to
-    the model. Raises ContextError if a prompt and its answer do not fit into the model.
+    At most ``batch_size`` are answered at a time; 0: as many as fit, see ``batching``.
+    ``progress`` gets each example's index and Answer as soon as it is done. A Conversation is
+    answered after its last question; an answer that it has is not shown to the model. With a
+    seed, example i draws from ``seed + i``, whatever the batch size. Raises ContextError if a
+    prompt and its answer do not fit into the model.
     """
-    import torch
-
-    if batch_size < 1:
-        raise SettingsError(f"batch size {batch_size}: at least 1")
+    if batch_size < 0:
+        raise SettingsError(f"batch size {batch_size}: at least 1, or 0 for as many as fit")
     decoding = decoding or Decoding()
     encoder = PromptEncoder(tokenizer, template)
     ids = encoder.prompts([without_surrogates(example) for example in examples])
     ends = end_tokens(model, encoder)
     _check_lengths(model, encoder, examples, ids, decoding)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers: dict[int, Answer] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        if decoding.seed is not None:
-            torch.manual_seed(decoding.seed + start)
-        rows = generate_tokens(model, tokenizer, [ids[i] for i in batch], decoding, ends)
-        for i, (tokens, ended) in zip(batch, rows, strict=True):
-            text, stopped = cut(tokenizer.decode(tokens, skip_special_tokens=True), decoding.stop)
-            answers[i] = Answer(text.strip(), ended or stopped, len(tokens))
+
+    def finish(index: int, tokens: list[int], ended: bool) -> None:
+        text, stopped = cut(tokenizer.decode(tokens, skip_special_tokens=True), decoding.stop)
+        answers[index] = Answer(text.strip(), ended or stopped, len(tokens))
+        if progress:
+            progress(index, answers[index])
+
+    generate_tokens(model, tokenizer, ids, decoding, ends, batch_size, finish)
     return [answers[i] for i in range(len(ids))]
 
 
@@ -169,29 +110,94 @@ def generate_tokens(
     prompts: Sequence[list[int]],
     decoding: Decoding,
     ends: Collection[int],
+    batch_size: int = 0,
+    report: Callable[[int, list[int], bool], None] = lambda index, tokens, ended: None,
 ) -> list[tuple[list[int], bool]]:
-    """Returns (tokens before the end token, whether there was one) for each prompt of a batch.
+    """Returns (tokens before the end token, whether there was one) for each prompt.
 
-    ``ends``: the end tokens' ids, see ``end_tokens``. Prompts are padded on the left, so that
-    each ends where its answer begins.
+    ``ends``: the end tokens' ids, see ``end_tokens``. ``report`` gets (prompt's index, tokens,
+    whether they ended) as soon as an answer is done. Beam search, and a model that ``batching``
+    does not support, which is warned of, use transformers' generate().
     """
     import torch
 
-    longest = max(map(len, prompts))
+    from alpaca_lib.inference import batching
+
+    if decoding.beams > 1:
+        return _generate_padded(model, tokenizer, prompts, decoding, ends, batch_size, report)
+    seeds: list[int | None] = [None] * len(prompts)
+    if decoding.temperature > 0:
+        first = int(torch.randint(2**32, ())) if decoding.seed is None else decoding.seed
+        seeds = [first + index for index in range(len(prompts))]
+    requests = [
+        batching.Request(
+            prompt, None if seed is None else torch.Generator(model.device).manual_seed(seed)
+        )
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+    def is_stopped(tokens: list[int]) -> bool:
+        texts = (tokenizer.decode(tokens, skip_special_tokens=skip) for skip in (True, False))
+        return any(stop in text for text in texts for stop in decoding.stop)
+
+    def finish(index: int) -> None:
+        report(index, requests[index].tokens, requests[index].ended)
+
+    try:
+        batching.decode(
+            model,
+            requests,
+            TokenChooser(decoding),
+            decoding.max_new_tokens,
+            ends,
+            is_stopped if decoding.stop else lambda tokens: False,
+            batch_size,
+            finish,
+        )
+    except batching.Unsupported as reason:
+        warnings.warn(f"{reason}: transformers' generate() answers, which is slower", stacklevel=3)
+        return _generate_padded(model, tokenizer, prompts, decoding, ends, batch_size, report)
+    return [(request.tokens, request.ended) for request in requests]
+
+
+def _generate_padded(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    decoding: Decoding,
+    ends: Collection[int],
+    batch_size: int,
+    report: Callable[[int, list[int], bool], None],
+) -> list[tuple[list[int], bool]]:
+    """Does what generate_tokens() does, by transformers' generate().
+
+    Prompts of similar length share a batch. They are padded on the left, so that each ends where
+    its answer begins.
+    """
+    import torch
+
+    order, batch_size = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), batch_size or 8
+    rows: dict[int, tuple[list[int], bool]] = {}
     pad = tokenizer.pad_token_id
-    padded = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-    with torch.inference_mode():
-        new = model.generate(
-            input_ids=padded.to(model.device),
-            attention_mask=mask.to(model.device),
-            **decoding.to_arguments(longest, tokenizer, ends),
-        )[:, longest:]
-    rows = []
-    for row in new.tolist():
-        end = next((place for place, token in enumerate(row) if token in ends), None)
-        rows.append((row[:end], end is not None))
-    return rows
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        longest = len(prompts[batch[-1]])
+        sizes = [len(prompts[i]) for i in batch]
+        padded = [[pad] * (longest - len(prompts[i])) + prompts[i] for i in batch]
+        mask = [[0] * (longest - size) + [1] * size for size in sizes]
+        if decoding.seed is not None:
+            torch.manual_seed(decoding.seed + start)
+        with torch.inference_mode():
+            new = model.generate(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                **decoding.to_arguments(longest, tokenizer, ends),
+            )[:, longest:]
+        for i, row in zip(batch, new.tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in ends), None)
+            rows[i] = row[:end], end is not None
+            report(i, *rows[i])
+    return [rows[i] for i in range(len(prompts))]
 
 
 def stream(
@@ -281,12 +287,6 @@ class _TokenQueue:
 
     def end(self) -> None:
         """Does nothing; the thread itself reports its end."""
-
-
-def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """Returns (the text before the first stop text in it, whether there is one)."""
-    places = [place for word in stop if (place := text.find(word)) >= 0]
-    return (text[: min(places)], True) if places else (text, False)
 
 
 def stable_text(text: str, stop: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from alpaca_lib.errors import NotEnoughMemory, TrainingStopped
 from alpaca_lib.files import dump_json, write_text
@@ -45,6 +43,7 @@ from alpaca_lib.training.precision import create_optimizer
 from alpaca_lib.training.prefixes import attention_context, list_segments
 from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
 from alpaca_lib.training.run_state import RunState, find_prompt_time
+from alpaca_lib.training.schedule import rate_factor
 from alpaca_lib.training.settings import Settings
 from alpaca_lib.training.sharding import Distributed
 
@@ -107,7 +106,7 @@ def train(
 
 @dataclass
 class _Run:
-    """The model, optimizer, schedule and data of one run; ``fit`` takes its steps."""
+    """The model, optimizer and data of one run; ``fit`` takes its steps."""
 
     settings: Settings
     placement: Placement
@@ -135,12 +134,7 @@ class _Run:
         self.optimizer = create_optimizer(
             self.built.weights, settings.optimizer, settings.learning_rate, settings.weight_decay
         )
-        self.schedule = transformers.get_scheduler(
-            settings.schedule,
-            self.optimizer,
-            num_warmup_steps=packing.count_warmup(settings.warmup, self.steps),
-            num_training_steps=self.steps,
-        )
+        self.warmup = packing.count_warmup(settings.warmup, self.steps)
         self.run_state = RunState(
             settings, self.dist, self.built, self.optimizer, self.rows, data.prompt_time
         )
@@ -151,10 +145,6 @@ class _Run:
     def fit(self, stop_requested: threading.Event) -> Path:
         """Takes the steps after the newest intact checkpoint, then saves and checks the model."""
         first = self.run_state.resume(self.steps)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
-            for _ in range(first):
-                self.schedule.step()
         self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
         self.peak = peak_rate(self.placement.device) or self.gemm
         if self.dist.is_rank_zero:
@@ -213,12 +203,14 @@ class _Run:
                 "taken out). Lower learning_rate, or look at these rows"
             )
 
-        # 4. Clip, optimizer step, schedule.
+        # 4. Learning rate, clip, optimizer step.
+        factor = rate_factor(settings.schedule, step, self.steps, self.warmup)
+        rate = settings.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         weights.clip(norm, settings.max_grad_norm)
-        rate = self.schedule.get_last_lr()[0]
         self.optimizer.step()
         weights.copy_to_model()
-        self.schedule.step()
         self.heap.trim()
 
         # 5. Metrics. MFU is the share of the peak FLOP/s, of one device as of all.

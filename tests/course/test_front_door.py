@@ -145,3 +145,47 @@ def test_the_hub_is_shown_without_its_password(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://user:secret@127.0.0.1:9/hub")
     status, _, text = check._check_hub()
     assert (status, "secret" in text) == ("note", False) and "http://127.0.0.1:9/hub" in text
+
+
+@pytest.fixture
+def handed_over(monkeypatch):
+    """A function: what ``course.py test`` with options starts, and its PYTEST_ADDOPTS."""
+    calls = []
+    monkeypatch.setattr(
+        course.subprocess, "Popen", lambda words, **more: calls.append((words, more))
+    )
+    monkeypatch.setattr(course, "wait_for", lambda process: 0)
+
+    def hand_over(*options):
+        assert course.hand_over(sys.executable, "test", list(options)) == 0
+        words, more = calls.pop()
+        return words, more["env"].get("PYTEST_ADDOPTS", "").split()
+
+    return hand_over
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, "0"), (2, "2"), (64, "4"), (None, "0")])
+def test_the_suite_runs_in_several_processes(handed_over, monkeypatch, cores, workers):
+    """As many as there are cores, up to four; the user's own -n comes later, and counts."""
+    monkeypatch.setattr(course.os, "cpu_count", lambda: cores)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    words, added = handed_over("-x")
+    assert words[-3:] == ["-x", "tests", "notebooks"] and added == ["-n", workers]
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-n 0 --lf")
+    assert handed_over()[1] == ["-n", workers, "-n", "0", "--lf"]
+
+
+def test_named_tests_run_in_one_process(handed_over, monkeypatch):
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    words, added = handed_over("tests/test_files.py")
+    assert words[-1] == "tests/test_files.py" and added == []
+
+
+def test_a_file_and_all_notebooks_stay_together():
+    """Fixtures train once per file, and a lesson reads what the one before it has written."""
+    spec = importlib.util.spec_from_file_location("suite_conftest", ROOT / "conftest.py")
+    suite = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(suite)
+    assert suite.find_group("tests/a/test_b.py::test_c[d::e/f.ipynb]") == "tests/a/test_b.py"
+    groups = {suite.find_group(f"notebooks/{n}.ipynb::Cell {n}") for n in range(5)}
+    assert groups == {"notebooks"}

@@ -147,6 +147,7 @@ def two_notebooks(tmp_path, monkeypatch):
     """Two real notebooks; the second fails until the marker file is there."""
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
     monkeypatch.setenv("ALPACA_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ALPACA_RUN", "")  # the runner sets it; monkeypatch puts it back
     head = "from alpaca_lib.course import notebooks\nlesson = notebooks.start('{}', globals())\n"
     small_notebook(tmp_path / f"{FIRST}.ipynb", head.format(FIRST) + "lesson.record('one', x=1)")
     small_notebook(

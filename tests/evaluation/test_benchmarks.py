@@ -91,16 +91,21 @@ def test_ifeval_on_a_model(evaluate, tiny_folder, tmp_path, ifeval_file, capsys)
 
 
 def test_a_stopped_run_keeps_its_answers(evaluate, tiny_folder, tmp_path, monkeypatch, capsys):
-    """Ctrl-C in the second batch: the rest alone is generated, and the answers are the same."""
+    """Ctrl-C after two answers: the rest alone is generated, and the answers are the same."""
     assert evaluate(f"whole={tiny_folder}") == 0
     expected = {row["key"]: row["response"] for row in read_lines(_rows(tmp_path, "whole"))[1:]}
-    real, calls = ifeval_task.answer, []
+    real, calls, seen = ifeval_task.answer, [], []
 
-    def stop(model, tokenizer, examples, *options):
+    def stop(model, tokenizer, examples, decoding, template, size, keep):
         calls.append(len(examples))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(model, tokenizer, examples, *options)
+
+        def keep_two(index, one):
+            if calls == [5] and len(seen) == 2:
+                raise KeyboardInterrupt
+            seen.append(index)
+            keep(index, one)
+
+        return real(model, tokenizer, examples, decoding, template, size, keep_two)
 
     monkeypatch.setattr(ifeval_task, "answer", stop)
     assert evaluate(f"cut={tiny_folder}") == 130
@@ -109,9 +114,8 @@ def test_a_stopped_run_keeps_its_answers(evaluate, tiny_folder, tmp_path, monkey
     file = _rows(tmp_path, "cut")
     with open(file, "a", encoding="utf-8") as stream:
         stream.write('{"key": "9", "respo')  # a kill while a line was written
-    calls[:] = [0, 0]
     assert evaluate(f"cut={tiny_folder}") == 0
-    assert calls == [0, 0, 2, 1]
+    assert calls == [5, 3]
     assert {row["key"]: row["response"] for row in read_lines(file)[1:]} == expected
     calls.clear()
     assert evaluate(f"cut={tiny_folder}", "--limit", 3) == 0, "answers of more rows are kept"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from alpaca_lib import command_line
+from alpaca_lib import command_line, models
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.evaluation import commands
-from alpaca_lib.evaluation.comparison import reference_losses, score
+from alpaca_lib.evaluation.comparison import compare_models, reference_losses, score
 from alpaca_lib.evaluation.constraint_checks import CHECKS, meets
-from alpaca_lib.inference.decoding import Answer
+from alpaca_lib.inference.decoding import Answer, Decoding
+from alpaca_lib.inference.model_pool import ModelPool
 from alpaca_lib.prompts import render_prompt
 from alpaca_lib.records import Example, load_examples
 
@@ -178,3 +180,14 @@ def test_compare_refuses_a_name_before_it_loads_a_model(tmp_path, capsys):
 )
 def test_ordinary_names_are_fine(name):
     commands.check_name(name)
+
+
+def test_progress_counts_the_answers_of_each_model(tiny_folder, some_examples):
+    """Every answer is counted as soon as it is done, model by model."""
+    exact = models.Placement("cpu", "float32", "tests")
+    pool, seen = ModelPool({"one": str(tiny_folder), "two": str(tiny_folder)}, exact), []
+    tasks = [replace(example, output="Yes.") for example in some_examples[:3]]
+    how = Decoding(max_new_tokens=2)
+    found = list(compare_models(pool, tasks, how, progress=lambda *pair: seen.append(pair)))
+    assert seen == [(name, done) for name in ("one", "two") for done in (1, 2, 3)]
+    assert found[0][1] == found[1][1] and len(found[0][1]) == 3

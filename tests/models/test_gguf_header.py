@@ -15,8 +15,9 @@ gguf = pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="module")
-def good(tiny_folder, tmp_path_factory):
-    return export_gguf(str(tiny_folder), tmp_path_factory.mktemp("gguf") / "tiny.gguf", "f16")
+def good(few_tokens_folder, tmp_path_factory):
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return export_gguf(str(few_tokens_folder), file, "f16")
 
 
 def test_files_that_are_in_order(good):

@@ -19,8 +19,8 @@ CHAT = {"messages": [{"role": "user", "content": "Say hi."}], "max_tokens": 4, "
 
 
 @pytest.fixture(scope="module")
-def file(tiny_folder, tmp_path_factory):
-    return export_gguf(str(tiny_folder), tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+def file(few_tokens_folder, tmp_path_factory):
+    return export_gguf(str(few_tokens_folder), tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -275,12 +275,12 @@ def test_a_flipped_byte_in_the_fetched_file_is_noticed_and_healed(shop, capsys, 
 
 
 @pytest.fixture
-def converted(shop, tiny_folder, monkeypatch):
+def converted(shop, few_tokens_folder, monkeypatch):
     """The dense copy of a small model of a wheel, made a moment ago."""
     from alpaca_lib.export.gguf import export_gguf
 
     index, _ = shop
-    file = export_gguf(str(tiny_folder), index / "tiny.gguf", "f32")
+    file = export_gguf(str(few_tokens_folder), index / "tiny.gguf", "f32")
     entry = Embedded("paper-model==0.1", MEMBER, embedded.sha256_file(file), file.stat().st_size, 1)
     monkeypatch.setitem(embedded.EMBEDDED, NAME, entry)
     make_wheel(index, file.read_bytes())

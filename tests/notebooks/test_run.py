@@ -20,7 +20,8 @@ def results(tmp_path_factory):
     """{lesson: (folder, results)} of one run of the quick profile."""
     folder = tmp_path_factory.mktemp("course")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALPACA_RUNS", "")  # main() sets it; the context puts it back
+        for name in ("ALPACA_RUNS", "ALPACA_RUN"):  # main() sets them; the context puts them back
+            patch.setenv(name, "")
         words = [word for name in RUN for word in ("--only", name[:2])]
         words += ["--profile", "quick", "--out", str(folder), "-p", "seed=5"]
         assert runner.main(words) == 0

@@ -350,8 +350,8 @@ def test_steps_are_those_of_the_engine(rows, per_step, epochs, max_steps):
     changes = {"examples_per_step": per_step, "epochs": epochs, "max_steps": max_steps}
     predicted = plan(wanted(model="llama-7b", **changes), "8xH100", Work(rows))
     assert predicted.steps == count_steps(rows, per_step, epochs, max_steps)
-    trained = sum(len(step_order(min(rows, 999), per_step, 0, s)) for s in range(predicted.steps))
     if rows < 999 and predicted.steps % math.ceil(rows / per_step) == 0:  # full epochs
+        trained = sum(len(step_order(rows, per_step, 0, s)) for s in range(predicted.steps))
         assert predicted.tokens == pytest.approx(130 * trained)
 
 

@@ -1,0 +1,51 @@
+"""How pytest-xdist's workers (course.py test starts them) share the tests and the cores."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))  # 0: one process, no xdist
+if WORKERS:  # torch and numpy read it when a test module imports them
+    os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // WORKERS, 1))
+
+
+def find_group(nodeid: str) -> str:
+    """Returns what one worker runs in order: a file, whose fixtures may train; all notebooks."""
+    file = nodeid.split("::", 1)[0]
+    return "notebooks" if file.endswith(".ipynb") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deals groups, in the order of the collection, to whichever worker is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return find_group(nodeid)
+
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts what takes longest first: the notebooks, then the files with slow tests."""
+    if WORKERS:
+        slow = {find_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
+        place = dict.fromkeys(slow, 1) | {"notebooks": 0}
+        items.sort(key=lambda item: place.get(find_group(item.nodeid), 2))
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_setup(item):
+    """Starts a notebook's kernel with as many threads as the machine has, as a reader's."""
+    limit = os.environ.pop("OMP_NUM_THREADS", None) if _is_notebook(item) else None
+    yield
+    if limit is not None:
+        os.environ["OMP_NUM_THREADS"] = limit
+
+
+def _is_notebook(item: pytest.Item) -> bool:
+    return find_group(item.nodeid) == "notebooks"
