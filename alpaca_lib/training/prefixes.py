@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-# A shared segment is one more attention call per layer; on a CPU with fast matrix products that
-# costs as much as some 5 tokens, on other machines less.
+# A shared segment is one more attention call per layer. In SmolLM2-135M on a CPU that takes as
+# long as 3 tokens in float32 (AVX2), and 9 in bfloat16 (AMX); of a larger model, as fewer.
 SHORTEST = 8
 
 

@@ -97,18 +97,19 @@ def loaded(folder, kind: str, dtype: torch.dtype, settings: Settings):
     return module
 
 
-def batch_of(lengths, labels: int, vocabulary: int):
+def batch_of(lengths, labels: int, vocabulary: int, parents=()):
     total = sum(lengths)
     ids = torch.arange(total)[None] % vocabulary
     targets = torch.full((1, total), -100)
     targets[0, 1 : labels + 1] = 1
     places = torch.cat([torch.arange(n) for n in lengths])[None]
     borders = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-    return ids, targets, places, Documents.of(borders, "cpu")
+    return ids, targets, places, Documents.of(borders, "cpu", parents)
 
 
+@pytest.mark.parametrize("parents", [(), (-1, 0, 0)], ids=["documents", "a shared prefix"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_are_those_that_autograd_really_keeps(tiny_folder, dtype):
+def test_activations_are_those_that_autograd_really_keeps(tiny_folder, dtype, parents):
     module = loaded(tiny_folder, "none", dtype, wanted())
     mine = {t.untyped_storage().data_ptr() for t in [*module.parameters(), *module.buffers()]}
     kept: dict[int, int] = {}
@@ -122,9 +123,9 @@ def test_activations_are_those_that_autograd_really_keeps(tiny_folder, dtype):
     words = module.model.config.vocab_size
     attention._square_mask.cache_clear()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = module(*batch_of(LENGTHS, LABELS, words))
+        loss = module(*batch_of(LENGTHS, LABELS, words, parents))
     config = read_config(str(tiny_folder))
-    batch = Batch(1, sum(LENGTHS), LENGTHS, LABELS)
+    batch = Batch(1, sum(LENGTHS), LENGTHS, LABELS, parents)
     foot = measure_footprint(config, wanted(), "cpu", dtype, batch)
     assert foot.kept == pytest.approx(sum(kept.values()), rel=0.02)
     assert loss.requires_grad
