@@ -23,7 +23,7 @@ from alpaca_lib.models import embedded
 from alpaca_lib.server_address import server_address
 
 GB = 1e9
-NEEDED = 6  # GB of memory for the course's largest lesson, in all its processes
+NEEDED = 10  # GB of memory for the course's largest lesson, in all its processes
 
 
 def main() -> int:
