@@ -50,7 +50,37 @@ def add_lora(model: Any, settings: Settings) -> Any:
             parameter.data = parameter.data.to(dtype)
     if settings.adapter:
         _load_values(adapted, Path(settings.adapter))
+    _add_in_place(adapted)
     return adapted
+
+
+class _InPlace:
+    """Computes W x + s B A x with the sum inside the last matrix product, as a PEFT variant.
+
+    PEFT multiplies B A x by s and adds it to W x: two passes over the layer's output, and one
+    more in the backward pass. Here s multiplies A x, which has r numbers per token. (W x may be
+    overwritten: a linear layer's backward pass needs its input and weight alone.)
+    """
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Any, result: Any, **kwargs: Any) -> Any:
+        """Returns the layer's output of shape (..., out), given W x in ``result``."""
+        dropped = module.lora_dropout[active_adapter](x)
+        low = module.lora_A[active_adapter](dropped) * module.scaling[active_adapter]
+        up = module.lora_B[active_adapter].weight
+        result.view(-1, result.shape[-1]).addmm_(low.reshape(-1, low.shape[-1]), up.t())
+        return result
+
+
+def _add_in_place(adapted: Any) -> None:
+    """Gives adapters of unquantised linear layers _InPlace, unless they have a variant (DoRA)."""
+    from peft.tuners.lora.layer import Linear
+
+    for module in adapted.modules():
+        if type(module) is Linear and type(module.get_base_layer()) is torch.nn.Linear:
+            variants: Any = module.lora_variant
+            for name in module.lora_A:
+                variants.setdefault(name, _InPlace)
 
 
 @contextlib.contextmanager

@@ -328,3 +328,34 @@ def test_a_pattern_that_is_good_or_invalid(trained_adapter, small_folder, logits
         file.write_text(json.dumps({**config, "target_modules": wrong}))
         with pytest.raises(ModelError, match="published"):
             models.ModelSource.resolve(str(folder)).load_model(models.place("cpu", "float32"))
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj"])
+def test_the_sum_inside_the_product_is_that_of_peft(make_tiny, settings, targets):
+    """Output and every gradient, with a dropout mask, in float32."""
+    found = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        model = adapters.add_lora(
+            make_tiny(), settings.replace(lora_targets=targets, lora_dropout=0.2)
+        )
+        layers = [m for m in model.modules() if isinstance(m, peft.tuners.lora.layer.Linear)]
+        assert all(m.lora_variant for m in layers) and layers
+        for number, layer in enumerate(layers):
+            if not ours:
+                layer.lora_variant.clear()
+            torch.manual_seed(number)
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+        model.train()
+        torch.manual_seed(1)
+        out = model(torch.arange(24).reshape(2, 12) % 20).logits
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    for mine, theirs in zip(*found, strict=True):
+        assert float((mine - theirs).abs().max()) <= 1e-5 * float(theirs.abs().max())
+
+
+def test_dora_keeps_its_own_variant(make_tiny, settings):
+    model = adapters.add_lora(make_tiny(), settings.replace(lora_dora=True))
+    kinds = {type(v) for m in model.modules() for v in getattr(m, "lora_variant", {}).values()}
+    assert len(kinds) == 1 and "Dora" in kinds.pop().__name__
