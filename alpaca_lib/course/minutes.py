@@ -16,11 +16,11 @@ from alpaca_lib.training.flops import gemm_rate
 
 # lesson: (fixed seconds, TFLOP)
 COSTS = {
-    "01_self_instruct": (60.0, 0.0),
-    "02_dataset_inspection": (6.0, 0.0),
-    "03_full_finetune_fsdp": (90.0, 15.0),
-    "04_lora_finetune": (60.0, 10.0),
-    "05_inference_comparison": (90.0, 10.0),
+    "01_self_instruct": (80.0, 0.0),
+    "02_dataset_inspection": (5.0, 0.0),
+    "03_full_finetune_fsdp": (190.0, 9.5),
+    "04_lora_finetune": (155.0, 3.0),
+    "05_inference_comparison": (245.0, 20.0),
 }
 
 

@@ -113,8 +113,8 @@ class Lesson:
 
             minutes, rate = predict_minutes(placement)
             say(
-                f"At {rate / 1e9:.0f} GFLOP/s, which large matrix products reach here now, the "
-                f"default parameters take about **{max(minutes[self.name], 1):.0f} minutes**."
+                f"The default parameters take about **{minutes[self.name]:.1f} minutes** here: "
+                f"large matrix products reach {rate / 1e9:,.0f} GFLOP/s."
             )
 
     def record(self, headline: str, **results: Any) -> None:

@@ -33,7 +33,7 @@ def test_the_lesson_says_where_it_computes_and_how_long(monkeypatch, tmp_path):
     lesson.say_placement(CPU)
     wanted = minutes.predict_minutes(CPU)[0][lesson.name]
     assert said[0] == "Computes on **cpu** in **float32**: a test."
-    assert "At 100 GFLOP/s" in said[1] and f"about **{wanted:.0f} minutes**" in said[1]
+    assert "reach 100 GFLOP/s" in said[1] and f"about **{wanted:.1f} minutes**" in said[1]
     lesson.say_placement(Placement("cuda", "bfloat16", "a GPU"))
     assert len(said) == 3
 
