@@ -116,6 +116,9 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)
     with tempfile.TemporaryDirectory() as folder:
         environment.update(ALPACA_RUNS=folder, ALPACA_HEADLESS="1")
+        # Workers, kernels and launched ranks have more threads than there are cores: one that
+        # waits for a thread without a core should sleep soon, not spin (OpenMP of GCC).
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
         named = any(not option.startswith("-") for option in options)
         if not named:  # before the user's own, so that -n 0 there counts
             options = [*options, "tests", "notebooks"]
