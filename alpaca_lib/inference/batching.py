@@ -172,13 +172,8 @@ def longest_prefix(prompt: list[int], others: Sequence[list[int]]) -> tuple[int,
 
     At most all but the last token of ``prompt``; (0, 0) if it is shorter than LEAST_PREFIX.
     """
-    best, most = 0, LEAST_PREFIX - 1
+    best, most, own = 0, LEAST_PREFIX - 1, prompt[:-1]
     for index, other in enumerate(others):
-        low, high = most, min(len(prompt) - 1, len(other))
-        if high <= low or prompt[: low + 1] != other[: low + 1]:
-            continue
-        while low < high:  # prompt[:low] is common to both
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if prompt[:middle] == other[:middle] else (low, middle - 1)
-        best, most = index, low
+        if own[: most + 1] == other[: most + 1] and len(own) > most:
+            best, most = index, len(os.path.commonprefix([own, other]))  # noqa: RUF071
     return (best, most) if most >= LEAST_PREFIX else (0, 0)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os.path import commonprefix
 from typing import NamedTuple
 
 # A shared segment is one more attention call per layer. In SmolLM2-135M on a CPU that takes as
@@ -74,7 +75,8 @@ def find_prefixes(prompts: Sequence[list[int]]) -> Prefixes:
     """
     order = sorted(range(len(prompts)), key=prompts.__getitem__)
     # common[k]: tokens that the k-th prompt in this order shares with the one before it.
-    common = [0] + [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    neighbours = ([prompts[a], prompts[b]] for a, b in pairwise(order))
+    common = [0] + [len(commonprefix(pair)) for pair in neighbours]  # noqa: RUF071
     found = Prefixes([], [], [-1] * len(prompts))
     open_ranges = [(0, len(order), -1)]  # order[first:last] share the prefix that ends in a node
     while open_ranges:
@@ -131,15 +133,3 @@ def attention_context(segments: Iterable[Segment]) -> float:
         squares += end**2 - start**2
         tokens += end - start
     return squares / max(tokens, 1)
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """Returns the length of the longest common prefix of two lists, by bisection."""
-    same, most = 0, min(len(a), len(b))
-    while same < most:
-        middle = (same + most + 1) // 2
-        if a[same:middle] == b[same:middle]:
-            same = middle
-        else:
-            most = middle - 1
-    return same

@@ -21,10 +21,11 @@ def run(rank, size, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     c10d.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    found = {"collectives": compare_with_gloo(rank)}
-    if size == 2:
-        found["weights"] = train_sharded(rank)
-        found["faults"] = [open_with_fault(rank, fault) for fault in FAULTS]
+    found = {
+        "collectives": compare_with_gloo(rank),
+        "weights": train_sharded(rank),
+        "faults": [open_with_fault(rank, fault) for fault in FAULTS],
+    }
     (folder / f"{rank}.json").write_text(json.dumps(found))
     c10d.destroy_process_group()
 
@@ -85,8 +86,9 @@ def train_sharded(rank):
             model(torch.randn(4, 7)).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-        found.append([p.full_tensor().tolist() for p in model.parameters()])
-    return [used, found[0] == found[1]]
+        found.append(torch.cat([p.full_tensor().flatten() for p in model.parameters()]))
+    # Three ranks' numbers may be added in another order than gloo's.
+    return [used, float((found[0] - found[1]).abs().max())]
 
 
 def open_with_fault(rank, fault):
@@ -110,10 +112,10 @@ def test_collectives_give_what_gloo_gives(results):
 
 
 def test_fsdp_trains_to_the_same_weights(results):
-    if len(results) == 2:
-        assert [found["weights"] for found in results] == [[[True], True]] * 2
+    for used, difference in (found["weights"] for found in results):
+        assert used == [True]
+        assert difference <= (0.0 if len(results) == 2 else 1e-6)
 
 
 def test_one_rank_that_cannot_makes_all_use_gloo(results):
-    if len(results) == 2:
-        assert [found["faults"] for found in results] == [[True] * len(FAULTS)] * 2
+    assert [found["faults"] for found in results] == [[True] * len(FAULTS)] * len(results)
