@@ -7,6 +7,7 @@ just before the layer computes, and frees them afterwards.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,9 @@ def distributed(device: str) -> Iterator[Distributed]:
         yield Distributed(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         c10d.destroy_process_group()
+        # gloo's threads live on. One that drops its last tensor only after Python has begun to
+        # end asks for Python's lock, and aborts a run that was complete.
+        time.sleep(0.5)
 
 
 def layers_of(model: Any) -> list[Any]:

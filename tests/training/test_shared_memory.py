@@ -10,31 +10,39 @@ import torch
 import torch.distributed as c10d
 from torch import nn
 
+from alpaca_lib.launch.launcher import free_port
 from alpaca_lib.training import shared_memory
 from alpaca_lib.training.shared_memory import Regions
+from alpaca_lib.training.sharding import distributed
 
 FAULTS = ("no memory", "not Linux", "not readable")
 
 
-def run(rank, size, folder):
+def join_ranks(rank, size, port):
+    """Sets what torchrun tells a rank."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def run(rank, size, port, folder):
     """Does all work of this file on one rank, and writes what it returns."""
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    c10d.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    found = {
-        "collectives": compare_with_gloo(rank),
-        "weights": train_sharded(rank),
-        "faults": [open_with_fault(rank, fault) for fault in FAULTS],
-    }
+    join_ranks(rank, size, port)
+    with distributed("cpu"):
+        found = {
+            "collectives": compare_with_gloo(rank),
+            "weights": train_sharded(rank),
+            "faults": [open_with_fault(rank, fault) for fault in FAULTS],
+        }
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    c10d.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def results(request, tmp_path_factory):
     """What each of two ranks, or of three, has found."""
     folder, size = tmp_path_factory.mktemp("ranks"), request.param
-    torch.multiprocessing.spawn(run, (size, folder), nprocs=size)
+    torch.multiprocessing.spawn(run, (size, free_port(), folder), nprocs=size)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
@@ -119,3 +127,17 @@ def test_fsdp_trains_to_the_same_weights(results):
 
 def test_one_rank_that_cannot_makes_all_use_gloo(results):
     assert [found["faults"] for found in results] == [[True] * len(FAULTS)] * len(results)
+
+
+def leave_work(rank, size, port):
+    """Ends while gloo's threads hold the only references to tensors that Python has seen."""
+    join_ranks(rank, size, port)
+    with distributed("cpu"):
+        for _ in range(20):
+            tensor = torch.ones(100_000)
+            tensor.seen = True
+            c10d.all_reduce(tensor, async_op=True)
+
+
+def test_work_that_is_left_does_not_abort_the_end_of_a_rank():
+    torch.multiprocessing.spawn(leave_work, (2, free_port()), nprocs=2)
