@@ -12,8 +12,8 @@ from torch import nn
 
 from alpaca_lib.launch.launcher import free_port
 from alpaca_lib.training import shared_memory
-from alpaca_lib.training.shared_memory import Regions
 from alpaca_lib.training.sharding import distributed
+from alpaca_lib.training.shared_memory import Regions
 
 FAULTS = ("no memory", "not Linux", "not readable")
 
@@ -133,6 +133,8 @@ def leave_work(rank, size, port):
     """Ends while gloo's threads hold the only references to tensors that Python has seen."""
     join_ranks(rank, size, port)
     with distributed("cpu"):
+        import torch.distributed.fsdp  # keeps the group, and its threads
+
         for _ in range(20):
             tensor = torch.ones(100_000)
             tensor.seen = True
