@@ -6,6 +6,10 @@
     python course.py test     run every test, the notebooks included
     python course.py check    report what this machine can do
 
+    python course.py exercises    run the solutions, write the exercises from them
+    python course.py student OUT  copy the course without outputs and solutions
+    python course.py grade FILES  run students' notebooks, print who solved what
+
     python course.py run --help      its options; those of `lab` and `test` are
                                      JupyterLab's and pytest's
 
@@ -37,9 +41,11 @@ NEEDED_GB = 7
 # Every cell of every notebook is a test; the output of a cell tagged nbval-check-output
 # is compared too.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")
+# tests/notebooks/test_exercises.py runs these.
+NOT_NBVAL = ("--ignore=notebooks/exercises", "--ignore=notebooks/solutions")
 # Processes that run the tests, about 2 GB each; one of them runs the notebooks.
 MOST_WORKERS = 4
-COMMANDS = ("run", "lab", "test", "check")
+COMMANDS = ("run", "lab", "test", "check", "exercises", "student", "grade")
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -111,7 +117,9 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
     if command == "run":
         return call("-m", "alpaca_lib.course.runner", *options)
     if command == "check":
-        return call("-m", "alpaca_lib.course.check")
+        return call("-m", "alpaca_lib.course.machine")
+    if command in ("exercises", "student", "grade"):
+        return call("-m", "alpaca_lib.course.exercises", command, *options)
     if command == "lab":
         return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +133,7 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
             workers = min(os.cpu_count() or 1, MOST_WORKERS)
             users = environment.get("PYTEST_ADDOPTS", "")
             environment["PYTEST_ADDOPTS"] = f"-n {workers if workers > 1 else 0} {users}"
-        return call("-m", "pytest", *NBVAL, *options)
+        return call("-m", "pytest", *NBVAL, *NOT_NBVAL, *options)
 
 
 def wait_for(process: subprocess.Popen[bytes]) -> int:

@@ -4,8 +4,9 @@
     lesson = course.start("01_self_instruct", globals())    # runs/01_self_instruct/001/
     lesson.record("kept 20 tasks", kept=20)                 # writes result.json
 
-``runner`` runs the notebooks headless, ``check`` reports what this machine can do, ``parameters``
-keeps the notes of the notebooks' parameters equal to the descriptions of the options.
+``runner`` runs the notebooks headless, ``machine`` reports what this machine can do, ``checks``
+judge the exercises, ``exercises`` makes and grades their notebooks, ``parameters`` keeps the notes
+of the notebooks' parameters equal to the descriptions of the options.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from alpaca_lib.lazy import attach
 
 if TYPE_CHECKING:
-    from alpaca_lib.course.check import check_machine
+    from alpaca_lib.course.machine import check_machine
     from alpaca_lib.course.notebooks import LESSONS, Lesson, start
     from alpaca_lib.course.runner import run_notebooks
 

@@ -22,6 +22,7 @@ from typing import Any
 from alpaca_lib.errors import FileError, RunError
 from alpaca_lib.files import acquire_lock, dump_json, write_text
 from alpaca_lib.models import EMBEDDED, Placement
+from alpaca_lib.records import Example, load_examples
 
 REPO = Path(__file__).resolve().parents[2]
 LESSONS = (
@@ -57,6 +58,16 @@ def shorten_path(path: str | os.PathLike[str]) -> str:
         if path.is_relative_to(root):
             return (Path(name) / path.relative_to(root)).as_posix()
     return str(path)
+
+
+# A list of advice, an edit of a given text, and a sum: they go through all five lessons.
+THREE_TASKS = ("seed_task_11", "seed_task_28", "seed_task_159")
+
+
+def three_tasks() -> list[Example]:
+    """Returns the three seed tasks that every lesson comes back to; no lesson trains on them."""
+    seeds = load_examples(REPO / "data" / "seed_tasks.jsonl")
+    return [seeds[int(name.rpartition("_")[2])] for name in THREE_TASKS]
 
 
 def find_data(name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alpaca_lib.course import check, minutes, notebooks
+from alpaca_lib.course import machine, minutes, notebooks
 from alpaca_lib.models import Placement
 
 CPU = Placement("cpu", "float32", "a test")
@@ -39,5 +39,5 @@ def test_the_lesson_says_where_it_computes_and_how_long(monkeypatch, tmp_path):
 
 
 def test_the_machine_check_says_the_minutes_of_the_course():
-    said = {name: text for _, name, text in check.check_machine() if name == "time"}
+    said = {name: text for _, name, text in machine.check_machine() if name == "time"}
     assert "minutes for the course (01: " in said["time"] and "GFLOP/s" in said["time"]
