@@ -45,6 +45,9 @@ NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")
 NOT_NBVAL = ("--ignore=notebooks/exercises", "--ignore=notebooks/solutions")
 # Processes that run the tests, about 2 GB each; one of them runs the notebooks.
 MOST_WORKERS = 4
+# Packages that --here does not replace where they are new enough: large, built for the machine's
+# GPU, or loaded in the running kernel.
+KEPT = ("torch", "torchvision", "torchaudio", "numpy", "transformers")
 COMMANDS = ("run", "lab", "test", "check", "exercises", "student", "grade")
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -168,10 +171,10 @@ def find_python(here: bool) -> str:
         return sys.executable
     if here or "COLAB_RELEASE_TAG" in os.environ:
         print(f"installing into {sys.prefix}: {', '.join(missing)}", flush=True)
-        install(sys.executable, ROOT / "course-install.log")
+        add(missing)
         return sys.executable
     make_venv(inside)
-    install(str(inside), VENV / "install.log")
+    install(str(inside), VENV / "install.log", ["-r", "requirements.txt"])
     STAMP.write_text(wanted, encoding="utf-8")
     return str(inside)
 
@@ -179,7 +182,7 @@ def find_python(here: bool) -> str:
 def fingerprint() -> str:
     """Returns a checksum that changes with the Python and the packages to install."""
     digest = hashlib.sha256(sys.version.encode())
-    for name in ("requirements.txt", "pyproject.toml"):
+    for name in ("requirements.txt", "constraints.txt", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest() + "\n"
 
@@ -204,7 +207,7 @@ def missing_here() -> list[str]:
     missing = []
     for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         wanted = line.partition("#")[0].strip()
-        if not wanted:
+        if not wanted or wanted.startswith("-"):
             continue
         name, bounds = re.findall(r"^([\w.-]+)(.*)", wanted)[0]
         try:
@@ -267,10 +270,28 @@ def make_venv(inside: Path) -> None:
         )
 
 
-def install(python: str, log: Path) -> None:
-    """Installs requirements.txt, then alpaca_lib in place, and prints the progress."""
+def add(missing: list[str]) -> None:
+    """Installs missing packages into this Python; what of KEPT fits keeps its version."""
+    from importlib import metadata
+
+    lacking = {re.split("[=<>]", line)[0] for line in missing}
+    lines = []
+    for name in KEPT:
+        try:
+            if name not in lacking:
+                lines.append(f"{name}=={metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept.txt"
+        kept.write_text("\n".join(lines), encoding="utf-8")
+        install(sys.executable, ROOT / "course-install.log", [*missing, "-c", str(kept)])
+
+
+def install(python: str, log: Path, wanted: list[str]) -> None:
+    """Installs what pip's arguments name, then alpaca_lib in place, and prints the progress."""
     print("installing the packages of requirements.txt (2 to 10 minutes) ...", flush=True)
-    steps = [["-r", "requirements.txt"], ["--no-deps", "-e", "."]]
+    steps = [wanted, ["--no-deps", "-e", "."]]
     with open(log, "w", encoding="utf-8") as stream:
         for step in steps:
             command = [python, "-m", "pip", "install", "--retries", "2", "--progress-bar", "off"]
@@ -326,6 +347,11 @@ def explain(text: str, log: Path) -> str:
         cause = (
             "the packages cannot be reached. Check the network; a proxy or a mirror is set with "
             "pip's own settings"
+        )
+    elif "requested (constraint)" in text:
+        cause = (
+            "the packages cannot be reached in the versions of constraints.txt. Check the network "
+            "or mirror; for a Python that has no such version, change it in constraints.txt"
         )
     elif "externally-managed" in text:
         cause = "this Python belongs to the system; leave out --here, so that .venv is created"

@@ -86,7 +86,8 @@ def _check_versions() -> Iterator[tuple[str, str, str]]:
     """Compares every line of requirements.txt with what is installed."""
     wrong = 0
     lines = (REPO / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [Requirement(text) for line in lines if (text := line.partition("#")[0].strip())]
+    texts = [line.partition("#")[0].strip() for line in lines if not line.startswith("-")]
+    wanted = [Requirement(text) for text in texts if text]
     for requirement in wanted:
         try:
             installed = metadata.version(requirement.name)

@@ -141,22 +141,13 @@ def reference_losses(
 
     A conversation's reference is its last answer; the turns before it are the prompt.
     """
-    import torch
-    from torch.nn import functional as F
+    from alpaca_lib.inference.likelihood import reply_losses  # loads torch
 
-    losses = []
     encoder = PromptEncoder(tokenizer, template)
-    references = [Example("-", output=example.output) for example in examples]
-    pairs = zip(encoder.prompts(examples), encoder.answers(references), strict=True)
-    for prompt, reference in pairs:
-        reference += encoder.end
-        ids = torch.tensor([prompt + reference], device=model.device)
-        with torch.inference_mode():
-            logits = model(ids, logits_to_keep=len(reference) + 1, use_cache=False).logits[0, :-1]
-        target = torch.tensor(reference, device=model.device)
-        nats = float(F.cross_entropy(logits.float(), target, reduction="sum"))
-        losses.append((nats, len(reference)))
-    return losses
+    answers = encoder.answers([Example("-", output=example.output) for example in examples])
+    replies = [answer + encoder.end for answer in answers]
+    nats = reply_losses(model, list(zip(encoder.prompts(examples), replies, strict=True)))
+    return list(zip(nats, map(len, replies), strict=True))
 
 
 def rouge_scores(one: Sequence[str], other: Sequence[str]) -> list[float]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         prompt_ids,
         stream,
     )
+    from alpaca_lib.inference.likelihood import reply_losses
     from alpaca_lib.inference.model_pool import ModelPool, common_template, trained_template
     from alpaca_lib.inference.safety import Policy, load_labelled, measure, open_moderation
 

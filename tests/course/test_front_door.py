@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,23 @@ def test_this_environment_has_everything():
     assert course.missing_here() == []
 
 
+def test_an_environment_with_packages_gets_what_it_lacks_and_keeps_its_torch(monkeypatch):
+    """torch that is new enough is pinned to what is there; one that is too old is replaced."""
+    seen = []
+    monkeypatch.setattr(course, "missing_here", lambda: ["gradio>=6,<7", "numpy>=99"])
+    monkeypatch.setattr(
+        course,
+        "install",
+        lambda python, log, wanted: seen.append((python, wanted, Path(wanted[-1]).read_text())),
+    )
+    assert course.find_python(here=True) == sys.executable
+    ((python, wanted, kept),) = seen
+    assert python == sys.executable
+    assert wanted[:3] == ["gradio>=6,<7", "numpy>=99", "-c"]
+    assert re.search(r"^torch==2\.", kept, re.M) and re.search(r"^transformers==5\.", kept, re.M)
+    assert "numpy" not in kept
+
+
 def test_too_little_disk_is_an_error_before_anything_is_created(monkeypatch):
     usage = type("Usage", (), {"free": 1e9})
     monkeypatch.setattr(course.shutil, "disk_usage", lambda path: usage)
@@ -65,6 +83,7 @@ def test_too_little_disk_is_an_error_before_anything_is_created(monkeypatch):
     [
         ("ERROR: No matching distribution found (from versions: none)", "cannot be reached"),
         ("NewConnectionError: Temporary failure in name resolution", "cannot be reached"),
+        ("The user requested (constraint) torch==2.13.0", "in the versions of constraints.txt"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("error: externally-managed-environment", "leave out --here"),
         ("ERROR: something new", "pip could not install"),
@@ -78,7 +97,7 @@ def test_a_failed_installation_is_explained(text, says, tmp_path):
 
 def test_no_network_at_first_start_is_one_error_and_the_next_try_can_work(tmp_path):
     """A bare copy of the project, with a pip that can reach nothing."""
-    for name in ("course.py", "requirements.txt", "pyproject.toml"):
+    for name in ("course.py", "requirements.txt", "constraints.txt", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     bare = Path(sys.base_prefix) / ("python.exe" if sys.platform == "win32" else "bin/python3")
     empty = tmp_path / "empty"
@@ -140,10 +159,10 @@ def test_a_project_that_cannot_be_written_is_said_as_that(monkeypatch):
 
 
 def test_the_hub_is_shown_without_its_password(monkeypatch):
-    from alpaca_lib.course import check
+    from alpaca_lib.course import machine
 
     monkeypatch.setenv("HF_ENDPOINT", "http://user:secret@127.0.0.1:9/hub")
-    status, _, text = check._check_hub()
+    status, _, text = machine._check_hub()
     assert (status, "secret" in text) == ("note", False) and "http://127.0.0.1:9/hub" in text
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from alpaca_lib.course import check, runner
+from alpaca_lib.course import machine, runner
 from alpaca_lib.course.notebooks import LESSONS, REPO
 from alpaca_lib.models import ModelSource
 from alpaca_lib.planning import Plan, layout, plan
@@ -202,7 +202,7 @@ def test_the_readme_states_the_same_memory(profile):
         assert said[key].split(" (")[0] in row, key
     if profile == "laptop":
         assert f"and {said['main memory']} of memory" in readme
-        assert float(said["main memory"].split()[0]) == check.NEEDED
+        assert float(said["main memory"].split()[0]) == machine.NEEDED
 
 
 @pytest.mark.parametrize(("profile", "model"), CASES)
