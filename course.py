@@ -9,6 +9,7 @@
     python course.py exercises    run the solutions, write the exercises from them
     python course.py student OUT  copy the course without outputs and solutions
     python course.py grade FILES  run students' notebooks, print who solved what
+    python course.py badges --repo OWNER/NAME   link the notebooks of a copy to Colab
 
     python course.py run --help      its options; those of `lab` and `test` are
                                      JupyterLab's and pytest's
@@ -48,7 +49,7 @@ MOST_WORKERS = 4
 # Packages that --here does not replace where they are new enough: large, built for the machine's
 # GPU, or loaded in the running kernel.
 KEPT = ("torch", "torchvision", "torchaudio", "numpy", "transformers")
-COMMANDS = ("run", "lab", "test", "check", "exercises", "student", "grade")
+COMMANDS = ("run", "lab", "test", "check", "exercises", "student", "grade", "badges")
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -121,7 +122,7 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         return call("-m", "alpaca_lib.course.runner", *options)
     if command == "check":
         return call("-m", "alpaca_lib.course.machine")
-    if command in ("exercises", "student", "grade"):
+    if command in ("exercises", "student", "grade", "badges"):
         return call("-m", "alpaca_lib.course.exercises", command, *options)
     if command == "lab":
         return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)

@@ -354,11 +354,12 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
             }
             for row in rows
         ]
+        packed = options.batch.endswith("p")
         arguments = SFTConfig(
             **peer_arguments(options, tempfile.mkdtemp()),
-            max_length=LENGTH,
+            max_length=None if packed else LENGTH,  # the rows are within it
             gradient_checkpointing=False,
-            padding_free=options.batch.endswith("p"),
+            padding_free=packed,
             completion_only_loss=True,
         )
         return SFTTrainer(
