@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from alpaca_lib.course.notebooks import show_table, truncate
-from alpaca_lib.dataset import Fault, overview
+from alpaca_lib.dataset import DETECTORS, Fault, overview
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import parse_json
 from alpaca_lib.records import FIELDS, Example, read_text
@@ -60,17 +60,17 @@ def show_detectors(
     rows read) that returns the lowest precision. Detectors without any hit are left out.
     """
     rows: list[list[Any]] = []
+    severity = {detector.kind: detector.severity for detector in DETECTORS}
     for kind, counts in sorted(measured.items(), key=lambda item: -item[1]["rows"]):
         here = [len({f.row for f in faults if f.kind == kind}) for faults in found.values()]
         if not (counts["rows"] or any(here)):
             continue
         judged, true = counts["judged"], counts["true"]
         least = f"{lowest(true, judged):.0%}" if judged else ""
-        rows.append([kind, *(n or "" for n in here), f"{counts['rows']:,}"])
-        rows[-1] += [f"{true} of {judged}", least]
-    show_table(
-        ["detector", *found, "Alpaca", "faults among hits read", "precision at least"], rows
-    )
+        row = [kind, severity.get(kind, "review"), *(n or "" for n in here)]
+        rows.append([*row, f"{counts['rows']:,}", f"{true} of {judged}", least])
+    head = ["detector", "severity", *found, "Alpaca", "faults among hits read"]
+    show_table([*head, "precision at least"], rows)
 
 
 def read_replies(path: str | os.PathLike[str]) -> list[str]:

@@ -44,8 +44,12 @@ def test_a_number_that_is_wrong_gets_its_hint(capsys, name, answer, hint):
 
 @pytest.mark.parametrize(
     ("name", "answer"),
-    [("rouge_by_hand", 0.32), ("rouge_by_hand", 6 / 19), ("longest_partner", 37)]
-    + [("false_duplicates", 0)],
+    [
+        ("rouge_by_hand", 0.32),
+        ("rouge_by_hand", 6 / 19),
+        ("longest_partner", 37),
+        ("false_duplicates", 0),
+    ],
 )
 def test_a_right_number_passes(capsys, name, answer):
     assert judge(capsys, name, answer)[0]

@@ -46,8 +46,8 @@ def test_detectors_are_listed_by_alpacas_rows_and_silent_ones_left_out(shown):
     found = {"mine": find_faults([Example("Say it.", "none", "It."), *ROWS])}
     data_tables.show_detectors(found, measured, lambda true, judged: true / judged)
     assert shown[0][1:] == [
-        ["word for no input", 1, "665", "20 of 20", "100%"],
-        ["refusal", "", "36", "10 of 28", "36%"],
+        ["word for no input", "error", 1, "665", "20 of 20", "100%"],
+        ["refusal", "review", "", "36", "10 of 28", "36%"],
     ]
 
 
