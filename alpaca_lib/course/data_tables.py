@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alpaca_lib.course.notebooks import show_table, truncate
-from alpaca_lib.dataset import DETECTORS, Fault, overview
+from alpaca_lib.course.notebooks import say, show_table, truncate
+from alpaca_lib.dataset import DETECTORS, Fault, overview, tokenize
 from alpaca_lib.errors import DataError
 from alpaca_lib.files import parse_json
 from alpaca_lib.records import FIELDS, Example, read_text
@@ -47,6 +47,16 @@ def show_counts(sets: Mapping[str, Sequence[Example]]) -> None:
             for name, view in views.items()
         ],
     )
+
+
+def warn_of_lost_scripts(instructions: Sequence[str], mode: str) -> None:
+    """Says how many instructions have no token in a ROUGE mode, if there are any."""
+    lost = sum(not tokenize(text, mode) for text in instructions)
+    if lost:
+        say(
+            f"**{lost} of {len(instructions)} instructions have no token in mode `{mode}`**, so "
+            "distances and near-duplicates mean nothing: set `rouge_mode` to `auto`."
+        )
 
 
 def show_detectors(

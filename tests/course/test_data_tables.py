@@ -37,6 +37,14 @@ def test_rows_and_counts_of_each_set(shown):
     assert shown[1][2] == ["none", 0, 0, 0, 0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("mode, said", [("rouge", 1), ("unicode", 0), ("auto", 0)])
+def test_a_mode_that_keeps_nothing_of_a_row_is_reported(monkeypatch, mode, said):
+    texts = []
+    monkeypatch.setattr(data_tables, "say", texts.append)
+    data_tables.warn_of_lost_scripts(["Name a river.", "写一首诗。"], mode)
+    assert len(texts) == said and all("1 of 2 instructions have no token" in t for t in texts)
+
+
 def test_detectors_are_listed_by_alpacas_rows_and_silent_ones_left_out(shown):
     measured = {
         "refusal": {"rows": 36, "judged": 28, "true": 10},
