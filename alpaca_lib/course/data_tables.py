@@ -50,7 +50,7 @@ def show_counts(sets: Mapping[str, Sequence[Example]]) -> None:
 
 
 def warn_of_lost_scripts(instructions: Sequence[str], mode: str) -> None:
-    """Says how many instructions have no token in a ROUGE mode, if there are any."""
+    """Shows how many instructions have no token in a ROUGE mode, if there are any."""
     lost = sum(not tokenize(text, mode) for text in instructions)
     if lost:
         say(

@@ -156,7 +156,7 @@ def load(rows, keep=lambda row: True, test=lambda row: "output" not in row, text
     [
         (lambda rows: load(rows, test=lambda row: not row.get("output")), "three sound rows raise"),
         (lambda rows: load(rows, keep=lambda row: row.get("input")), "returns 1"),
-        (lambda rows: load(rows, lambda r: "output" in r, lambda r: False), "nobody is told"),
+        (lambda rows: load(rows, lambda r: "output" in r, lambda r: False), "without a message"),
         (lambda rows: load(rows, test=lambda row: False), "nobody wrote"),
         (lambda rows: [(r["instruction"], r.get("input", ""), r["output"]) for r in rows], "KeyEr"),
         (lambda rows: load(rows, text="no output in row {n}"), "which keys"),

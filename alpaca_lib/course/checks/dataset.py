@@ -28,7 +28,7 @@ TOKENS, THRESHOLD = 20, 0.7  # exercise 2
 
 @exercise
 def rouge_by_hand(answer: float) -> str:
-    """Judges exercise 1: the ROUGE-L of two sentences."""
+    """Decides whether exercise 1 is solved: the ROUGE-L of two sentences."""
     need_answer(answer, (int, float))
     a, b = tokenize(ORDER_A), tokenize(ORDER_B)
     bag, common = sum((Counter(a) & Counter(b)).values()), LCSseq.similarity(a, b)
@@ -56,7 +56,7 @@ def rouge_by_hand(answer: float) -> str:
 
 @exercise
 def longest_partner(answer: int) -> str:
-    """Judges exercise 2: the largest length at which F can be above the threshold."""
+    """Decides whether exercise 2 is solved: the largest length with F above 0.7."""
     need_answer(answer, (int, float))
 
     def can_be_above(n: int) -> bool:
@@ -97,7 +97,7 @@ PAIRS = (
 
 @exercise
 def shared_words(answer: Callable[[list[str], list[str]], list[str]]) -> str:
-    """Judges exercise 3: one longest common subsequence of two lists."""
+    """Decides whether exercise 3 is solved: one longest common subsequence of two lists."""
     need_answer(answer)
     need(callable(answer), "define the function shared_words")
     for first, second in PAIRS:
@@ -128,7 +128,7 @@ def _is_part(part: Sequence[str], text: Sequence[str]) -> bool:
 
 @exercise
 def false_duplicates(answer: int) -> str:
-    """Judges exercise 4: how many of the reported pairs are near-duplicates when read."""
+    """Decides whether exercise 4 is solved: the true near-duplicates among the pairs."""
     from alpaca_lib.course.notebooks import REPO
     from alpaca_lib.dataset import near_pairs
     from alpaca_lib.records import load_examples
@@ -161,7 +161,7 @@ TEXTS = (
 
 @exercise
 def tokens(answer: Callable[[str], list[str]]) -> str:
-    """Judges exercise 5: a tokenizer that knows other scripts."""
+    """Decides whether exercise 5 is solved: a tokenizer that knows other scripts."""
     need_answer(answer)
     need(callable(answer), "define the function tokens")
     chinese = answer("给我写一首诗")
@@ -202,7 +202,7 @@ REPLIES = (
 
 @exercise
 def before_the_20th(answer: Callable[[str], str]) -> str:
-    """Judges exercise 6: where a list of tasks ends."""
+    """Decides whether exercise 6 is solved: where a list of tasks ends."""
     need_answer(answer)
     need(callable(answer), "define the function before_the_20th")
     for reply, what in REPLIES:
@@ -230,7 +230,7 @@ BAD_ROW = {"instruction": "Say goodbye.", "input": "", "ouput": "Goodbye."}
 
 @exercise
 def load_rows(answer: Callable[[list[dict[str, str]]], list[tuple[str, str, str]]]) -> str:
-    """Judges exercise 7: a loader that refuses a row without an output."""
+    """Decides whether exercise 7 is solved: a loader that refuses a row without an output."""
     need_answer(answer)
     need(callable(answer), "define the function load_rows")
     try:
@@ -272,7 +272,7 @@ def _need_refusal(answer: Callable[..., Any], rows: list[dict[str, str]], place:
         )
         return
     dropped = len(got) < len(rows)
-    need(not dropped, "a row without output disappears, and nobody is told: raise ValueError")
+    need(not dropped, "a row without output disappears without a message: raise ValueError")
     raise Hint("the row whose key is `ouput` is loaded with an answer that nobody wrote")
 
 
@@ -290,7 +290,7 @@ SECONDS = 0.2  # for 20,000 spaces; a linear function needs a thousandth
 
 @exercise
 def trim(answer: Callable[[str], str]) -> str:
-    """Judges exercise 8: the same result in linear time."""
+    """Decides whether exercise 8 is solved: the same result in linear time."""
     need_same(
         answer,
         lambda text: re.sub(f"^{SPACES}+|{SPACES}+$", "", text),
