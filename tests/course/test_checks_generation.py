@@ -165,7 +165,7 @@ def split_at(separator, by_place=False):
     [
         (split_at("###", by_place=True), "a ##"),
         (split_at("^##+$", by_place=True), "number 5 is skipped"),
-        (split_at("##+"), "### stands in an answer"),
+        (split_at("##+"), "### stands in an input"),
         (lambda reply, number: re.findall(r"Instruction: (.+)", reply), "nothing is wrong"),
         (lambda reply, number: None, "returns None"),
     ],
@@ -287,7 +287,7 @@ BAD = [Example(f"What is number {n}?", "", "No, no, no, no, no, no.") for n in r
     [
         (lambda task: False, "drops nothing yet"),
         (lambda task: True, "drops 520 of the course's 520 rows"),
-        (lambda task: task.instruction == BAD[0].instruction, "finds 1 of the 10 tasks"),
+        (lambda task: task.instruction == BAD[0].instruction, "finds 1 of 10"),
     ],
 )
 def test_a_rule_of_ones_own(judge, answer, hint):

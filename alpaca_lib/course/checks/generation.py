@@ -169,7 +169,7 @@ def _reply(*entries: str) -> str:
 
 
 RIVER, LAKE, SEA = "Name a river.", "Name a lake.", "Name a sea."
-README = _entry(4, "Write a readme.").replace("Done.", "# Sorter\n### Usage\nRun it.")
+README = _entry(4, "Shorten it.").replace("<noinput>", "# Sorter\n### Usage\nRun it.")
 NO_INPUT = _entry(5, LAKE).replace("5. Input:\n", "")
 FAULTY_REPLIES = (  # (entries, instructions, what is odd)
     ((_entry(4, RIVER), _entry(5, LAKE)), [RIVER, LAKE], "nothing is wrong in this reply"),
@@ -180,7 +180,7 @@ FAULTY_REPLIES = (  # (entries, instructions, what is odd)
         "number 5 is skipped",
     ),
     ((_entry(4, RIVER), NO_INPUT, _entry(6, SEA)), [RIVER, SEA], "entry 5 has no input heading"),
-    ((README, _entry(5, LAKE)), ["Write a readme.", LAKE], "### stands in an answer"),
+    ((README, _entry(5, LAKE)), ["Shorten it.", LAKE], "### stands in an input"),
     ((), [], "the reply is empty"),
 )
 
@@ -335,7 +335,7 @@ def rule(answer: Any, bad: Sequence[Example]) -> str:
         f"your rule drops {len(wrong)} of the course's {len(good)} rows, five are allowed; one is: "
         f"{wrong[0].instruction if wrong else ''!r}",
     )
-    need(sum(found) >= 5, f"your rule finds {sum(found)} of the {len(bad)} tasks; find five")
+    need(2 * sum(found) >= len(bad), f"your rule finds {sum(found)} of {len(bad)}; find half")
     return (
         f"it drops {sum(found)} of {len(bad)} and {len(wrong)} of {len(good)}; these counts are of "
         "the tasks that you looked at, so expect less on new ones"
