@@ -171,7 +171,7 @@ def _reply(*entries: str) -> str:
 RIVER, LAKE, SEA = "Name a river.", "Name a lake.", "Name a sea."
 README = _entry(4, "Shorten it.").replace("<noinput>", "# Sorter\n### Usage\nRun it.")
 NO_INPUT = _entry(5, LAKE).replace("5. Input:\n", "")
-FAULTY_REPLIES = (  # (entries, instructions, what is odd)
+FAULTY_REPLIES: Any = (  # (entries, instructions, what is odd)
     ((_entry(4, RIVER), _entry(5, LAKE)), [RIVER, LAKE], "nothing is wrong in this reply"),
     ((_entry(4, RIVER, "##\n"), _entry(5, LAKE), _entry(6, SEA)), [RIVER, LAKE, SEA], "a ##"),
     (
@@ -204,12 +204,14 @@ class _Server:
         self.waits: list[float] = []
 
     def send(self) -> str:
+        """Answers, or raises the error."""
         self.calls += 1
         if self.calls <= self.refusals:
             raise self.error
         return "a reply"
 
     def sleep(self, seconds: float) -> None:
+        """Notes a wait."""
         self.waits.append(seconds)
 
 
