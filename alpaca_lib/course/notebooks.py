@@ -47,7 +47,10 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); use another --out") from None
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); set ALPACA_RUNS to a folder that can "
+            "be written, or use another --out"
+        ) from None
     return path
 
 
@@ -152,15 +155,21 @@ def read_object(file: Path) -> dict[str, Any]:
 def start(name: str, variables: Mapping[str, Any]) -> Lesson:
     """Opens the run folder of a notebook and shows its parameters; ``variables`` is globals().
 
-    Called right after the parameters cell, it takes the scalars among the variables as the
-    run's parameters. Raises RunError for an unknown lesson or a folder that cannot be written.
+    It takes the annotated scalars among the variables (``seed: int = 0``) as the run's parameters;
+    all scalars if none is annotated. Called again in the same kernel, it releases the folder of
+    the variable ``lesson`` first, and continues there if that run is unfinished and the parameters
+    are equal. Raises RunError for an unknown lesson or a folder that cannot be written.
     """
     if name not in LESSONS:
         raise RunError(f"no lesson {name!r}; there are {', '.join(LESSONS)}")
+    before = variables.get("lesson")
+    if isinstance(before, Lesson) and before.name == name and before._lock:
+        before._lock.release()
     parameters = {
         key: value
         for key, value in variables.items()
-        if isinstance(value, str | int | float | bool)
+        if key in (variables.get("__annotations__") or variables)
+        and isinstance(value, str | int | float | bool)
         and not key.startswith("_")
         and not key.isupper()  # a constant that was imported
         and key not in ("In", "Out", "exit", "quit")

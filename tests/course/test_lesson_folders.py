@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from alpaca_lib.course import notebooks
+from alpaca_lib.errors import RunError
 
 NAME = "01_self_instruct"
 
@@ -50,6 +51,26 @@ def test_a_run_that_another_kernel_holds_is_not_continued():
     held = notebooks.start(NAME, {"steps": 2})
     second = notebooks.start(NAME, {"steps": 2})
     assert second.folder != held.folder
+
+
+def test_a_cell_that_runs_twice_continues_its_own_run():
+    """The second time the kernel holds the folder itself, and later cells have set scalars."""
+    names = {"__annotations__": {"steps": int}, "steps": 2}
+    names["lesson"] = notebooks.start(NAME, names)
+    names |= {"count": 7, "text": "of a later cell"}
+    again = notebooks.start(NAME, names)
+    assert again.continued and again.folder == names["lesson"].folder
+    assert again.parameters == {"steps": 2}
+    names["lesson"] = again
+    again.record("done")
+    assert notebooks.start(NAME, names).folder.name == "002"
+
+
+def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ALPACA_RUNS", str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"cannot be written .*set ALPACA_RUNS to a folder"):
+        begin(steps=2)
 
 
 def test_newest_is_the_newest_finished_run_that_has_the_file():
