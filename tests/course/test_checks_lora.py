@@ -116,17 +116,24 @@ def test_rank_or_alpha(judge, answer, hint):
     assert judge("rank_or_alpha", "alpha").startswith("Right: ")
 
 
-def save_twice_filtered(model, folder):
-    """The exercise's own: the adapter is selected twice, and nothing is left."""
+def select(state):
+    kept = [key for key in state if "lora_" in key and ".default" in key]
+    return {key.replace(".default", ""): state[key] for key in kept}
+
+
+def save_selected(model, folder):
+    torch.save(select(model.state_dict()), folder / "adapter_model.bin")
+
+
+def save_selected_twice(model, folder):
+    """The exercise's own: no name is left for the second selection."""
     old = model.state_dict
-    model.state_dict = (lambda self, *_, **__: peft.get_peft_model_state_dict(self, old())).__get__(
-        model, type(model)
-    )
-    model.save_pretrained(folder)
+    model.state_dict = lambda *_, **__: select(old())
+    save_selected(model, folder)
 
 
 def save_with_the_state_given(model, folder):
-    """Another right answer: the patch stays, and PEFT selects from the model's own state."""
+    """Another right answer: today's PEFT selects from the state that it gets."""
     state = model.state_dict()
     model.save_pretrained(folder, state_dict=state)
 
@@ -135,7 +142,7 @@ def save_with_the_state_given(model, folder):
     ("answer", "hint"),
     [
         (lambda model, folder: None, "holds no tensor"),
-        (save_twice_filtered, "how often"),
+        (save_selected_twice, "how often"),
         (lambda m, f: torch.save(m.state_dict(), f / "adapter_model.bin"), "frozen base too"),
         (
             lambda m, f: torch.save(
@@ -148,6 +155,7 @@ def save_with_the_state_given(model, folder):
 def test_saved(judge, answer, hint):
     said = judge("saved", answer)
     assert said.startswith("Not yet: ") and hint in said
+    assert judge("saved", save_selected).startswith("Right: ")
     assert judge("saved", lambda m, f: m.save_pretrained(f)).startswith("Right: ")
     assert judge("saved", save_with_the_state_given).startswith("Right: ")
 
