@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import tempfile
 from collections.abc import Mapping
@@ -305,7 +307,8 @@ def resumed(answer: Any) -> str:
             if "lora_" in name:
                 torch.nn.init.normal_(parameter)
         before, wanted = _probe(fresh), _probe(model)
-        step = answer(fresh, path)
+        with contextlib.redirect_stdout(io.StringIO()):
+            step = answer(fresh, path)
         after = _probe(fresh)
     hint = "the model is as it was before: print what load_state_dict returns, and the file's names"
     need(not torch.allclose(after, before), hint)
@@ -314,7 +317,8 @@ def resumed(answer: Any) -> str:
     need(step == 37, "the weights are right; the steps already taken are in trainer_state.json")
     with tempfile.TemporaryDirectory() as empty:
         try:
-            answer(_adapted_model(), Path(empty))
+            with contextlib.redirect_stdout(io.StringIO()):
+                answer(_adapted_model(), Path(empty))
         except Exception:
             return (
                 "a resume that finds nothing must stop: one that goes ahead trains from step 0 "
