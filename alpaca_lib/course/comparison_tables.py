@@ -25,7 +25,7 @@ from alpaca_lib.export.parity import Parity
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.inference.safety import PolicyScores
 
-FAR = 0.2  # nats; what `alpaca check` accepts is below
+FAR = 0.2  # nats; what `alpaca_lib.inference check` accepts is below
 MADE_BY = {  # a model's name here: (the notebook that trains it, a file of it)
     "full": ("03_full_finetune_fsdp", "model/config.json"),
     "lora": ("04_lora_finetune", "adapter/adapter_config.json"),
@@ -65,8 +65,11 @@ def shown(model: str) -> str:
     return shorten_path(model) if Path(model).exists() else model
 
 
-def show_trained(found: Mapping[str, str]) -> None:
-    """Shows each model's path and training, and says what that means for a comparison."""
+def show_trained(found: Mapping[str, str], template: str) -> None:
+    """Shows each model's path and training, and says what that means for a comparison.
+
+    ``template``: the one that the models are asked in; one that was trained on another is named.
+    """
     seen = {name: _training(path) for name, path in found.items() if name != "base"}
     rows = []
     for name, path in found.items():
@@ -74,6 +77,13 @@ def show_trained(found: Mapping[str, str]) -> None:
         trained = "" if name == "base" else f"{number} examples"
         rows.append([name, shown(path), trained])
     show_table(["name", "model", "trained in this course on"], rows)
+    for name, path in found.items():
+        own = read_object(Path(path) / "run.json").get("settings", {}).get("template")
+        if own and own != template:
+            say(
+                f"**{name}** was trained on the template `{own}`, and is asked in `{template}` "
+                f'here: set `template = "{own}"`, or its answers are not those of its training.'
+            )
     if len(seen) == 2:
         one, two = seen.values()
         say(
@@ -231,7 +241,7 @@ def show_parity(parity: Parity, kind: str, dtype: str) -> None:
     if parity.tokenized_alike < parity.texts:
         raise RunError(
             "llama.cpp makes other tokens of a prompt than PyTorch: do not use this file, and "
-            "see `alpaca check` for the rows"
+            "`python -m alpaca_lib.inference check` lists the rows"
         )
     if parity.kl >= FAR:
         say(

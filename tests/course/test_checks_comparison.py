@@ -59,7 +59,7 @@ def test_hints_on_the_limit_of_the_speed(capsys, answer, hint):
 
 def step(
     logits, answer, penalty, temperature, top_p, *, divide=False, count=False, sharp=False,
-    first=True, scale=True, cross=True, order=True, most=True,
+    scale=True, cross=True, order=True, most=True,
 ):  # fmt: skip
     """One step of decoding, with a mistake for each argument that is changed."""
     z = list(logits)
@@ -70,8 +70,10 @@ def step(
     p = [power / sum(powers) for power in powers]
     total, kept = 0.0, set()
     for i in sorted(range(len(p)), key=lambda i: -p[i]):
-        if total + (0 if cross else p[i]) < top_p + (0 if cross else 1e-12) or (first and not kept):
-            total, kept = total + p[i], kept | {i}
+        over = total >= top_p if cross else total + p[i] >= top_p + 1e-12
+        if over and (cross or kept):
+            break
+        total, kept = total + p[i], kept | {i}
     found = [p[i] / (total if scale else 1) if i in kept else 0.0 for i in range(len(p))]
     return found if order else sorted(found, reverse=True)
 

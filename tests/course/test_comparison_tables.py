@@ -41,6 +41,7 @@ def runs(tmp_path, monkeypatch):
         (folder / "parameters.json").write_text('{"model": "m"}', encoding="utf-8")
         (folder / "result.json").write_text("{}", encoding="utf-8")
         settings = {"examples_per_step": 8, "seed": seed, "data_path": "d.json"}
+        settings["template"] = "alpaca"
         run = {"steps": steps, "settings": settings}
         (folder / file).with_name("run.json").write_text(json.dumps(run), encoding="utf-8")
         return str((folder / file).parent)
@@ -76,13 +77,18 @@ def test_the_newest_models_are_found_and_a_given_one_is_preferred(runs, shown, t
 def test_two_methods_are_compared_only_if_the_examples_were_the_same(runs, shown, change, text):
     found = {"base": "m", "full": runs(*tables.MADE_BY["full"])}
     found["lora"] = runs(*tables.MADE_BY["lora"], **change)
-    tables.show_trained(found)
+    tables.show_trained(found, "alpaca")
     assert "| full | runs/03\\_full\\_finetune\\_fsdp/001/model | 80 examples |" in shown[0]
     assert text in shown[1]
 
 
+def test_a_model_that_is_asked_in_another_template_is_named(runs, shown):
+    tables.show_trained({"base": "m", "lora": runs(*tables.MADE_BY["lora"])}, "chat")
+    assert 'set `template = "alpaca"`' in shown[1]
+
+
 def test_a_model_without_a_record_of_its_training_is_shown(shown):
-    tables.show_trained({"base": "m", "lora": "owner/name"})
+    tables.show_trained({"base": "m", "lora": "owner/name"}, "alpaca")
     assert "| lora | owner/name | an unknown number of examples |" in shown[0]
     assert len(shown) == 1
 

@@ -156,7 +156,7 @@ def paired_interval(function: Any) -> str:
     """Decides about a paired bootstrap: (one, other, draws, seed) -> (low, high)."""
     _need_function(function)
     draw = random.Random(3)
-    hard = [draw.uniform(0, 20) for _ in range(120)]  # how hard each task is, for both models
+    hard = [draw.uniform(0, 9) for _ in range(120)]  # how hard each task is, for both models
     one = [h - 0.4 + draw.gauss(0, 1) for h in hard]
     got = function(one, hard, 4000, 1)
     _need_result(got)
