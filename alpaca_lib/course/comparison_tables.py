@@ -20,10 +20,11 @@ from alpaca_lib.errors import RunError
 from alpaca_lib.evaluation.comparison import Difference, Scores, repetition
 from alpaca_lib.evaluation.constraint_checks import meets
 from alpaca_lib.evaluation.llm_judge import Judgement
-from alpaca_lib.evaluation.tasks import task_text
+from alpaca_lib.evaluation.tasks import load_tasks, task_text
 from alpaca_lib.export.parity import Parity
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.inference.safety import PolicyScores
+from alpaca_lib.tokenization import Record
 
 FAR = 0.2  # nats; what `alpaca_lib.inference check` accepts is below
 MADE_BY = {  # a model's name here: (the notebook that trains it, a file of it)
@@ -92,6 +93,21 @@ def show_trained(found: Mapping[str, str], template: str) -> None:
             else "They were trained on different examples: *full* and *lora* are two runs here, "
             "and no comparison of two methods."
         )
+
+
+def choose_tasks(file: Path, rows: int) -> list[Record]:
+    """Returns that many held-out tasks of a file, evenly spread over it; 0: all.
+
+    Raises RunError for fewer than two, DataError for a file that cannot be used.
+    """
+    tasks = load_tasks(file)
+    count = min(rows, len(tasks)) if rows else len(tasks)
+    if count < 2:
+        raise RunError(
+            f"{rows} rows of {shorten_path(file)}, which has {len(tasks)}: a comparison needs two "
+            "tasks at least; set eval_rows, or 0 for all"
+        )
+    return [tasks[i * len(tasks) // count] for i in range(count)]
 
 
 def show_scores(scores: Mapping[str, Scores]) -> None:

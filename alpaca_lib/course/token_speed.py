@@ -10,7 +10,7 @@ from typing import Any
 from alpaca_lib.export import post, serve_model
 
 
-def tokens_per_second(speak: Callable[[int], object], tokens: int = 24) -> float:
+def tokens_per_second(speak: Callable[[int], object], tokens: int = 16) -> float:
     """Returns the speed of one answer of that many tokens, without the time of its prompt.
 
     ``speak(n)`` answers the same prompt with n tokens. Its first call warms up and is not timed.
@@ -26,7 +26,7 @@ def _seconds(speak: Callable[[int], object], tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def torch_speed(model: Any, prompt: Sequence[int], tokens: int = 24) -> float:
+def torch_speed(model: Any, prompt: Sequence[int], tokens: int = 16) -> float:
     """Returns the tokens per second of transformers' generate(), greedy, for token ids."""
     import torch
 
@@ -43,7 +43,7 @@ def torch_speed(model: Any, prompt: Sequence[int], tokens: int = 24) -> float:
     return tokens_per_second(speak, tokens)
 
 
-def llama_speed(file: Path, prompt: Sequence[int], tokens: int = 24) -> float:
+def llama_speed(file: Path, prompt: Sequence[int], tokens: int = 16) -> float:
     """Returns the tokens per second of a GGUF file in llama.cpp, greedy, for token ids."""
     with serve_model(str(file), slots=1) as address:
         url = address.removesuffix("/v1") + "/completion"

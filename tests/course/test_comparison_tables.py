@@ -16,7 +16,7 @@ from alpaca_lib.evaluation.llm_judge import Judgement, Pair, Verdict
 from alpaca_lib.export.parity import Parity
 from alpaca_lib.inference.decoding import Answer
 from alpaca_lib.inference.safety import Labelled, PolicyScores
-from alpaca_lib.records import Example
+from alpaca_lib.records import Example, save_examples
 
 matplotlib.use("Agg")
 
@@ -98,6 +98,16 @@ TASKS = [
     Example("Say e.", output="e f g h"),
     Example("Say i.", output="i j k l"),
 ]
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(0, "0123456789"), (3, "036"), (99, "0123456789")])
+def test_tasks_are_spread_over_the_file(tmp_path, rows, chosen):
+    file = tmp_path / "tasks.json"
+    save_examples([Example(f"Say {n}.", output=str(n)) for n in range(10)], file)
+    assert [task.output for task in tables.choose_tasks(file, rows)] == list(chosen)
+    for few in (1, -3):
+        with pytest.raises(RunError, match=r"which has 10: a comparison needs two tasks at least"):
+            tables.choose_tasks(file, few)
 
 
 def answers(*texts):
