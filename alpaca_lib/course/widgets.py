@@ -70,12 +70,12 @@ def ask(answers: Mapping[str, Callable[[str, str], str]]) -> None:
     """
     if is_headless():
         return
-    wide = {"width": "100%"}
+    wide = {"width": "auto"}  # with 100 % the margins would not fit
     example = "Give two reasons to learn a second language."
     question = ipywidgets.Textarea(value=example, layout=wide)
     context = ipywidgets.Textarea(placeholder="input (optional)", layout=wide)
     button = ipywidgets.Button(description="Ask", button_style="primary")
-    column = {"width": f"{100 // len(answers)}%"}
+    column = {"width": "auto", "flex": "1 1 0", "min_width": "0"}
     boxes = {name: ipywidgets.HTML(layout=column) for name in answers}
 
     def run(_: Any) -> None:
