@@ -93,7 +93,7 @@ def write_notebook(book: Any, path: Path) -> None:
 
 
 def write_exercises(names: tuple[str, ...] = LESSONS) -> list[Path]:
-    """Executes the solutions and writes the exercises; returns what was written."""
+    """Runs the solutions and writes the exercises; returns what was written."""
     written = []
     for name in names:
         source = SOLUTIONS / f"{name}.ipynb"
@@ -106,7 +106,7 @@ def write_exercises(names: tuple[str, ...] = LESSONS) -> list[Path]:
 
 
 def write_student_copy(out: Path) -> list[Path]:
-    """Copies the lessons, exercises and pictures to a folder, without outputs and solutions."""
+    """Writes the lessons, exercises and pictures into a folder, without outputs and solutions."""
     if out.exists() and any(out.iterdir()):
         raise FileError(f"{out}: is not empty; name a new folder")
     written = []

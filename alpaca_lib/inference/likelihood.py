@@ -42,7 +42,10 @@ def _packed_losses(model: Any, pairs: Sequence[Pair]) -> list[float]:
     cache = SlotCache()
     with torch.inference_mode(), attend_in_slots(causal):
         for some in _rows(pairs):
-            ids, positions, kept, prefills = [], [], [], []
+            ids: list[int] = []
+            positions: list[int] = []
+            kept: list[int] = []  # whose logits are wanted
+            prefills: list[Prefill] = []
             for row, (prompt, reply) in enumerate(some):
                 source, prefix = longest_prefix(prompt, [one for one, _ in some[:row]])
                 start = len(ids)
