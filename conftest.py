@@ -1,9 +1,14 @@
-"""How pytest-xdist's workers (course.py test starts them) share the tests and the cores."""
+"""How the tests run: which are left out, and how pytest-xdist's workers share them and the cores.
+
+course.py test starts the workers.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 
 import pytest
 
@@ -22,7 +27,18 @@ def find_group(nodeid: str) -> str:
 
 
 def pytest_configure(config):
-    """Ends at SIGTERM as at Ctrl-C where there are workers, so that they end, too."""
+    """Ends at SIGTERM as at Ctrl-C where there are workers, so that they end, too.
+
+    Raises the limit of open files where it is low: macOS has 256, and some tests open as many
+    connections.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < 4096:
+            most = hard if hard != resource.RLIM_INFINITY else 4096
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 4096), hard))
     if config.getoption("numprocesses", None):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -40,8 +56,20 @@ def pytest_xdist_make_scheduler(config, log):
     return GroupScheduling(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items):
-    """Puts what takes longest first: the notebooks, then the files with slow tests."""
+    """Marks notebooks as slow, and skips what this system lacks.
+
+    With workers, what takes longest comes first: the notebooks, then the files with slow tests.
+    """
+    system = os.environ.get("TESTS_AS_ON", sys.platform)  # tests/other_platforms.py
+    for item in items:
+        if _is_notebook(item):
+            item.add_marker("slow")
+        if item.get_closest_marker("linux") and system != "linux":
+            item.add_marker(pytest.mark.skip(reason="needs Linux"))
+        if item.get_closest_marker("posix") and system == "win32":
+            item.add_marker(pytest.mark.skip(reason="needs a POSIX system"))
     if WORKERS:
         slow = {find_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
         place = dict.fromkeys(slow, 1) | {"notebooks": 0}

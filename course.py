@@ -24,11 +24,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -37,6 +39,8 @@ from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
+IS_WINDOWS = os.name == "nt"
+INSIDE = "Scripts/python.exe" if IS_WINDOWS else "bin/python"  # of an environment
 STAMP = VENV / "course-stamp"
 NEEDED_GB = 7
 # Every cell of every notebook is a test; the output of a cell tagged nbval-check-output
@@ -49,6 +53,8 @@ MOST_WORKERS = 4
 # Packages that --here does not replace where they are new enough: large, built for the machine's
 # GPU, or loaded in the running kernel.
 KEPT = ("torch", "torchvision", "torchaudio", "numpy", "transformers")
+# pytest's options whose value is the next word.
+VALUED = ("-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--deselect", "--durations", "--ignore")
 COMMANDS = ("run", "lab", "test", "check", "exercises", "student", "grade", "badges")
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -106,6 +112,8 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
     # So that the kernel "python3", torchrun and pytest are those of this environment.
     bin_folder = str(Path(python).parent)
     environment["PATH"] = bin_folder + os.pathsep + environment.get("PATH", "")
+    if sys.platform == "darwin":  # what torch lacks on an Apple GPU is computed on the CPU
+        environment.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     for name in ("ALPACA_CACHE", "ALPACA_MODELS", "ALPACA_RUNS"):  # notebooks run elsewhere
         if environment.get(name):
             environment[name] = os.path.abspath(os.path.expanduser(environment[name]))
@@ -126,18 +134,26 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         return call("-m", "alpaca_lib.course.exercises", command, *options)
     if command == "lab":
         return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment.update(ALPACA_RUNS=folder, ALPACA_HEADLESS="1")
         # Workers, kernels and launched ranks have more threads than there are cores: one that
         # waits for a thread without a core should sleep soon, not spin (OpenMP of GCC).
         environment.setdefault("GOMP_SPINCOUNT", "1000")
-        named = any(not option.startswith("-") for option in options)
-        if not named:  # before the user's own, so that -n 0 there counts
+        if not names_tests(options):  # before the user's own, so that -n 0 there counts
             options = [*options, "tests", "notebooks"]
             workers = min(os.cpu_count() or 1, MOST_WORKERS)
             users = environment.get("PYTEST_ADDOPTS", "")
             environment["PYTEST_ADDOPTS"] = f"-n {workers if workers > 1 else 0} {users}"
         return call("-m", "pytest", *NBVAL, *NOT_NBVAL, *options)
+
+
+def names_tests(options: list[str]) -> bool:
+    """Returns whether pytest's options name tests: a word that is no option, and none's value."""
+    before = ["", *options]
+    return any(
+        not word.startswith("-") and last not in VALUED
+        for last, word in zip(before, options, strict=False)
+    )
 
 
 def wait_for(process: subprocess.Popen[bytes]) -> int:
@@ -174,10 +190,33 @@ def find_python(here: bool) -> str:
         print(f"installing into {sys.prefix}: {', '.join(missing)}", flush=True)
         add(missing)
         return sys.executable
+    check_system()
     make_venv(inside)
     install(str(inside), VENV / "install.log", ["-r", "requirements.txt"])
     STAMP.write_text(wanted, encoding="utf-8")
     return str(inside)
+
+
+def check_system() -> None:
+    """Raises SetupError for a system that torch, bitsandbytes or llama.cpp have no packages for."""
+    elsewhere = "Or use Colab (see README.md) or another machine"
+    if sys.platform == "darwin":
+        if platform.machine() != "arm64":
+            raise SetupError(
+                "torch has no packages for this Python, which is built for Intel Macs. On Apple "
+                f"silicon install Python for arm64 (python.org, uv, Homebrew). {elsewhere}"
+            )
+        version = platform.mac_ver()[0]
+        if re.match(r"1[123]\b", version):
+            raise SetupError(
+                f"torch and bitsandbytes need macOS 14 or newer; this is {version}. Update it. "
+                f"{elsewhere}"
+            )
+    if IS_WINDOWS and sysconfig.get_platform() != "win-amd64":
+        raise SetupError(
+            f"torch and llama.cpp have no packages for {sysconfig.get_platform()}; install the "
+            f"64-bit Python for x86-64 (python.org). {elsewhere}"
+        )
 
 
 def fingerprint() -> str:
@@ -190,7 +229,7 @@ def fingerprint() -> str:
 
 def venv_python() -> Path:
     """Returns the path of the Python in .venv."""
-    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    return VENV / INSIDE
 
 
 def read(path: Path) -> str:
@@ -245,9 +284,9 @@ def make_venv(inside: Path) -> None:
     if not os.access(str(ROOT), os.W_OK):
         raise SetupError(
             f"{ROOT} cannot be written, so .venv cannot be created there. Copy the project to a "
-            "folder of yours; or create an environment elsewhere (python3 -m venv DIR), run "
-            f"DIR/bin/python -m pip install -r {ROOT / 'requirements.txt'}, and start with "
-            "DIR/bin/python course.py run --out FOLDER"
+            f"folder of yours; or create an environment elsewhere ({sys.executable} -m venv DIR), "
+            f"run DIR/{INSIDE} -m pip install -r {ROOT / 'requirements.txt'}, and start with "
+            f"DIR/{INSIDE} course.py run --out FOLDER"
         )
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
@@ -353,6 +392,11 @@ def explain(text: str, log: Path) -> str:
         cause = (
             "the packages cannot be reached in the versions of constraints.txt. Check the network "
             "or mirror; for a Python that has no such version, change it in constraints.txt"
+        )
+    elif "Long Path" in text:
+        cause = (
+            "a file's path would be longer than Windows allows: move the project to a short one "
+            r"like C:\alpaca, or turn on long paths as pip's hint says"
         )
     elif "externally-managed" in text:
         cause = "this Python belongs to the system; leave out --here, so that .venv is created"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -111,6 +112,7 @@ def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str
     An AlpacaError is one line on stderr and its own exit code; any other exception is a fault
     of the program and keeps its traceback. Ctrl-C exits with 130.
     """
+    _accept_all_characters()
     options, unknown = build_parser(prog, about, commands).parse_known_args(arguments)
     if unknown:
         near = difflib.get_close_matches(unknown[0], options.parser._option_string_actions, n=1)
@@ -121,6 +123,7 @@ def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str
 
 def run(work: Callable[[], int | None], prefix: str = "", error_code: int | None = None) -> int:
     """Runs a function and returns its exit code, with errors as ``main`` describes them."""
+    _accept_all_characters()
     try:
         return work() or 0
     except AlpacaError as error:
@@ -129,3 +132,10 @@ def run(work: Callable[[], int | None], prefix: str = "", error_code: int | None
     except KeyboardInterrupt as error:
         print(f"stopped by {error if error.args else 'Ctrl-C'}", file=sys.stderr, flush=True)
         return 130
+
+
+def _accept_all_characters() -> None:
+    """Escapes what the output's encoding lacks, as that of a file or pipe on Windows, cp1252."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")

@@ -13,11 +13,14 @@ import os
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alpaca_lib.errors import FileError
+
+PATIENCE = 3.0 if os.name == "nt" else 0.0  # seconds in which move() tries again
 
 
 def dump_json(value: object, indent: int | None = None) -> str:
@@ -91,7 +94,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync(work)
         if mode is not None:
             os.chmod(work, mode)
-        os.replace(work, path)
+        move(work, path)
     except OSError as error:
         if isinstance(error, FileError):
             raise
@@ -100,6 +103,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if work is not None:
             with contextlib.suppress(OSError):
                 work.unlink()
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a file or folder to a name; a file that has it is replaced, atomically.
+
+    Windows refuses that while another program has one of the files open, as virus scanners and
+    readers have for a moment: there it is tried again for PATIENCE seconds.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _not_written(path: Path, error: OSError) -> FileError:
@@ -182,6 +202,7 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
+        self._lock_file: Any = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self.path, "a+b", buffering=0)  # noqa: SIM115
@@ -197,19 +218,22 @@ class JsonLines:
         self.close()
 
     def lock(self, busy: str) -> None:
-        """Holds a lock on the open file itself, where the system can: a lock file can be deleted.
+        """Holds a lock on the open file itself: a lock file can be deleted, except on Windows.
 
         Raises FileError with the text ``busy`` if another process holds it.
         """
-        with contextlib.suppress(ImportError):
+        try:
             import fcntl
-
-            try:
-                fcntl.flock(self._stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FileError(busy) from None
-            except OSError:  # some network file systems cannot
-                return
+        except ImportError:  # Windows
+            name = f".{self.path.name}.lock"
+            self._lock_file = acquire_lock(self.path.with_name(name), wait=False, busy=busy)
+            return
+        try:
+            fcntl.flock(self._stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(busy) from None
+        except OSError:  # some network file systems cannot
+            return
 
     def append(self, row: dict[str, Any], sync: bool = True) -> int:
         """Appends one row and returns its offset in bytes; ``sync`` waits for the disk.
@@ -243,6 +267,8 @@ class JsonLines:
     def close(self) -> None:
         """Closes the file; every appended row is already in it."""
         self._stream.close()
+        if self._lock_file is not None:
+            self._lock_file.release()
 
 
 def read_json_lines(path: str | os.PathLike[str]) -> Iterator[JsonLine]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 
@@ -117,3 +118,20 @@ def test_help_lists_the_templates_of_each_command_that_takes_one(one, capsys):
     shown = capsys.readouterr().out
     lists = all(f"  {line}" in shown for line in describe_templates())
     assert lists == ("--template" in shown)
+
+
+def test_text_that_the_output_cannot_encode_is_escaped():
+    """As in a pipe of Windows, whose encoding is cp1252: results and errors, and --help too."""
+    code = (
+        "import sys; from alpaca_lib.command_line import run; from alpaca_lib.errors import *\n"
+        "def work():\n    print('caf\u00e9 \u4e2d')\n    raise DataError('\u6587')\n"
+        "sys.exit(run(work))"
+    )
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 1
+    assert done.stdout.split() == [b"caf\xe9", b"\\u4e2d"], done.stderr
+    assert done.stderr.strip() == b"error: \\u6587"
+    help_ = [sys.executable, "-m", "alpaca_lib", "train", "--help"]
+    done = subprocess.run(help_, capture_output=True, env=environment)
+    assert done.returncode == 0 and b"examples:" in done.stdout, done.stderr

@@ -296,6 +296,7 @@ def die(*_):
     os._exit(9)
 
 
+@pytest.mark.linux  # a forked process
 def test_a_process_that_is_killed_is_named(tmp_path, monkeypatch):
     """An error of the command, and nothing half-written."""
     monkeypatch.setattr(streams, "_SEVERAL", 1)
@@ -320,9 +321,9 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert [one.name for one in tmp_path.iterdir()] == ["d.jsonl"]
 
 
+@pytest.mark.linux  # ru_maxrss in KiB
 def test_a_large_file_converts_in_constant_memory(tmp_path):
     """40 MB of lines: the command needs little more memory than for 1 MB."""
-    pytest.importorskip("resource")
     talk = Conversation((Turn("user", "a " * 500), Turn("assistant", "b " * 500)) * 2)
     line = json.dumps(RENDERED["ShareGPT"](talk)) + "\n"
     code = (

@@ -158,3 +158,25 @@ def test_json_is_readable_and_can_always_be_written(tmp_path):
     text = files.dump_json({"a": "\ud800"})
     files.write_text(tmp_path / "a.json", text)
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": "\ud800"}
+
+
+def test_a_rename_that_another_program_delays(tmp_path, monkeypatch):
+    """Windows refuses it while a scanner has a file open: tried again, but not for ever."""
+    monkeypatch.setattr(files, "PATIENCE", 0.3)
+    replace, refusals = os.replace, [2]
+
+    def busy(*paths):
+        refusals[0] -= 1
+        if refusals[0] >= 0:
+            raise PermissionError(13, "Access is denied")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", busy)
+    (tmp_path / "new").write_text("new")
+    files.move(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "new" and refusals == [-1]
+    refusals[0] = 10**6
+    with pytest.raises(FileError, match="Access is denied"):
+        files.write_text(tmp_path / "old", "newer")
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_text() == "new"

@@ -464,6 +464,7 @@ def test_deeply_nested_yaml(tmp_path, content):
         load_rules(path)
 
 
+@pytest.mark.posix
 def test_rules_in_a_pipe(tmp_path):
     """Refused at once: reading it would block."""
     import os

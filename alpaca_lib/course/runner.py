@@ -47,7 +47,7 @@ from alpaca_lib.course.notebooks import (
 from alpaca_lib.course.parameters import check_value
 from alpaca_lib.course.resume import Fingerprint, find_finished, take_fingerprint
 from alpaca_lib.errors import FileError, RunError
-from alpaca_lib.files import dump_json, sha256_text, write_text
+from alpaca_lib.files import dump_json, move, sha256_text, write_text
 from alpaca_lib.options import nearest
 
 PROFILES = REPO / "data" / "profiles"
@@ -250,7 +250,7 @@ def _run_one(entry: Entry, values: dict[str, Any], run_id: str, fingerprint: Fin
         finally:
             ended.set()
             with contextlib.suppress(OSError):
-                os.replace(work, target)
+                move(work, target)
     entry.minutes = (time.monotonic() - start) / 60
     entry.peak_gb = peak.result() / 1e9
     if entry.status == "done":

@@ -13,11 +13,11 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from alpaca_lib.errors import FileError, ModelError
-from alpaca_lib.files import dump_json, write_text
+from alpaca_lib.files import dump_json, move, write_text
 from alpaca_lib.inference.model_pool import as_source, read_run
 from alpaca_lib.models import EMBEDDED, ModelSource, base_name
 from alpaca_lib.models.embedded import cache_folder
@@ -148,7 +148,7 @@ def publish(
         write_text(part / "README.md", card)
         if folder.is_dir():
             folder.rmdir()
-        part.rename(folder)
+        move(part, folder)
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -243,11 +243,16 @@ def _table(rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """Returns a JSON value in which absolute paths are shortened to their last part."""
+    """Returns a JSON value in which absolute paths are shortened to their last part.
+
+    Paths of POSIX and of Windows, wherever they are published.
+    """
     if isinstance(value, dict):
         return {key: _without_paths(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_paths(one) for one in value]
-    if isinstance(value, str) and "\n" not in value and Path(value).is_absolute():
-        return Path(value).name
+    if isinstance(value, str) and "\n" not in value:
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
     return value

@@ -188,7 +188,7 @@ def _logprobs(model: Any, context: list[int]) -> Any:
 
     with torch.inference_mode():
         ids = torch.tensor([context], device=model.device)
-        return model(ids, logits_to_keep=1).logits[0, -1].double().log_softmax(-1).cpu()
+        return model(ids, logits_to_keep=1).logits[0, -1].cpu().double().log_softmax(-1)
 
 
 def _divergence(ours: Any, context: list[int], root: str, forced: int) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from alpaca_lib.errors import FileError, JournalError
-from alpaca_lib.files import sha256_file
+from alpaca_lib.files import move, sha256_file
 from alpaca_lib.generation.filtering import Outcome, write_outcome
 from alpaca_lib.generation.journal import Journal, has_journal
 
@@ -71,7 +70,7 @@ class RegenFile:
         if checksum:
             shutil.copymode(self.path, work)
         self.journal.note_written(new, len(outcome.kept))
-        os.replace(work, self.path)
+        move(work, self.path)
 
     def _keep_copy(self, tasks: int, is_ours: bool, kept: int) -> None:
         number = 1

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from alpaca_lib.inference.slot_cache import Prefill, SlotCache, Unsupported, attend_in_slots
+from alpaca_lib.memory import installed
 
 PROMPT_TOKENS = 2048  # of prompts per step: bounds the memory of activations
 LEAST_PREFIX = 8  # tokens; a shorter common beginning is computed again
@@ -161,10 +162,7 @@ def budget(device: torch.device) -> int:
     the main memory, at most 1 GiB."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] // 2)
-    total = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if os.name == "posix" else 2**33
-    )
-    return min(total // 8, 2**30)
+    return min((installed() or 2**33) // 8, 2**30)
 
 
 def longest_prefix(prompt: list[int], others: Sequence[list[int]]) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def notes(kind: str, settings: Settings, cluster: Cluster) -> list[str]:
     out, nodes = f"output_dir {settings.output_dir!r}", cluster.nodes
     on_cloud = kind in ("skypilot", "kubernetes")
     found = []
-    if nodes > 1 and not os.path.isabs(settings.output_dir):
+    if nodes > 1 and not PurePosixPath(settings.output_dir).is_absolute():
         found.append(f"{out} is within workdir: all {nodes} nodes must see that one folder")
     if on_cloud and not cluster.volume:
         found.append(f"{out} is lost with the machine: name storage for it, volume")

@@ -1,6 +1,6 @@
 """Starts training runs in processes of their own, and follows their metrics.
 
-    launch(settings, processes=2)    on this machine, with torchrun
+    launch(settings, processes=2)    on this machine, on Linux with torchrun
     watch("runs/alpaca")             a run that something else started, such as Slurm
 
 Files for schedulers, which end in the same torchrun line: alpaca_lib.launch.cluster.
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import LaunchError, SettingsError
+from alpaca_lib.launch.local_ranks import LocalRanks, free_port
+from alpaca_lib.launch.probe import usable_processes
 from alpaca_lib.models import ModelSource
 from alpaca_lib.training.settings import Settings
 
@@ -67,8 +69,9 @@ def launch(settings: Settings, processes: int = 2, port: int = 0) -> Iterator[di
 
     Output goes to output_dir/train.log. Steps that a resumed run repeats are yielded again.
     Closing the iterator (or Ctrl-C) makes the run save and stop, and so does the end of this
-    Python, however it ends. Raises LaunchError if a process fails, or before anything starts
-    if ``port`` (0: a free one) is taken.
+    Python, however it ends. Where several processes cannot train together the run takes one,
+    and a printed line says why (see usable_processes). Raises LaunchError if a process fails,
+    or before anything starts if ``port`` (0: a free one) is taken.
     """
     if processes < 1:
         raise SettingsError(f"processes {processes}: at least 1 is needed")
@@ -80,7 +83,7 @@ def launch(settings: Settings, processes: int = 2, port: int = 0) -> Iterator[di
                 f"port {port} of this machine cannot be used ({error}): leave port at 0 for a "
                 "free one, or end the program that has it"
             ) from None
-    return _launch(settings, processes, port)
+    return _launch(settings, usable_processes(processes, settings.device), port)
 
 
 def watch(folder: str | Path, timeout: float = 0.0) -> Iterator[dict[str, Any]]:
@@ -107,13 +110,6 @@ def watch(folder: str | Path, timeout: float = 0.0) -> Iterator[dict[str, Any]]:
         time.sleep(0.2)
 
 
-def free_port() -> int:
-    """Returns a TCP port of 127.0.0.1 that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def end_with_launcher() -> None:
     """Sends this process SIGTERM when the Python whose launch() started it ends.
 
@@ -123,7 +119,10 @@ def end_with_launcher() -> None:
     def wait() -> None:
         while os.read(0, 1024):
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        if os.name == "posix":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:  # os.kill ends a process of Windows at once
+            signal.raise_signal(signal.SIGTERM)
 
     if _FOLDER in os.environ:
         threading.Thread(target=wait, daemon=True).start()
@@ -179,20 +178,28 @@ def _launch(settings: Settings, processes: int, port: int) -> Iterator[dict[str,
             **os.environ,
             "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // processes, 1)),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONUTF8": "1",  # train.log, where the system has another encoding
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE),
             "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
             _FOLDER: outputs,
         }
-        process = subprocess.Popen(
-            # torchrun, called by _agent; each rank's output is kept in files of its own, too.
-            [sys.executable, "-m", __name__, f"--log_dir={outputs}", "--tee=3", *line[3:]],
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            # A Ctrl-C goes to a full session; it must not reach a rank before it has saved.
-            start_new_session=True,
-        )
+        process: subprocess.Popen[bytes] | LocalRanks
+        if _uses_torchrun():
+            process = subprocess.Popen(
+                # torchrun, called by _agent; each rank's output is kept in files of its own, too.
+                [sys.executable, "-m", __name__, f"--log_dir={outputs}", "--tee=3", *line[3:]],
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # A Ctrl-C goes to a full session; it must not reach a rank before it has saved.
+                start_new_session=True,
+            )
+        else:
+            command = [sys.executable, *line[line.index("alpaca_lib.training") - 1 :]]
+            process = LocalRanks(
+                command, processes, port or free_port(), Path(outputs), stream, environment
+            )
         try:
             ended = False
             while not ended:
@@ -201,12 +208,19 @@ def _launch(settings: Settings, processes: int, port: int) -> Iterator[dict[str,
                 time.sleep(0.0 if ended else 0.2)
         finally:
             _stop(process)
-        if process.returncode != 0:
-            raise LaunchError(_first_error(Path(outputs), log, process.returncode))
+        if code := process.returncode:
+            raise LaunchError(_first_error(Path(outputs), log, code))
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _uses_torchrun() -> bool:
+    return sys.platform == "linux"
+
+
+def _stop(process: subprocess.Popen[bytes] | LocalRanks) -> None:
     """Makes a running process save and stop; kills it if it does not."""
+    if isinstance(process, LocalRanks):
+        process.stop(GRACE)
+        return
     try:
         if process.poll() is None:
             process.terminate()
@@ -243,6 +257,8 @@ def _read_error(file: Path, code: int) -> str:
         return "killed by SIGKILL, as the system does when memory runs out"
     text = file.read_text(encoding="utf-8", errors="replace")
     found = _ERROR.findall(re.sub(r"(?m)^\[rank\d+\]: ", "", text))
+    if code > 1 and not found and not _uses_torchrun():  # of a killed process, on Windows
+        return f"ended with exit code {code} and without an error, as a killed process does"
     return str(found[-1]) if found else killer and f"killed by {killer}"
 
 

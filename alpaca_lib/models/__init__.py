@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alpaca_lib.models.adapters import attach_adapter, base_name
     from alpaca_lib.models.device import Placement, place
     from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED
-    from alpaca_lib.models.source import QUANTIZATIONS, ModelSource, gguf_file, load
+    from alpaca_lib.models.quantization import QUANTIZATIONS, usable_quantizations
+    from alpaca_lib.models.source import ModelSource, gguf_file, load
 
 __getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +37,80 @@ class Placement:
 def place(device: str = "auto", dtype: str = "auto") -> Placement:
     """Returns the best device and dtype of this machine, or those that were asked for.
 
-    Raises ModelError if a device is not there or a dtype is unknown.
+    The environment variable ALPACA_DEVICE (cpu, cuda, mps) takes the place of "auto". Raises
+    ModelError if a device is not there or a dtype is unknown.
     """
-    import torch
-
-    reasons = []
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        reasons.append(
-            f"{torch.cuda.get_device_name()} is there" if device == "cuda" else "no CUDA GPU here"
-        )
+    named = device if device != "auto" else os.environ.get("ALPACA_DEVICE") or "auto"
+    if named == "auto":
+        device, why = _best_device()
+        reasons = [why]
     else:
-        _check_device(device)
+        _check_device(named)
+        reasons = ["ALPACA_DEVICE names it"] if device == "auto" else []
+        device = named
     if dtype == "auto":
         dtype, why = _best_dtype(device)
         reasons.append(why)
     elif dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f'dtype "{dtype}": use "auto", "float32", "bfloat16" or "float16"')
     return Placement(device, dtype, "; ".join(reasons) or "as asked for")
+
+
+def _best_device() -> tuple[str, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda", f"{torch.cuda.get_device_name()} is there"
+    if not torch.backends.mps.is_available():
+        return "cpu", "no CUDA GPU here"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "cpu", "torch.distributed has no backend for the Apple GPU that is there"
+    if fault := find_mps_fault():
+        return "cpu", f"the Apple GPU that is there is not used: {fault}"
+    return "mps", "an Apple GPU is there, and attention on it was compared with the CPU's"
+
+
+@cache
+def find_mps_fault() -> str:
+    """Returns why the Apple GPU cannot be used; empty if it can. It is tried, once per process.
+
+    A virtual machine may show a GPU on which nothing can be allocated, and kernels of attention
+    have been silently wrong on MPS for some layouts and dtypes (PyTorch issues 181133, 195910).
+    """
+    try:
+        expected, found = _attention_sample("cpu"), _attention_sample("mps")
+    except Exception as error:
+        return f"it fails ({' '.join(str(error).split())[:120] or type(error).__name__})"
+    if float((found - expected).norm()) > 1e-3 * float(expected.norm()):
+        return "its attention differs from the CPU's"
+    return ""
+
+
+def _attention_sample(device: str) -> Any:
+    """Returns causal attention of fixed inputs, with gradients, without, and the gradients.
+
+    The layout is a model's: views of (batch, tokens, heads, size), two queries per key head.
+    """
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(1, 40, heads, 64, generator=draw).to(device).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    query, key, value = (x.transpose(1, 2) for x in inputs)
+
+    def attend() -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True
+        )
+
+    out = attend()
+    out.square().sum().backward()
+    with torch.no_grad():  # another kernel
+        alone = attend()
+    gradients = [x.grad for x in inputs if x.grad is not None]
+    return torch.cat([x.detach().flatten().cpu() for x in (out, alone, *gradients)])
 
 
 def _check_device(device: str) -> None:
@@ -83,7 +141,9 @@ def _best_dtype(device: str) -> tuple[str, str]:
             f"compute capability {major}.{minor} has no bfloat16, and float16 training overflows"
         )
     if device == "mps":
-        return "float32", "float32 is the safe choice on Apple GPUs"
+        return "float32", (
+            "float32, since causal attention in half precision has been wrong on Apple GPUs"
+        )
     return _best_on_cpu(
         getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)(),
         getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),

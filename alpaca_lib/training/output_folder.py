@@ -21,6 +21,7 @@ from alpaca_lib.errors import AlpacaError, FileError, SettingsError
 from alpaca_lib.files import (
     acquire_lock,
     dump_json,
+    move,
     parse_json,
     read_small,
     sha256_file,
@@ -206,7 +207,7 @@ def replace_model(work: Path, folder: Path) -> None:
         if _is_ours(folder / name, known):
             (folder / name).unlink()
     for name in sorted(new, key=lambda name: name.endswith("config.json")):
-        os.replace(work / name, folder / name)
+        move(work / name, folder / name)
     _write_manifest(folder, {name: [checksum] for name, checksum in new.items()})
     work.rmdir()
 
@@ -226,8 +227,8 @@ def swap(work: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}-replaced")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(work, folder)
+        move(folder, old)
+    move(work, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

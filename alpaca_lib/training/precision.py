@@ -16,6 +16,7 @@ import torch
 import torch.distributed as c10d
 from torch import Tensor, nn
 
+from alpaca_lib.errors import SettingsError
 from alpaca_lib.optional import require
 from alpaca_lib.training.sharding import Distributed, is_sharded, local_shard
 
@@ -96,7 +97,7 @@ class MasterWeights:
         if not grads:
             return 0.0
         norms = torch.stack(torch._foreach_norm(grads, 2.0, dtype=torch.float32))
-        return float(norms.double().square().sum())
+        return float(norms.cpu().double().square().sum())  # MPS has no float64
 
     def clip(self, norm: float, most: float) -> None:
         """Scales gradients whose norm is ``norm`` so that it is at most ``most``."""
@@ -224,9 +225,15 @@ def _initialize_moments(optimizer: Any) -> None:
 def create_optimizer(weights: MasterWeights, name: str, lr: float, weight_decay: float) -> Any:
     """Returns AdamW over the masters: torch's ("adamw"), or "adamw8bit" (arXiv:2110.02861).
 
-    The second stores the moments of tensors with 4,096 or more values in 8 bits.
+    The second stores the moments of tensors with 4,096 or more values in 8 bits. Raises
+    SettingsError on an Apple GPU, for which bitsandbytes has none.
     """
     masters = [m for m in weights.masters.values() if m.numel()]
+    if name == "adamw8bit" and masters and masters[0].device.type == "mps":
+        raise SettingsError(
+            "optimizer 'adamw8bit': bitsandbytes has no 8-bit optimizer for Apple GPUs; set "
+            'optimizer to "adamw", or device to "cpu"'
+        )
     if name == "adamw8bit":
         optimizer = require("bitsandbytes").optim.AdamW8bit
         return optimizer(masters, lr=lr, weight_decay=weight_decay)

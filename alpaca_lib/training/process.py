@@ -9,11 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from alpaca_lib.memory import resident
+from alpaca_lib.memory import available, resident
 
 
 def keep_freed_memory() -> None:
@@ -65,10 +64,20 @@ def peak_memory(device: str) -> int:
         return int(torch.cuda.max_memory_allocated())
     try:
         import resource
-    except ImportError:  # Windows
-        return 0
+    except ImportError:
+        return _peak_on_windows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _peak_on_windows() -> int:
+    """Returns the most bytes of main memory that this process has used; 0 without psutil."""
+    with contextlib.suppress(ImportError):
+        import psutil
+
+        now = psutil.Process().memory_info()
+        return int(getattr(now, "peak_wset", now.rss))
+    return 0
 
 
 def free_memory(device: str) -> int:
@@ -76,12 +85,7 @@ def free_memory(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info()[0])
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        return sizes["MemAvailable"] // processes
-    except (OSError, ValueError, KeyError, IndexError):  # not Linux
-        return 0
+    return available() // processes
 
 
 @contextlib.contextmanager

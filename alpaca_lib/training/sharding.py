@@ -68,12 +68,20 @@ class Distributed:
 
 @contextmanager
 def distributed(device: str) -> Iterator[Distributed]:
-    """Yields the process group that torchrun's environment describes, or a single process."""
+    """Yields the process group that torchrun's environment describes, or a single process.
+
+    Raises SettingsError for several processes on an Apple GPU.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if size == 1:
         yield Distributed(rank=0, size=1, local_rank=0)
         return
+    if device == "mps":
+        raise SettingsError(
+            f'device "mps": torch.distributed has no backend for Apple GPUs; {size} processes '
+            'need device "cpu", or train in one process'
+        )
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(local)

@@ -61,7 +61,9 @@ def test_an_environment_with_packages_gets_what_it_lacks_and_keeps_its_torch(mon
     monkeypatch.setattr(
         course,
         "install",
-        lambda python, log, wanted: seen.append((python, wanted, Path(wanted[-1]).read_text())),
+        lambda python, log, wanted: seen.append(
+            (python, wanted, Path(wanted[-1]).read_text("utf-8"))
+        ),
     )
     assert course.find_python(here=True) == sys.executable
     ((python, wanted, kept),) = seen
@@ -86,6 +88,7 @@ def test_too_little_disk_is_an_error_before_anything_is_created(monkeypatch):
         ("The user requested (constraint) torch==2.13.0", "in the versions of constraints.txt"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("error: externally-managed-environment", "leave out --here"),
+        ("HINT: ... does not have Windows Long Path support enabled", "to a short one like C:\\"),
         ("ERROR: something new", "pip could not install"),
     ],
 )
@@ -127,10 +130,12 @@ def start_child(code, tmp_path):
     return subprocess.Popen([sys.executable, "-c", starter], stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("deaf", [False, True])
-def test_a_signal_reaches_the_command(number, deaf, tmp_path):
+def test_a_signal_reaches_the_command(name, deaf, tmp_path):
     """Its exit code is the command's own, or 128 + N; no process stays behind."""
+    number = getattr(signal, name)
     marker = tmp_path / "pid"
     handler = "lambda *_: sys.exit(7)" if deaf else "signal.SIG_DFL"
     code = (
@@ -198,6 +203,70 @@ def test_named_tests_run_in_one_process(handed_over, monkeypatch):
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     words, added = handed_over("tests/test_files.py")
     assert words[-1] == "tests/test_files.py" and added == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], False),
+        (["-m", "not slow"], False),
+        (["-m", "not slow", "-x", "--tb=short"], False),
+        (["-k", "cluster", "-n", "0"], False),
+        (["-x", "tests/launch"], True),
+        (["-m", "slow", "tests/launch/test_cluster.py::test_notes"], True),
+    ],
+)
+def test_the_value_of_an_option_names_no_test(options, named):
+    assert course.names_tests(options) is named
+
+
+def test_notebooks_are_slow():
+    """The quick tests leave them out, as `course.py test -m "not slow"` collects them."""
+    words = ["--collect-only", "-p", "no:cacheprovider", "notebooks/01_self_instruct.ipynb"]
+    command = [sys.executable, "-m", "pytest", *course.NBVAL, *words]
+    for chosen, collects in (("slow", True), ("not slow", False)):
+        done = subprocess.run([*command, "-m", chosen], cwd=ROOT, capture_output=True, text=True)
+        assert ("01_self_instruct.ipynb::Cell 1" in done.stdout) is collects, done.stdout
+        assert done.returncode == (0 if collects else 5), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "version", "says"),
+    [
+        ("linux", "x86_64", "", None),
+        ("darwin", "arm64", "14.5", None),
+        ("darwin", "arm64", "26.0", None),
+        ("darwin", "arm64", "10.16", None),  # a newer one that says so to old programs
+        ("darwin", "arm64", "13.6.1", "need macOS 14 or newer; this is 13.6.1"),
+        ("darwin", "x86_64", "15.1", "built for Intel Macs. On Apple silicon install"),
+    ],
+)
+def test_a_mac_without_packages_is_said_at_once(monkeypatch, system, machine, version, says):
+    monkeypatch.setattr(course.sys, "platform", system)
+    monkeypatch.setattr(course.platform, "machine", lambda: machine)
+    monkeypatch.setattr(course.platform, "mac_ver", lambda: (version, ("", "", ""), machine))
+    check_says(says)
+
+
+@pytest.mark.parametrize(
+    ("platform", "says"),
+    [("win-amd64", None), ("win-arm64", "no packages for win-arm64"), ("win32", "64-bit Python")],
+)
+def test_a_windows_without_packages_is_said_at_once(monkeypatch, platform, says):
+    monkeypatch.setattr(course.sys, "platform", "win32")
+    monkeypatch.setattr(course, "IS_WINDOWS", True)
+    monkeypatch.setattr(course.sysconfig, "get_platform", lambda: platform)
+    check_says(says)
+
+
+def check_says(says):
+    """What the check of the system raises, before anything is created."""
+    if says is None:
+        course.check_system()
+        return
+    with pytest.raises(course.SetupError, match=re.escape(says)) as caught:
+        course.check_system()
+    assert "Colab" in str(caught.value)
 
 
 def test_a_file_and_all_notebooks_stay_together():

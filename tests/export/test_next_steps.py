@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_model(trained, tmp_path, capsys):
     assert "### Instruction:\n" in text and 'PARAMETER stop "<|im_end|>"' not in text
     assert 'PARAMETER stop "</s>"' in text and "num_ctx 2048" in text
     assert f"llama.cpp    llama-server -m '{file}' -c 2048" in lines
-    create = f"ollama create my-model -f '{out}/Modelfile' && ollama run my-model"
+    create = f"ollama create my-model -f '{out / 'Modelfile'}' && ollama run my-model"
     assert f"Ollama       {create}" in lines
     assert f"LM Studio    lms import --copy '{file}'" in lines
     assert f"vLLM         vllm serve '{trained}' --served-model-name my-model" in lines
@@ -78,7 +79,7 @@ def test_another_template_than_the_folders(trained, tmp_path, capsys):
     """vLLM reads the folder's template: one that differs is written beside the file."""
     file = tmp_path / "m.gguf"
     assert main(["export", str(trained), str(file), "--template", "alpaca"]) == 0
-    assert f"--chat-template {tmp_path}/m.jinja" in capsys.readouterr().out
+    assert f"--chat-template {shlex.quote(str(tmp_path / 'm.jinja'))}" in capsys.readouterr().out
     assert "paired with an input" in (tmp_path / "m.jinja").read_text(encoding="utf-8")
 
 

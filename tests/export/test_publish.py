@@ -298,3 +298,15 @@ def test_errors_are_one_line(words, message, capsys):
     assert main(words) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", ["/home/me/alpaca.json", r"C:\Users\me\alpaca.json"])
+def test_a_path_of_any_system_is_shortened(path):
+    """Trained on one, published on another."""
+    from alpaca_lib.export import hub_folder
+
+    run = {"settings": {"data_path": path, "model": "me/base", "seeds": [path]}, "steps": 3}
+    assert hub_folder._without_paths(run) == {
+        "settings": {"data_path": "alpaca.json", "model": "me/base", "seeds": ["alpaca.json"]},
+        "steps": 3,
+    }

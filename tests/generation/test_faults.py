@@ -410,6 +410,7 @@ def test_a_disk_that_is_full_at_any_write(fake, seeds, tmp_path, whole, monkeypa
 # --- stopping -----------------------------------------------------------------------
 
 
+@pytest.mark.posix  # os.kill ends a process of Windows
 def test_a_second_interrupt_says_what_it_does(capsys):
     """The first waits for open requests, the second cancels them; each prints a line."""
     events, said = queue.SimpleQueue(), []
@@ -438,6 +439,7 @@ def test_a_second_interrupt_says_what_it_does(capsys):
 # --- documents ----------------------------------------------------------------------
 
 
+@pytest.mark.posix
 def test_documents_do_not_lead_out_of_their_folder(tmp_path):
     """A link to a file or folder elsewhere is refused by name; one inside is read."""
     from alpaca_lib.errors import DataError

@@ -31,7 +31,14 @@ def settings(tmp_path, data_file):
     )  # fmt: skip
     yield settings
     for process in ranks(settings).values():  # of a test that failed
-        os.kill(process, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)  # none without /proc
+
+
+@pytest.fixture(params=["torchrun", "local ranks"])
+def starter(request, monkeypatch):
+    """How the ranks are started: as on Linux, and as elsewhere."""
+    monkeypatch.setattr(launcher, "_uses_torchrun", lambda: request.param == "torchrun")
+    return request.param
 
 
 @pytest.fixture
@@ -195,7 +202,9 @@ def test_no_error_of_any_rank(tmp_path):
     assert "code 2" in words and "two" in words
 
 
+@pytest.mark.linux
 @pytest.mark.slow
+@pytest.mark.usefixtures("starter")
 def test_a_killed_rank_ends_the_run(settings, tokenizer, tmp_path):
     """An OPT on two processes has the losses of one; then SIGKILL for one rank ends the
     other within seconds, and the error is of the killed one."""
@@ -231,8 +240,9 @@ def test_a_killed_rank_ends_the_run(settings, tokenizer, tmp_path):
     assert lines[:3] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.linux
 @pytest.mark.slow
-@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.usefixtures("tiny_model", "starter")
 def test_a_rank_that_fails_alone(settings):
     """Rank 1 cannot write its list of shards: its error is shown, not that of rank 0, whose
     collective it leaves."""
@@ -248,22 +258,26 @@ def test_a_rank_that_fails_alone(settings):
 LAUNCH = """
 import sys
 from pathlib import Path
+from alpaca_lib.launch import launcher
 from alpaca_lib.launch.launcher import launch
 from alpaca_lib.training.settings import Settings
+launcher._uses_torchrun = lambda: sys.argv[2] == "torchrun"
 for line in launch(Settings.load(Path(sys.argv[1])), processes=1):
     print(line["step"], flush=True)
 """
 
 
+@pytest.mark.linux
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_model")
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_outlives_the_launching_python(settings, tmp_path, end):
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_nothing_outlives_the_launching_python(settings, tmp_path, name, starter):
     """Killed, or stopped by a Ctrl-C that reaches its whole session: the run saves a
     checkpoint and ends."""
+    end = getattr(signal, name)
     file = settings.save(tmp_path / "given.json")
     python = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(file)],
+        [sys.executable, "-c", LAUNCH, str(file), starter],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
     )  # fmt: skip
     assert [python.stdout.readline() for _ in range(2)] == ["1\n", "2\n"]
@@ -277,6 +291,7 @@ def test_nothing_outlives_the_launching_python(settings, tmp_path, end):
     assert python.wait(timeout=30) == -end
 
 
+@pytest.mark.posix
 def test_end_with_launcher():
     """A process that launch started ends by SIGTERM when the other end of its input closes,
     and another process takes no notice of its input."""
