@@ -21,6 +21,12 @@ def find_group(nodeid: str) -> str:
     return "notebooks" if file.endswith(".ipynb") else file
 
 
+def pytest_addoption(parser):
+    """Adds --browser, which `course.py test --browser` passes on."""
+    about = "run the tests marked browser, and only these"
+    parser.addoption("--browser", action="store_true", help=about)
+
+
 def pytest_configure(config):
     """Ends at SIGTERM as at Ctrl-C where there are workers, so that they end, too."""
     if config.getoption("numprocesses", None):
@@ -40,8 +46,15 @@ def pytest_xdist_make_scheduler(config, log):
     return GroupScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items):
-    """Puts what takes longest first: the notebooks, then the files with slow tests."""
+def pytest_collection_modifyitems(config, items):
+    """Chooses the tests, and puts what takes longest first: notebooks, files with slow tests."""
+    in_browser = [item for item in items if item.get_closest_marker("browser")]
+    if config.getoption("--browser"):
+        config.hook.pytest_deselected(items=[item for item in items if item not in in_browser])
+        items[:] = in_browser
+    else:
+        for item in in_browser:
+            item.add_marker(pytest.mark.skip(reason="needs --browser"))
     if WORKERS:
         slow = {find_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
         place = dict.fromkeys(slow, 1) | {"notebooks": 0}

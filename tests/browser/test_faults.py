@@ -1,0 +1,83 @@
+"""The checks of the browser's tests see faults: each cell here has one."""
+
+import nbformat
+import pytest
+
+from tests.browser.moves import check_cell
+
+pytestmark = pytest.mark.browser
+SETUP = """
+import itertools
+import ipywidgets
+from alpaca_lib.course import notebooks as course
+from alpaca_lib.course import widgets
+count = itertools.count()
+"""
+FAULTS = {
+    "drifts": (
+        'widgets.show_slider(lambda x: course.say(f"{x} {next(count)}"), "x", 0, 10, 1, 2)',
+        "the output at 2",
+    ),
+    "same": (
+        'widgets.show_slider(lambda x: course.say("always"), "x", 0, 10, 1, 2)',
+        "all values give the same output",
+    ),
+    "wide": (
+        "widgets.show_slider(\n"
+        '    lambda x: course.show_table(["column"] * 60, [[x] * 60]), "x", 0, 10, 1, 2)',
+        "too wide",
+    ),
+    "unknown": (
+        "ipywidgets.IntText(3)",
+        r"a widget of \['IntText'\] without a call",
+    ),
+    "absent": (
+        'if False:\n    widgets.browse([("a", "b")], "rows")',
+        r"\['browse'\] showed no widget",
+    ),
+    "other": (
+        "items = [('a', 'first'), ('b', 'second')]\n"
+        'widgets.browse(items, "rows")\n'
+        "items[1] = ('b', 'changed afterwards')",
+        "the button to the next",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty(lab, open_page):
+    """A notebook with a fault in each cell but the first, which has run."""
+    cells = [nbformat.v4.new_code_cell(SETUP, id="setup")]
+    cells += [nbformat.v4.new_code_cell(code, id=name) for name, (code, _) in FAULTS.items()]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    book = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    nbformat.write(book, lab.folder / "notebooks" / "faulty.ipynb")
+    page = open_page("faulty")
+    try:
+        page.run()
+        page.patience = 5.0
+        yield page
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_seen(faulty, name):
+    assert faulty.state == "done" and not faulty.errors()
+    (cell,) = [cell for cell in faulty.cells() if cell["id"] == name]
+    with pytest.raises(AssertionError, match=FAULTS[name][1]):
+        check_cell(faulty, cell)
+
+
+def test_an_error_of_a_cell_is_seen(faulty, lab, open_page):
+    code = nbformat.v4.new_code_cell("1 / 0", id="broken")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    book = nbformat.v4.new_notebook(cells=[code], metadata=kernel)
+    nbformat.write(book, lab.folder / "notebooks" / "broken.ipynb")
+    page = open_page("broken")
+    try:
+        page.run()
+        assert page.state != "done"
+        assert "broken: ZeroDivisionError" in page.errors()[0]
+    finally:
+        page.close()
