@@ -21,7 +21,8 @@ def browse(items: Sequence[tuple[str, str]], label: str) -> None:
     if is_headless() or not items:
         return
     titles = [(f"{n}. {title[:70]}", n - 1) for n, (title, _) in enumerate(items, 1)]
-    layout = {"width": "auto", "flex": "1 1 auto"}
+    # Without min_width the list is as wide as its longest title, and wider than a narrow page.
+    layout = {"width": "auto", "flex": "1 1 auto", "min_width": "0"}
     choice = ipywidgets.Dropdown(options=titles, description=label, layout=layout)
     narrow = {"width": "3em"}
     previous = ipywidgets.Button(icon="chevron-left", tooltip="previous", layout=narrow)

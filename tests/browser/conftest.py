@@ -22,12 +22,11 @@ from tests.browser.page import LessonPage
 @pytest.fixture(scope="session")
 def say(request):
     """A function that writes a line to the terminal, also while output is captured."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
 
     def write(text):
-        if reporter:
-            reporter.ensure_newline()
-            reporter.write_line(text)
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", end="", flush=True)
 
     return write
 

@@ -1,19 +1,14 @@
-"""What a lesson's widgets should show: from the lesson's own code, run again in its kernel."""
+"""What a lesson's widgets should show: from what the lesson itself gave them."""
 
 from __future__ import annotations
 
-import ast
 import html
-import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from alpaca_lib.course import widgets
-
-CALLS = ("browse", "show_slider", "ask")  # of alpaca_lib.course.widgets, which a reader moves
-# The kinds of ipywidgets that each call shows and a reader can move. A widget whose controls
-# are not these needs a check of its own.
+# The functions of alpaca_lib.course.widgets whose result a reader moves, and the kinds
+# of ipywidgets that each shows for that. A widget with other controls needs a check of its own.
 CONTROLS = {
     "browse": ["Button", "Button", "Dropdown"],
     "show_slider": ["FloatSlider"],
@@ -22,8 +17,28 @@ CONTROLS = {
 PROGRESS = ("FloatProgress", "IntProgress")
 PASSIVE = ("GridBox", "HBox", "HTML", "HTMLMath", "Image", "Label", "Output", "VBox", "interactive")
 
-# Defined in the kernel under names that no lesson has.
-KERNEL = """
+# Run in the kernel before the lesson; the names begin with _, as no parameter's does.
+KERNEL = (
+    f"_course_kinds = {sorted(CONTROLS)!r}"
+    + """
+_course_calls = []  # what the lesson gives each widget: names may mean something else later
+
+def _course_record(name):
+    import functools, inspect
+    from alpaca_lib.course import widgets
+    original = getattr(widgets, name)
+    @functools.wraps(original)
+    def call(*args, **options):
+        given = inspect.signature(original).bind(*args, **options).arguments
+        given = {k: list(v) if isinstance(v, list) else v for k, v in given.items()}
+        cell = get_ipython().kernel.get_parent("shell")["metadata"].get("cellId", "")
+        _course_calls.append({"name": name, "cell": cell, "given": given})
+        return original(*args, **options)
+    setattr(widgets, name, call)
+
+for _course_name in _course_kinds:
+    _course_record(_course_name)
+
 def _course_tree(model_id):
     from ipywidgets.widgets import widget
     def describe(one):
@@ -52,37 +67,20 @@ def _course_shown(call):
         rows.append({"png": picture} if picture else {"text": text})
     return rows
 """
+)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call in a lesson's cell."""
+    """A call of a function of CONTROLS that KERNEL has recorded."""
 
-    name: str  # of CALLS
-    arguments: dict[str, str]  # {parameter: source}
+    number: int
+    name: str
+    cell: str
 
-
-def find_calls(source: str) -> list[Call]:
-    """Returns the calls of widgets.NAME in a cell, in the order of the lines."""
-    found = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and isinstance(node.func.value, ast.Name)
-        and node.func.value.id == "widgets"
-        and node.func.attr in CALLS
-    ]
-    found.sort(key=lambda node: (node.lineno, node.col_offset))
-    return [Call(node.func.attr, _bind(node)) for node in found]
-
-
-def _bind(node: ast.Call) -> dict[str, str]:
-    """Returns the source of each argument by the name of its parameter."""
-    named = {one.arg: ast.unparse(one.value) for one in node.keywords if one.arg}
-    given = [ast.unparse(one) for one in node.args]
-    bound = inspect.signature(getattr(widgets, node.func.attr)).bind(*given, **named)
-    return dict(bound.arguments)
+    def given(self, parameter: str) -> str:
+        """Returns the expression of an argument, for the lesson's kernel."""
+        return f"_course_calls[{self.number}]['given'][{parameter!r}]"
 
 
 def controls_of(tree: dict[str, Any]) -> list[str]:

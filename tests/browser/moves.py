@@ -11,7 +11,6 @@ from tests.browser.expected import (
     Call,
     browse_state,
     controls_of,
-    find_calls,
     find_kinds,
     squash,
     squash_rows,
@@ -48,18 +47,18 @@ ANSWERS = """root => [...root.querySelectorAll('.widget-html-content')].map(one 
 
 def check_widgets(lesson: LessonPage) -> list[str]:
     """Moves every widget of a lesson that has run; returns one line per widget."""
-    code = [cell for cell in lesson.cells() if cell["kind"] == "code"]
-    return [line for cell in code for line in check_cell(lesson, cell)]
+    calls = lesson.calls()
+    return [line for cell in lesson.cells() for line in check_cell(lesson, cell, calls)]
 
 
-def check_cell(lesson: LessonPage, cell: dict[str, Any]) -> list[str]:
+def check_cell(lesson: LessonPage, cell: dict[str, Any], calls: list[Call]) -> list[str]:
     """Moves every widget of a cell; returns one line per widget.
 
     Raises AssertionError if a widget shows something else than the lesson's own code gives, is
     too wide, or has a control that no check moves, and if a call has shown no widget.
     """
     where, done = f"{lesson.name}, cell {cell['id']}", []
-    calls = [call for call in find_calls(cell["source"]) if not _shows_nothing(lesson, call)]
+    calls = [call for call in calls if call.cell == cell["id"]]
     for number, output in enumerate(cell["outputs"]):
         model_id = output.get("data", {}).get(WIDGET, {}).get("model_id")
         tree = lesson.evaluate(f"_course_tree({model_id!r})") if model_id else None
@@ -82,11 +81,6 @@ def check_cell(lesson: LessonPage, cell: dict[str, Any]) -> list[str]:
     return done
 
 
-def _shows_nothing(lesson: LessonPage, call: Call) -> bool:
-    """Returns whether a call has nothing to browse, and so shows no widget."""
-    return call.name == "browse" and not lesson.evaluate(f"len({call.arguments['items']})")
-
-
 def _check_progress(tree: dict[str, Any], where: str) -> None:
     """Checks that each progress bar ended without the colour of an error."""
     for bar in find_kinds(tree, PROGRESS):
@@ -95,10 +89,10 @@ def _check_progress(tree: dict[str, Any], where: str) -> None:
 
 def check_browse(lesson: LessonPage, root: Any, call: Call, model_id: str, where: str) -> str:
     """Goes through a list by both buttons and by keyboard; all that is shown follows."""
-    pairs = lesson.evaluate(f"[list(pair) for pair in {call.arguments['items']}]")
+    pairs = lesson.evaluate(f"[list(pair) for pair in {call.given('items')}]")
     last = len(pairs) - 1
     select, buttons = root.locator("select"), root.locator("button")
-    label = lesson.evaluate(call.arguments["label"])
+    label = lesson.evaluate(call.given("label"))
     assert label in root.inner_text(), f"{where}: no label {label!r}"
     assert select.locator("option").count() == len(pairs)
 
@@ -111,11 +105,11 @@ def check_browse(lesson: LessonPage, root: Any, call: Call, model_id: str, where
         return "one item"
     buttons.nth(1).click()
     expect(1, "the button to the next")
-    select.focus()
-    lesson.page.keyboard.press("ArrowUp")
-    expect(0, "the arrow up key in the list")
-    lesson.page.keyboard.press("End")
-    expect(last, "the End key in the list")
+    for key, index in (("ArrowUp", 0), ("End", last)):  # in the open list, else JupyterLab's
+        select.click()
+        lesson.page.keyboard.press(key)
+        lesson.page.keyboard.press("Enter")
+        expect(index, f"the {key} key in the list")
     buttons.nth(0).click()
     expect(last - 1, "the button to the previous")
     select.select_option(index=last // 2)
@@ -126,10 +120,10 @@ def check_browse(lesson: LessonPage, root: Any, call: Call, model_id: str, where
 def check_slider(lesson: LessonPage, root: Any, call: Call, model_id: str, where: str) -> str:
     """Moves a slider by keyboard, mouse and typing; the output is what its function draws."""
     low, high, step, start = (
-        lesson.evaluate(call.arguments[name]) for name in ("low", "high", "step", "start")
+        lesson.evaluate(call.given(name)) for name in ("low", "high", "step", "start")
     )
     handle, readout = root.locator(".noUi-handle"), root.locator(".widget-readout")
-    label = lesson.evaluate(call.arguments["label"])
+    label = lesson.evaluate(call.given("label"))
     assert label in root.inner_text(), f"{where}: no label {label!r}"
     drawn = []
 
@@ -138,7 +132,7 @@ def check_slider(lesson: LessonPage, root: Any, call: Call, model_id: str, where
         return float(slider["value"])
 
     def draw_at(number: float) -> list[str]:
-        rows = lesson.evaluate(f"_course_shown(lambda: ({call.arguments['draw']})({number!r}))")
+        rows = lesson.evaluate(f"_course_shown(lambda: {call.given('draw')}({number!r}))")
         expected = squash_rows(rows)
         assert expected, f"{where}: nothing is drawn at {number}"
         drawn.append(expected)
@@ -194,7 +188,7 @@ def _read_drawn(root: Any) -> list[str]:
 
 def check_ask(lesson: LessonPage, root: Any, call: Call, model_id: str, where: str) -> str:
     """Types questions into the form and asks; each model's own answer stands under its name."""
-    answers = call.arguments["answers"]
+    answers = call.given("answers")
     names = lesson.evaluate(f"list({answers})")
     fields, button = root.locator("textarea"), root.locator("button")
     shown = []
@@ -215,7 +209,7 @@ def check_ask(lesson: LessonPage, root: Any, call: Call, model_id: str, where: s
         expected = [
             {"name": name, "text": text}
             for name, text in lesson.evaluate(
-                f"[(n, f({question!r}, {given!r})) for n, f in ({answers}).items()]"
+                f"[(n, f({question!r}, {given!r})) for n, f in {answers}.items()]"
             )
         ]
         lesson.wait(lambda: root.evaluate(ANSWERS), expected, f"{where}: {question}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import PIL.Image
 
-from tests.browser.expected import KERNEL
+from tests.browser.expected import KERNEL, Call
 
 OPEN_SECONDS = 180.0
 CELL_SECONDS = 1200.0  # for one cell, as in course.py's own tests
@@ -106,15 +106,17 @@ class LessonPage:
         self.seconds = 0.0  # that the cells took
         self.patience = FOLLOW_SECONDS
         self.complaints: list[str] = []  # errors of the console and of scripts
+        self._running = ""  # the cell that runs
         page.set_viewport_size(SIZE)
         page.set_default_timeout(ANSWER_SECONDS * 1000)
         page.on("console", self._hear)
-        page.on("pageerror", lambda error: self.complaints.append(f"script: {error}"))
+        page.on("pageerror", lambda error: self._complain(f"script: {error}"))
 
     def open(self) -> None:
         """Opens the lesson and waits for its kernel."""
         self.page.goto(self.lab.address(self.path))
         self.page.wait_for_function(READY, arg=self.path, timeout=OPEN_SECONDS * 1000)
+        assert self._execute(KERNEL, "None")["status"] == "ok"
 
     def run(self) -> None:
         """Runs all cells and waits until they are done or one has failed."""
@@ -123,7 +125,7 @@ class LessonPage:
         self.page.evaluate(RUN)
         while True:
             now = self.page.evaluate(PROGRESS)
-            self.state = now["state"]
+            self.state, self._running = now["state"], now["cell"]
             elapsed = time.monotonic() - start
             ended = self.state != "running"
             if ended or elapsed - shown > 20:
@@ -154,17 +156,30 @@ class LessonPage:
             if output["output_type"] == "error"
         ]
 
+    def calls(self) -> list[Call]:
+        """Returns the calls that showed widgets, in the order in which they were made."""
+        calls = self.evaluate("[(one['name'], one['cell']) for one in _course_calls]")
+        found = [Call(number, name, cell) for number, (name, cell) in enumerate(calls)]
+        return [
+            call  # browse shows nothing where there is nothing to browse
+            for call in found
+            if call.name != "browse" or self.evaluate(f"len({call.given('items')})")
+        ]
+
     def evaluate(self, expression: str) -> Any:
         """Returns the value of an expression in the lesson's kernel, by way of JSON."""
-        whole = f"__import__('json').dumps({expression})"
-        reply = self.page.evaluate(EVALUATE, [KERNEL, whole])
-        value = reply.get("user_expressions", {}).get("value", reply)
-        if value.get("status") != "ok":
+        value = self._execute("", f"__import__('json').dumps({expression})")
+        if value["status"] != "ok":
             raise AssertionError(
                 f"{expression}: {value.get('ename')}: {value.get('evalue')}\n"
                 + "\n".join(value.get("traceback", []))
             )
         return json.loads(ast.literal_eval(value["data"]["text/plain"]))
+
+    def _execute(self, code: str, expression: str) -> dict[str, Any]:
+        """Runs code, which leaves no trace in the notebook; returns what an expression gave."""
+        reply = self.page.evaluate(EVALUATE, [code, expression])
+        return reply.get("user_expressions", {}).get("value", reply)
 
     def output(self, cell_id: str, number: int) -> Any:
         """Returns the locator of a cell's output, scrolled to; the first is number 0."""
@@ -245,4 +260,8 @@ class LessonPage:
 
     def _hear(self, message: Any) -> None:
         if message.type == "error":
-            self.complaints.append(f"console: {message.text} ({message.location.get('url', '')})")
+            place = message.location.get("url", "")
+            self._complain(f"console: {message.text} ({place})")
+
+    def _complain(self, text: str) -> None:
+        self.complaints.append(f"{self._running or self.state}: {text}")
