@@ -81,7 +81,7 @@ def ask(answers: Mapping[str, Callable[[str, str], str]]) -> None:
     context = ipywidgets.Textarea(placeholder="input (optional)", layout=wide)
     button = ipywidgets.Button(description="Ask", button_style="primary")
     column = {"flex": "1 1 0", "min_width": "0"}  # equal parts of what the gaps leave
-    style = "white-space:pre-wrap;overflow-wrap:anywhere"
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"
     boxes = {name: ipywidgets.HTML(layout=column) for name in answers}
 
     def run(_: Any) -> None:

@@ -15,7 +15,10 @@ CONTROLS = {
     "ask": ["Button", "Textarea", "Textarea"],
 }
 PROGRESS = ("FloatProgress", "IntProgress")
-PASSIVE = ("GridBox", "HBox", "HTML", "HTMLMath", "Image", "Label", "Output", "VBox", "interactive")
+PASSIVE = (
+    *("GridBox", "HBox", "HTML", "HTMLMath", "Image", "Label", "Output", "TqdmHBox", "VBox"),
+    "interactive",
+)
 
 # Run in the kernel before the lesson; the names begin with _, as no parameter's does.
 KERNEL = (
@@ -103,7 +106,7 @@ def squash(text: str) -> str:
 def squash_markdown(text: str) -> str:
     """Returns what ``squash`` makes of the page that shows a Markdown text."""
     without_rules = re.sub(r"^\|( --- \|)+$", "", text, flags=re.MULTILINE)
-    return squash(html.unescape(re.sub(r"<br\s*/?>", " ", without_rules)))
+    return squash(html.unescape(re.sub(r"<br\s*/?>|</?span>", " ", without_rules)))
 
 
 def squash_rows(rows: list[dict[str, str]]) -> list[str]:

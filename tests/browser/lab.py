@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -167,8 +168,10 @@ class Lab:
         self._process: subprocess.Popen[bytes] | None = None
 
     def address(self, path: str) -> str:
-        """Returns the address at which JupyterLab opens a file of the folder."""
-        return f"http://127.0.0.1:{self.port}/lab/tree/{path}?token={self.token}"
+        """Returns the address at which JupyterLab opens a file of the folder, and it alone."""
+        workspace = re.sub(r"\W", "-", path)  # the default one opens what was open before, too
+        root = f"http://127.0.0.1:{self.port}/lab/workspaces/{workspace}"
+        return f"{root}/tree/{path}?token={self.token}"
 
     def command(self) -> list[str]:
         """Returns the command line of the server."""

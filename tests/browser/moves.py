@@ -165,6 +165,8 @@ def check_slider(lesson: LessonPage, root: Any, call: Call, model_id: str, where
     lesson.page.mouse.move(track["x"] + track["width"] / 4, height, steps=5)
     lesson.page.mouse.up()
     lesson.wait(lambda: value() != high, True, f"{where}, the mouse: the value changes")
+    about = f"{where}, the mouse: the output is another one"
+    lesson.wait(lambda: _read_drawn(root) != expected, True, about)
     lesson.wait_until_still(lambda: _read_drawn(root))
     moved = value()
     assert abs(moved - (low + (high - low) / 4)) < (high - low) / 5, f"{where}: {moved} by mouse"

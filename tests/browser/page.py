@@ -85,6 +85,8 @@ BROKEN_IMAGES = """async () => {
   }
   return broken;
 }"""
+FORMULAS = """() => [...document.querySelectorAll('.jp-OutputArea td')].filter(
+  cell => cell.querySelector('mjx-container')).map(cell => cell.innerText)"""
 SCROLLER = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer"
 
 
@@ -200,7 +202,7 @@ class LessonPage:
             self.page.wait_for_timeout(200)
             found = read()
 
-    def wait_until_still(self, read: Callable[[], Any], seconds: float = 2.0) -> None:
+    def wait_until_still(self, read: Callable[[], Any], seconds: float = 3.0) -> None:
         """Waits until ``read()`` returns the same for some seconds."""
         before, since = read(), time.monotonic()
         while time.monotonic() - since < seconds:
@@ -221,6 +223,10 @@ class LessonPage:
     def broken_images(self) -> list[str]:
         """Returns the addresses of the images that are not shown."""
         return self.page.evaluate(BROKEN_IMAGES)
+
+    def formulas_in_tables(self) -> list[str]:
+        """Returns the cells of the outputs' tables in which MathJax has found a formula."""
+        return self.page.evaluate(FORMULAS)
 
     def save_screenshot(self, file: Path) -> None:
         """Saves the full notebook as one picture, put together from pieces."""

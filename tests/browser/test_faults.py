@@ -46,14 +46,27 @@ FAULTS = {
 }
 
 
+PAGE_FAULTS = r"""
+from IPython.display import Markdown, display
+display(Markdown("| cost |\n| --- |\n| \\$2 to \\$3 |"))
+display(Markdown("![not there](nowhere.png)"))
+course.show_table(["cost"], [["$4 to $5"]])
+"""
+
+
+def write_notebook(folder, name, cells):
+    """Writes a notebook of {id: code}."""
+    made = [nbformat.v4.new_code_cell(code, id=key) for key, code in cells.items()]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    book = nbformat.v4.new_notebook(cells=made, metadata=kernel)
+    nbformat.write(book, folder / "notebooks" / f"{name}.ipynb")
+
+
 @pytest.fixture(scope="module")
 def faulty(lab, open_page):
     """A notebook with a fault in each cell but the first, which has run."""
-    cells = [nbformat.v4.new_code_cell(SETUP, id="setup")]
-    cells += [nbformat.v4.new_code_cell(code, id=name) for name, (code, _) in FAULTS.items()]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    book = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
-    nbformat.write(book, lab.folder / "notebooks" / "faulty.ipynb")
+    cells = {"setup": SETUP} | {name: code for name, (code, _) in FAULTS.items()}
+    write_notebook(lab.folder, "faulty", cells | {"page": PAGE_FAULTS})
     page = open_page("faulty")
     try:
         page.run()
@@ -71,11 +84,15 @@ def test_a_fault_is_seen(faulty, name):
         check_cell(faulty, cell, faulty.calls())
 
 
-def test_an_error_of_a_cell_is_seen(faulty, lab, open_page):
-    code = nbformat.v4.new_code_cell("1 / 0", id="broken")
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    book = nbformat.v4.new_notebook(cells=[code], metadata=kernel)
-    nbformat.write(book, lab.folder / "notebooks" / "broken.ipynb")
+def test_faults_of_the_page_are_seen(faulty):
+    """Amounts that are shown as a formula (our tables' are not), and a missing image."""
+    faulty.wait(faulty.broken_images, ["nowhere.png"], "the missing image")
+    assert len(faulty.formulas_in_tables()) == 1
+    assert any("nowhere.png" in text for text in faulty.complaints)
+
+
+def test_an_error_of_a_cell_is_seen(lab, open_page):
+    write_notebook(lab.folder, "broken", {"broken": "1 / 0"})
     page = open_page("broken")
     try:
         page.run()

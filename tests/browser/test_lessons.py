@@ -39,6 +39,7 @@ def test_each_widget_shows_what_it_is_moved_to(lesson, say):
 
 
 def test_nothing_is_broken_on_the_page(lesson):
-    """All images are shown, and neither the page nor our widgets report an error."""
+    """All images are shown, amounts are no formulas, and neither page nor widgets report errors."""
     assert lesson.broken_images() == []
+    assert lesson.formulas_in_tables() == []
     assert not lesson.complaints, "\n".join(lesson.complaints)
