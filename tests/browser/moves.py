@@ -177,7 +177,6 @@ def check_slider(lesson: LessonPage, root: Any, call: Call, model_id: str, where
     lesson.page.keyboard.type(f"{middle:.2f}")
     lesson.page.keyboard.press("Enter")
     expect(middle, expected, "a typed number")
-    assert len({str(one) for one in drawn}) > 1, f"{where}: all values give the same output"
     return f"{low:g} to {high:g}, 4 moves, {len({str(one) for one in drawn})} different outputs"
 
 
