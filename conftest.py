@@ -26,6 +26,12 @@ def find_group(nodeid: str) -> str:
     return "notebooks" if file.endswith(".ipynb") else file
 
 
+def pytest_addoption(parser):
+    """Adds --browser, which `course.py test --browser` passes on."""
+    about = "run the tests marked browser, and only these"
+    parser.addoption("--browser", action="store_true", help=about)
+
+
 def pytest_configure(config):
     """Ends at SIGTERM as at Ctrl-C where there are workers, so that they end, too.
 
@@ -57,8 +63,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
-def pytest_collection_modifyitems(items):
-    """Marks notebooks as slow, and skips what this system lacks.
+def pytest_collection_modifyitems(config, items):
+    """Marks notebooks as slow, skips what this system lacks, chooses the browser's tests.
 
     With workers, what takes longest comes first: the notebooks, then the files with slow tests.
     """
@@ -70,6 +76,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs Linux"))
         if item.get_closest_marker("posix") and system == "win32":
             item.add_marker(pytest.mark.skip(reason="needs a POSIX system"))
+    in_browser = [item for item in items if item.get_closest_marker("browser")]
+    if config.getoption("--browser"):
+        config.hook.pytest_deselected(items=[item for item in items if item not in in_browser])
+        items[:] = in_browser
+    else:
+        for item in in_browser:
+            item.add_marker(pytest.mark.skip(reason="needs --browser"))
     if WORKERS:
         slow = {find_group(item.nodeid) for item in items if item.get_closest_marker("slow")}
         place = dict.fromkeys(slow, 1) | {"notebooks": 0}

@@ -3,7 +3,8 @@
 
     python course.py run      run the five notebooks, print one table of results
     python course.py lab      open them in JupyterLab
-    python course.py test     run every test, the notebooks included
+    python course.py test     run every test, the notebooks included; with --browser only
+                              those that move the widgets in JupyterLab, in a Chromium
     python course.py check    report what this machine can do
 
     python course.py exercises    run the solutions, write the exercises from them
@@ -139,7 +140,10 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         # Workers, kernels and launched ranks have more threads than there are cores: one that
         # waits for a thread without a core should sleep soon, not spin (OpenMP of GCC).
         environment.setdefault("GOMP_SPINCOUNT", "1000")
-        if not names_tests(options):  # before the user's own, so that -n 0 there counts
+        if "--browser" in options:  # one server, one browser
+            if not names_tests(options):
+                options = [*options, "tests/browser"]
+        elif not names_tests(options):  # before the user's own, so that -n 0 there counts
             options = [*options, "tests", "notebooks"]
             workers = min(os.cpu_count() or 1, MOST_WORKERS)
             users = environment.get("PYTEST_ADDOPTS", "")

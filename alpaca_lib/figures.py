@@ -1,6 +1,8 @@
 """Figures in one style: labelled axes with units, and a palette safe for colour blindness.
 
-Each function returns matplotlib's (figure, axes); the caller shows, saves and closes the figure.
+Each function returns matplotlib's (figure, axes); the caller shows and saves the figure. pyplot
+does not know it: in a notebook the end of any cell closes pyplot's figures, also one that a
+slider draws in another thread at that moment.
 
 >>> fig, axes = curve({"train": (steps, losses)}, title="Loss", x="step", y="nats per token")
 >>> fig.savefig("loss.png")
@@ -16,9 +18,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # 
 
 def figure(title: str, x: str, y: str, size: tuple[float, float] = (6.0, 3.3)) -> tuple[Any, Any]:
     """Returns an empty (figure, axes) with a title and both axis labels; ``size`` in inches."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    fig, axes = plt.subplots(figsize=size, layout="constrained")
+    fig = Figure(figsize=size, layout="constrained")
+    axes = fig.subplots()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.set_prop_cycle(color=COLOURS)
     axes.spines[["top", "right"]].set_visible(False)

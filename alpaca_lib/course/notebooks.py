@@ -288,6 +288,8 @@ def _cell(value: Any) -> str:
         text = _disarm(text)
     else:
         text = re.sub(r"([\\`*_\[\]~$#])", r"\\\1", html.escape(text, quote=False))
+        # JupyterLab would show "\$2 to \$3" as a formula; one $ in an element has no partner.
+        text = text.replace("\\$", "<span>\\$</span>")
     return text.replace("|", "\\|").replace("\r", "").replace("\n", "<br>")
 
 

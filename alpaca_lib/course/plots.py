@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import IPython.display
-import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
+from matplotlib.figure import Figure
 from PIL import PngImagePlugin
 
 from alpaca_lib.course.notebooks import is_headless, read_json, truncate
@@ -24,17 +24,21 @@ from alpaca_lib.training.metrics import format_metrics
 
 
 def finish(fig: Any, name: str, folder: Path, alt: str = "") -> Path:
-    """Saves a figure as folder/name.png, shows it with its description, and closes it."""
+    """Saves a figure as folder/name.png and shows it with its description."""
     path = folder / f"{name}.png"
-    drawn = io.BytesIO()
-    fig.savefig(drawn, dpi=110, format="png")
-    plt.close(fig)
+    drawn = io.BytesIO(_render(fig))
     about = PngImagePlugin.PngInfo()
     about.add_text("Description", alt)
     # A palette is enough for a chart, and a third of the bytes: notebooks stay small.
     PIL.Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True, pnginfo=about)
     IPython.display.display(IPython.display.Image(filename=str(path), alt=alt))
     return path
+
+
+def _render(fig: Any) -> bytes:
+    drawn = io.BytesIO()
+    fig.savefig(drawn, dpi=110, format="png")
+    return drawn.getvalue()
 
 
 def losses(metrics: Sequence[Mapping[str, Any]], title: str) -> tuple[Any, Any]:
@@ -55,7 +59,8 @@ def matrices(named: Mapping[str, Any], title: str) -> tuple[Any, list[Any]]:
     values = {name: np.asarray(matrix, dtype=float) for name, matrix in named.items()}
     top = max((float(np.abs(m).max()) for m in values.values() if m.size), default=1.0) or 1.0
     size = (1.35 * len(values) + 0.9, 2.1)
-    fig, grid = plt.subplots(1, len(values), figsize=size, layout="constrained", squeeze=False)
+    fig = Figure(figsize=size, layout="constrained")
+    grid = fig.subplots(1, len(values), squeeze=False)
     axes = list(grid[0])
     for one, (name, matrix) in zip(axes, values.items(), strict=True):
         image = one.imshow(matrix, cmap="PuOr", vmin=-top, vmax=top)
@@ -80,9 +85,10 @@ def acceptance(
         layers["other reasons"] = [
             sum(n for name, n in counts.items() if name not in named) for counts in rejected_after
         ]
-    replies = range(1, len(kept_after) + 1)
+    replies = range(len(kept_after) + 1)
+    counts = [[0, *layer] for layer in layers.values()]  # an area needs two points
     labels = [truncate(name, 45) for name in layers]
-    axes.stackplot(replies, *layers.values(), labels=labels, colors=COLOURS, alpha=0.85, step="mid")
+    axes.stackplot(replies, *counts, labels=labels, colors=COLOURS, alpha=0.85, step="mid")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=7, loc="upper left")
     return fig, axes
@@ -91,7 +97,8 @@ def acceptance(
 class LiveFigure:
     """A figure that ``update`` redraws during a run, at most once in ``every`` seconds.
 
-    ``items`` is what update received. A headless run draws nothing.
+    ``items`` is what update received. The end of the run is always drawn. A headless run draws
+    nothing.
     """
 
     def __init__(self, every: float = 2.0) -> None:
@@ -104,17 +111,22 @@ class LiveFigure:
         """Returns the figure of the items so far."""
         raise NotImplementedError
 
+    def is_last(self, item: Any) -> bool:
+        """Returns whether a run ends with this item."""
+        raise NotImplementedError
+
     def update(self, item: Any) -> None:
         """Adds an item and redraws the figure."""
         self.items.append(item)
-        if is_headless() or time.monotonic() - self._drawn < self.every:
+        if is_headless():
             return
-        fig = self.draw()
+        if time.monotonic() - self._drawn < self.every and not self.is_last(item):
+            return
+        image = IPython.display.Image(data=_render(self.draw()))
         if self._handle is None:
-            self._handle = IPython.display.display(fig, display_id=True)
+            self._handle = IPython.display.display(image, display_id=True)
         else:
-            self._handle.update(fig)
-        plt.close(fig)
+            self._handle.update(image)
         self._drawn = time.monotonic()
 
 
@@ -127,6 +139,10 @@ class LiveAcceptance(LiveFigure):
     def draw(self) -> Any:
         """Returns the acceptance figure so far."""
         return acceptance([p.kept for p in self.items], [p.rejected for p in self.items])[0]
+
+    def is_last(self, item: Any) -> bool:
+        """Returns whether as many tasks as wanted are kept."""
+        return bool(item.kept >= item.wanted)
 
 
 class LiveLosses(LiveFigure):
@@ -148,7 +164,13 @@ class LiveLosses(LiveFigure):
 
     def draw(self) -> Any:
         """Returns the figure of the losses so far."""
-        steps = read_json(self.folder / "run.json")["steps"]
         fig, axes = losses(self.items, "")
-        axes.set_title(format_metrics(self.items[-1], steps), fontsize=8)
+        axes.set_title(format_metrics(self.items[-1], self._count_steps()), fontsize=8)
         return fig
+
+    def is_last(self, item: Mapping[str, Any]) -> bool:
+        """Returns whether a line is of the run's last step."""
+        return bool(item["step"] >= self._count_steps())
+
+    def _count_steps(self) -> int:
+        return int(read_json(self.folder / "run.json")["steps"])

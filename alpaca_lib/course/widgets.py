@@ -10,6 +10,7 @@ import IPython.display
 import ipywidgets
 
 from alpaca_lib.course.notebooks import is_headless
+from alpaca_lib.errors import AlpacaError
 
 # JupyterLab breaks words anywhere in a pre.
 _PRE = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
@@ -20,7 +21,8 @@ def browse(items: Sequence[tuple[str, str]], label: str) -> None:
     if is_headless() or not items:
         return
     titles = [(f"{n}. {title[:70]}", n - 1) for n, (title, _) in enumerate(items, 1)]
-    layout = {"width": "auto", "flex": "1 1 auto"}
+    # Without min_width the list is as wide as its longest title, and wider than a narrow page.
+    layout = {"width": "auto", "flex": "1 1 auto", "min_width": "0"}
     choice = ipywidgets.Dropdown(options=titles, description=label, layout=layout)
     narrow = {"width": "3em"}
     previous = ipywidgets.Button(icon="chevron-left", tooltip="previous", layout=narrow)
@@ -51,12 +53,14 @@ def show_slider(
     """Shows a slider that calls draw(value) when it is moved."""
     if is_headless():
         return
+    is_whole = all(float(number).is_integer() for number in (low, high, step, start))
     slider = ipywidgets.FloatSlider(
         value=start,
         min=low,
         max=high,
         step=step,
         description=label,
+        readout_format="d" if is_whole else ".2f",
         style={"description_width": "initial"},
         continuous_update=False,
     )
@@ -67,6 +71,7 @@ def ask(answers: Mapping[str, Callable[[str, str], str]]) -> None:
     """Shows a form for a question and the answers of several models side by side.
 
     ``answers`` maps a model's name to a function of (instruction, input) that returns its answer.
+    An error that it raises is shown in the answer's place.
     """
     if is_headless():
         return
@@ -76,6 +81,7 @@ def ask(answers: Mapping[str, Callable[[str, str], str]]) -> None:
     context = ipywidgets.Textarea(placeholder="input (optional)", layout=wide)
     button = ipywidgets.Button(description="Ask", button_style="primary")
     column = {"width": "auto", "flex": "1 1 0", "min_width": "0"}
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"
     boxes = {name: ipywidgets.HTML(layout=column) for name in answers}
 
     def run(_: Any) -> None:
@@ -84,8 +90,13 @@ def ask(answers: Mapping[str, Callable[[str, str], str]]) -> None:
             for name, answer in answers.items():
                 title = f"<b>{html.escape(name)}</b>"
                 boxes[name].value = f"{title}<p>...</p>"
-                text = html.escape(answer(question.value, context.value))
-                boxes[name].value = f"{title}<p style='white-space:pre-wrap'>{text}</p>"
+                try:
+                    text = answer(question.value, context.value)
+                except AlpacaError as error:  # a question too long for the model, for example
+                    text = f"error: {error}"
+                except Exception as error:  # ipywidgets would write it to a log that is hidden
+                    text = f"{type(error).__name__}: {error}"
+                boxes[name].value = f"{title}<p style='{style}'>{html.escape(text)}</p>"
         finally:
             button.disabled = False
 

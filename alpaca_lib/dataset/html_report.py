@@ -181,11 +181,8 @@ def _table(heads: Iterable[Any], rows: Iterable[Iterable[Any]], escaped: bool = 
 
 
 def _image(drawn: tuple[Any, Any], alt: str) -> str:
-    """Returns a figure as an img tag with the PNG inside, and closes the figure."""
-    import matplotlib.pyplot as plt
-
+    """Returns a figure as an img tag with the PNG inside."""
     stream = io.BytesIO()
     drawn[0].savefig(stream, format="png", dpi=100, metadata={"Software": None})
-    plt.close(drawn[0])
     data = base64.b64encode(stream.getvalue()).decode("ascii")
     return f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>'
