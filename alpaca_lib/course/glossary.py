@@ -1,0 +1,83 @@
+"""The course's terms in English and Chinese: docs/glossary.md, and one Chinese word per term.
+
+python -m alpaca_lib.course.glossary      writes docs/glossary.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from alpaca_lib.course.notebooks import REPO
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import write_text
+
+TERMS = REPO / "translations" / "glossary.yaml"
+PAGE = REPO / "docs" / "glossary.md"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term, its Chinese word, a sentence in each language, and other Chinese words for it."""
+
+    term: str
+    chinese: str
+    sentence: str
+    chinese_sentence: str
+    unused: tuple[str, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        """The end of a link to the term, as GitHub and the book make it of a heading."""
+        return re.sub(r"[^\w\- ]", "", self.term.lower()).replace(" ", "-")
+
+
+def load_terms(path: Path = TERMS) -> list[Term]:
+    """Returns the terms in alphabetical order. Raises DataError for a conflict between them."""
+    rows = yaml.safe_load(path.read_text(encoding="utf-8"))
+    terms = [
+        Term(row["term"], row["zh"], row["en"], row["about"], tuple(row.get("not", ())))
+        for row in rows
+    ]
+    for one in terms:
+        for other in terms:
+            if one is not other and one.chinese == other.chinese:
+                raise DataError(f"{path}: {one.term} and {other.term} are both {one.chinese!r}")
+            if other.chinese in one.unused:
+                raise DataError(
+                    f"{path}: {one.term} excludes {other.chinese!r}, the word for {other.term}"
+                )
+    return sorted(terms, key=lambda term: term.term.lower())
+
+
+def find_conflicts(text: str, terms: list[Term]) -> Iterator[tuple[Term, str]]:
+    """Yields (term, word) for each word in a Chinese text that its term does not use."""
+    for term in terms:
+        for word in term.unused:
+            if word in text:
+                yield term, word
+
+
+def format_page(terms: list[Term]) -> str:
+    """Returns the glossary as Markdown, one heading per term."""
+    lines = ["# Glossary · 术语表", "", f"{len(terms)} terms, in English and Chinese.", ""]
+    for term in terms:
+        lines += [f"## {term.term}", "", f"**{term.chinese}**", ""]
+        lines += [term.sentence, "", term.chinese_sentence, ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Writes the page and returns the exit code."""
+    write_text(PAGE, format_page(load_terms()))
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Sphinx's configuration of the book; alpaca_lib/course/book.py copies the sources and builds."""
+
+import os
+
+project = "The Alpaca recipe, as a course"
+author = "the authors of the course"
+root_doc = "docs/index"
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
+exclude_patterns = ["docs/extra", "**.ipynb_checkpoints", "notebooks/zh/**"]
+
+nb_execution_mode = "off"  # the committed outputs are shown
+nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables that a cell shows
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 4
+suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets have a static twin
+
+repository = os.environ.get("ALPACA_REPOSITORY", "")  # OWNER/NAME of a fork
+html_theme = "sphinx_book_theme"
+html_title = project
+html_show_copyright = False
+html_extra_path = ["extra"]
+html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
+if repository:
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{repository}",
+        "use_repository_button": True,
+        "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    }
