@@ -11,6 +11,8 @@
     python course.py student OUT  copy the course without outputs and solutions
     python course.py grade FILES  run students' notebooks, print who solved what
     python course.py badges --repo OWNER/NAME   link the notebooks of a copy to Colab
+    python course.py book         build the pages of the book (requirements-book.txt)
+    python course.py translate zh write the Chinese edition from its translations
 
     python course.py run --help      its options; those of `lab` and `test` are
                                      JupyterLab's and pytest's
@@ -56,7 +58,10 @@ MOST_WORKERS = 4
 KEPT = ("torch", "torchvision", "torchaudio", "numpy", "transformers")
 # pytest's options whose value is the next word.
 VALUED = ("-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--deselect", "--durations", "--ignore")
-COMMANDS = ("run", "lab", "test", "check", "exercises", "student", "grade", "badges")
+# Commands that are modules of their own, and those of course/exercises.py.
+MODULES = {"check": "machine", "book": "book", "translate": "editions", "badges": "badges"}
+EXERCISES = ("exercises", "student", "grade")
+COMMANDS = ("run", "lab", "test", *EXERCISES, *MODULES)
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -129,9 +134,9 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
             return code
     if command == "run":
         return call("-m", "alpaca_lib.course.runner", *options)
-    if command == "check":
-        return call("-m", "alpaca_lib.course.machine")
-    if command in ("exercises", "student", "grade", "badges"):
+    if command in MODULES:
+        return call("-m", f"alpaca_lib.course.{MODULES[command]}", *options)
+    if command in EXERCISES:
         return call("-m", "alpaca_lib.course.exercises", command, *options)
     if command == "lab":
         return call("-m", "jupyter", "lab", "--notebook-dir", str(ROOT), *options)

@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from alpaca_lib import command_line
-from alpaca_lib.course.exercises import (
-    EXERCISES,
-    NOTEBOOKS,
-    SOLUTIONS,
-    read_notebook,
-    write_notebook,
-)
+from alpaca_lib.course.exercises import NOTEBOOKS, read_notebook, write_notebook
 from alpaca_lib.course.notebooks import REPO
 from alpaca_lib.errors import SettingsError
 
@@ -41,7 +35,7 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_URL_BASE"}} & os.environ.keys():
     command = [sys.executable, "course/course.py", "--here", "check"]
     subprocess.run(command, check=True)
 """
-LINE = re.compile(r"^\[!\[Open in Colab\].*\n?", re.MULTILINE)
+LINE = re.compile(r"^\[!\[Open in Colab\].*\n{0,2}", re.MULTILINE)  # and the empty line after it
 
 
 def badge_line(repository: str, branch: str, path: Path) -> str:
@@ -66,13 +60,23 @@ def set_badges(book: Any, line: str, repository: str) -> None:
             cell.source = CODE.format(repository=repository).rstrip("\n")
 
 
+def without_badges(book: Any) -> Any:
+    """Returns a notebook as it was before ``set_badges``, changed in place."""
+    book.cells[0].source = LINE.sub("", book.cells[0].source)
+    for cell in book.cells:
+        if cell.id == FETCH:
+            cell.source = CODE.format(repository="").rstrip("\n")
+    return book
+
+
 def write_badges(repository: str, branch: str = "main") -> list[Path]:
     """Sets the badges of all notebooks; returns their paths. Raises SettingsError."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise SettingsError(f"--repo {repository!r}: OWNER/NAME is wanted")
     if not re.fullmatch(r"[\w./-]+", branch):
         raise SettingsError(f"--branch {branch!r}: the name of a branch is wanted")
-    paths = [p for f in (NOTEBOOKS, EXERCISES, SOLUTIONS) for p in sorted(f.glob("0*.ipynb"))]
+    paths = sorted(NOTEBOOKS.rglob("0*.ipynb"))  # in every language
+    paths = [path for path in paths if ".ipynb_checkpoints" not in path.parts]
     for path in paths:
         book = read_notebook(path)
         set_badges(book, badge_line(repository, branch, path), repository)

@@ -21,6 +21,11 @@ TERMS = REPO / "translations" / "glossary.yaml"
 PAGE = REPO / "docs" / "glossary.md"
 
 
+def anchor(heading: str) -> str:
+    """Returns the end of a link to a heading, as GitHub and the book make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 @dataclass(frozen=True)
 class Term:
     """A term, its Chinese word, a sentence in each language, and other Chinese words for it."""
@@ -33,8 +38,8 @@ class Term:
 
     @property
     def anchor(self) -> str:
-        """The end of a link to the term, as GitHub and the book make it of a heading."""
-        return re.sub(r"[^\w\- ]", "", self.term.lower()).replace(" ", "-")
+        """The end of a link to the term."""
+        return anchor(self.term)
 
 
 def load_terms(path: Path = TERMS) -> list[Term]:

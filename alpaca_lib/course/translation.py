@@ -1,7 +1,7 @@
-"""Makes a language's edition of a notebook from the English one and a file of translations.
+"""Translations of a notebook's or a page's cells, checked against the English source.
 
-translations/zh/01_self_instruct.md holds, for each cell, its id and the hash of the English
-source that the translation was made from:
+A file of translations holds, for each cell, its id and the hash of the English source that the
+translation was made from:
 
     %% setup-text 1a2b3c4d
     ## 准备
@@ -14,31 +14,23 @@ source that the translation was made from:
 
 A Markdown cell is replaced by its text. In a code cell, each comment or string after ``<`` is
 replaced by what follows ``>``; everything else stays, so both editions run the same code. A code
-cell that needs no translation has no entry.
-
-    python course.py translate zh [--only 01] [--stub]
+cell that needs no translation has no entry. Which files there are: alpaca_lib.course.editions.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import copy
 import io
 import re
-import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from alpaca_lib import command_line
 from alpaca_lib.course import glossary
-from alpaca_lib.course.exercises import NOTEBOOKS, read_notebook, write_notebook
-from alpaca_lib.course.notebooks import LESSONS, REPO, make_folder
-from alpaca_lib.errors import DataError, RunError
-from alpaca_lib.files import sha256_text, write_text
+from alpaca_lib.errors import DataError
+from alpaca_lib.files import sha256_text
 
 HEAD = re.compile(r"^%% (\S+) ([0-9a-f]{8})$")
 
@@ -54,9 +46,13 @@ class Entry:
     pairs: list[tuple[str, str]] = field(default_factory=list)  # comments and strings of code
 
 
-def file_of(language: str, lesson: str) -> Path:
-    """Returns the path of a lesson's translations."""
-    return REPO / "translations" / language / f"{lesson}.md"
+class Span:
+    """A comment or string in code: rows from 1, columns from 0, and the text there."""
+
+    def __init__(self, start: tuple[int, int], end: tuple[int, int], lines: list[str]) -> None:
+        self.start, self.end = start, end
+        text = "".join(lines[start[0] - 1 : end[0]])
+        self.text = text[start[1] : len(text) - len(lines[end[0] - 1]) + end[1]]
 
 
 def hash_of(source: str) -> str:
@@ -106,17 +102,51 @@ def _pairs(lines: list[str], place: str) -> list[tuple[str, str]]:
     return [("\n".join(old), "\n".join(new)) for old, new in found]
 
 
-def replace_tokens(code: str, pairs: list[tuple[str, str]]) -> str:
-    """Returns code with whole comments and strings replaced. Raises DataError for another text."""
+def find_texts(code: str) -> list[list[Span]]:
+    """Returns the comments and strings of code, each with its place; adjacent strings together."""
+    lines = code.splitlines(keepends=True)
+    runs: list[list[Span]] = []
+    begin, depth, joins = (0, 0), 0, False
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "FSTRING_START":  # from Python 3.12 on an f-string is several tokens
+            begin = begin if depth else token.start
+            depth += 1
+        if kind == "FSTRING_END":
+            depth -= 1
+        if depth or kind in ("NL", "INDENT", "DEDENT"):
+            continue
+        if kind not in ("STRING", "COMMENT", "FSTRING_END"):
+            joins = False
+            continue
+        span = Span(begin if kind == "FSTRING_END" else token.start, token.end, lines)
+        if joins and kind != "COMMENT":
+            runs[-1].append(span)
+        else:
+            runs.append([span])
+        joins = kind != "COMMENT"
+    return runs
+
+
+def replace_texts(code: str, pairs: list[tuple[str, str]]) -> str:
+    """Returns code with comments and strings replaced. Raises DataError for another text.
+
+    Several lines stand for several strings that Python joins, if no single one has them.
+    """
     wanted, used = dict(pairs), set()
     lines = code.splitlines(keepends=True)
-    tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
-    for token in reversed(tokens):
-        if token.type in (tokenize.STRING, tokenize.COMMENT) and token.string in wanted:
-            used.add(token.string)
-            (first, start), (last, end) = token.start, token.end
-            head, tail = lines[first - 1][:start], lines[last - 1][end:]
-            lines[first - 1 : last] = [head + wanted[token.string] + tail]
+    for run in reversed(find_texts(code)):
+        parts = [run] if "\n".join(span.text for span in run) in wanted else [[s] for s in run]
+        for part in reversed(parts):
+            old = "\n".join(span.text for span in part)
+            if old not in wanted:
+                continue
+            used.add(old)
+            (first, start), (last, end) = part[0].start, part[-1].end
+            new = wanted[old]
+            if len(part) > 1:
+                new = new.replace("\n", "\n" + " " * start)
+            lines[first - 1 : last] = [lines[first - 1][:start] + new + lines[last - 1][end:]]
     if unknown := [old for old in wanted if old not in used]:
         raise DataError(f"no comment or string {unknown[0]!r} in the cell")
     return "".join(lines)
@@ -144,7 +174,7 @@ def translate(book: Any, entries: dict[str, Entry]) -> Any:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
             if entry:
-                cell.source = replace_tokens(cell.source, entry.pairs)
+                cell.source = replace_texts(cell.source, entry.pairs)
         elif entry:
             cell.source = entry.text
     return book
@@ -159,7 +189,7 @@ def problems(book: Any, entries: dict[str, Entry]) -> Iterator[str]:
             yield f"cell {cell.id}: is not translated; --stub adds its text"
     for name, entry in entries.items():
         if name not in cells:
-            yield f"cell {name} (line {entry.line}): the lesson has no such cell; delete the entry"
+            yield f"cell {name} (line {entry.line}): the source has no such cell; delete the entry"
             continue
         source = cells[name].source
         if entry.source_hash != hash_of(source):
@@ -169,13 +199,14 @@ def problems(book: Any, entries: dict[str, Entry]) -> Iterator[str]:
             )
         elif cells[name].cell_type == "code":
             yield from _code_problems(name, entry, source)
-        for term, word in glossary.find_conflicts(entry.text, terms):
+        written = "\n".join(new for _, new in entry.pairs) or entry.text
+        for term, word in glossary.find_conflicts(written, terms):
             yield f"cell {name}: {term.term} is {term.chinese!r} in this course, not {word!r}"
 
 
 def _code_problems(name: str, entry: Entry, source: str) -> Iterator[str]:
     try:
-        same = shape_of(replace_tokens(source, entry.pairs)) == shape_of(source)
+        same = shape_of(replace_texts(source, entry.pairs)) == shape_of(source)
     except (DataError, SyntaxError) as error:
         yield f"cell {name} (line {entry.line}): {error}"
         return
@@ -190,60 +221,3 @@ def stub(book: Any, entries: dict[str, Entry], text: str) -> str:
         if cell.cell_type == "markdown" and cell.id not in entries:
             blocks.append(f"%% {cell.id} {hash_of(cell.source)}\n{cell.source}")
     return "\n\n".join(blocks) + "\n"
-
-
-def write_edition(language: str, lesson: str) -> Path:
-    """Writes one lesson's edition. Raises RunError with every problem of its translations."""
-    source = file_of(language, lesson)
-    if not source.exists():
-        raise RunError(f"{source}: there are no translations; --stub begins the file")
-    try:
-        entries = parse(source.read_text(encoding="utf-8"), source.name)
-        book = translate(read_notebook(NOTEBOOKS / f"{lesson}.ipynb"), entries)
-    except DataError as error:
-        raise RunError(f"{source}:\n{error}") from None
-    target = make_folder(NOTEBOOKS / language) / f"{lesson}.ipynb"
-    if target.exists():  # outputs of the same code stay
-        old = {cell.id: cell for cell in read_notebook(target).cells}
-        for cell in book.cells:
-            if cell.cell_type == "code" and getattr(old.get(cell.id), "source", "") == cell.source:
-                cell.outputs = old[cell.id].outputs
-                cell.execution_count = old[cell.id].execution_count
-    write_notebook(book, target)
-    return target
-
-
-def write_stub(language: str, lesson: str) -> Path:
-    """Adds what a file of translations lacks, in English; returns the file."""
-    path = file_of(language, lesson)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    entries = parse(text, path.name)
-    make_folder(path.parent)
-    return write_text(path, stub(read_notebook(NOTEBOOKS / f"{lesson}.ipynb"), entries, text))
-
-
-def main(arguments: list[str]) -> int:
-    """Runs ``course.py translate`` and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="course.py translate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("language", help="the folder in translations/: zh")
-    parser.add_argument("--only", default="", help="the lesson's number: 03")
-    parser.add_argument("--stub", action="store_true", help="add the English text of what lacks")
-    options = parser.parse_args(arguments)
-
-    def work() -> int:
-        lessons = [name for name in LESSONS if name.startswith(options.only)]
-        if not lessons:
-            raise RunError(f"--only {options.only}: the lessons are {', '.join(LESSONS)}")
-        do = write_stub if options.stub else write_edition
-        print(*[do(options.language, lesson) for lesson in lessons], sep="\n")
-        return 0
-
-    return command_line.run(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

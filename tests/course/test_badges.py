@@ -32,6 +32,8 @@ def test_a_second_repository_replaces_the_first():
     path = "notebooks/exercises/04_lora_finetune.ipynb"
     assert title.count(f"bob/alpaca-2/blob/main/{path}") == 2
     assert 'repository = "bob/alpaca-2"' in fetch
+    plain = badges.without_badges(one)
+    assert plain.cells[0].source == book().cells[0].source and "bob" not in plain.cells[1].source
 
 
 @pytest.mark.parametrize("repository", ["course", "a/b/c", 'a/b"\nimport os', ""])

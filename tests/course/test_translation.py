@@ -42,6 +42,22 @@ def test_prose_comments_and_strings_are_replaced_and_nothing_else():
     assert book().cells[1].source == CODE
 
 
+def test_strings_that_python_joins_are_replaced_together_or_one_by_one():
+    code = 'course.say(\n    f"{loss:.2f} after "\n    "training", end="."\n)\n'
+    together = translation.replace_texts(
+        code, [('f"{loss:.2f} after "\n"training"', 'f"训练后"\nf"为 {loss:.2f}"')]
+    )
+    assert together == 'course.say(\n    f"训练后"\n    f"为 {loss:.2f}", end="."\n)\n'
+    alone = translation.replace_texts(code, [('"training"', '"训练"'), ('"."', '"。"')])
+    assert alone == 'course.say(\n    f"{loss:.2f} after "\n    "训练", end="。"\n)\n'
+
+
+def test_an_f_string_with_a_string_inside_is_one_text():
+    code = 'print(f"{rows["a"] if x else 0} rows")  # count\n'.replace('"a"', "'a'")
+    found = [[span.text for span in run] for run in translation.find_texts(code)]
+    assert found == [["f\"{rows['a'] if x else 0} rows\""], ["# count"]]
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -50,7 +66,7 @@ def test_prose_comments_and_strings_are_replaced_and_nothing_else():
         ({"code": '< "kept"\n> kept()'}, "the code differs in more than texts"),
         ({"code": '< f"{len(rows)} rows, {name}"\n> f"{name}"'}, "differs in more than texts"),
         ({"code": '< "kept"\n> "a" + '}, "cell code"),
-        ({"extra": "%% other 00000000\nx"}, "the lesson has no such cell"),
+        ({"extra": "%% other 00000000\nx"}, "the source has no such cell"),
         ({"prose": "用聊天模板。"}, "chat template is '对话模板' in this course, not '聊天模板'"),
     ],
 )
