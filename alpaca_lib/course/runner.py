@@ -6,6 +6,7 @@
     python course.py run --out my_runs              outputs into another folder than runs/
     python course.py run --resume                   after a stop: skip finished notebooks whose
                                                     parameters, data and code are unchanged
+    python course.py run --language zh              the edition in notebooks/zh
 
 -p sets the parameter in every notebook that has it. A relative path is the project's folder's.
 The profiles, data/profiles/*.toml, hold sets of parameters; a -p takes precedence over a profile.
@@ -81,6 +82,7 @@ def main(arguments: list[str]) -> int:
     add("--only", action="append", default=[], metavar="NN", help="a notebook, e.g. 03; repeatable")
     add("-p", "--parameter", action="append", default=[], metavar="name=value")
     add("--out", default="", metavar="DIR", help="folder of the outputs (runs)")
+    add("--language", default="", metavar="LL", help="of the notebooks (English)")
     add("--resume", action="store_true", help="skip the notebooks that the last run finished")
     options = parser.parse_args(arguments)
 
@@ -89,7 +91,7 @@ def main(arguments: list[str]) -> int:
         parameters = resolve_parameters(names, options.profile, options.parameter)
         if options.out:
             os.environ["ALPACA_RUNS"] = str(Path(options.out).resolve())
-        return run_notebooks(parameters, resume=options.resume)
+        return run_notebooks(parameters, options.resume, options.language)
 
     numbers = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
     handlers = {number: signal.signal(number, _stop) for number in numbers}
@@ -115,6 +117,18 @@ def choose_notebooks(only: list[str]) -> list[str]:
             raise RunError(f"--only {text}: there are {', '.join(LESSONS)}; numbers are enough")
         names += found
     return sorted(set(names or LESSONS))
+
+
+def find_sources(names: list[str], language: str = "") -> dict[str, Path]:
+    """Returns {notebook: its file} in a language, "" for English. Raises RunError without it."""
+    folder = NOTEBOOKS / language
+    sources = {name: folder / f"{name}.ipynb" for name in names}
+    if missing := [str(path) for path in sources.values() if not path.is_file()]:
+        known = sorted(path.parent.name for path in NOTEBOOKS.glob(f"*/{LESSONS[0]}.ipynb"))
+        known = [name for name in known if name not in ("exercises", "solutions")]
+        hint = f"; there are {', '.join(known)}" if known else ""
+        raise RunError(f"{missing[0]}: there is no such notebook{hint if language else ''}")
+    return sources
 
 
 def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Parameters:
@@ -155,12 +169,13 @@ def resolve_parameters(names: list[str], profile: str, given: list[str]) -> Para
     return chosen
 
 
-def run_notebooks(parameters: Parameters, resume: bool = False) -> int:
+def run_notebooks(parameters: Parameters, resume: bool = False, language: str = "") -> int:
     """Runs the notebooks in order until one fails, and prints the table; returns 0 or 1.
 
     ``resume`` skips those that an earlier run finished and that would give the same again. Raises
-    RunError if the folder of the outputs cannot be written.
+    RunError if the folder of the outputs cannot be written, or a language has no edition.
     """
+    sources = find_sources(list(parameters), language)
     os.environ["ALPACA_HEADLESS"] = "1"
     run_id, folders = secrets.token_hex(8), dict[str, str]()
     state = make_folder(runs_folder()) / "run.json"
@@ -176,7 +191,7 @@ def run_notebooks(parameters: Parameters, resume: bool = False) -> int:
     for entry in entries:
         name = entry.notebook
         os.environ["ALPACA_RUN"] = json.dumps({"id": run_id, "folders": folders})
-        fingerprint = take_fingerprint(NOTEBOOKS / f"{name}.ipynb", parameters[name])
+        fingerprint = take_fingerprint(sources[name], parameters[name])
         entry.key = sha256_text(dump_json(fingerprint))
         finished, reason = find_finished(name, fingerprint) if resume else (None, "")
         if finished:
@@ -187,7 +202,7 @@ def run_notebooks(parameters: Parameters, resume: bool = False) -> int:
             entry.status = "running"
             save()
             try:
-                _run_one(entry, parameters[name], run_id, fingerprint)
+                _run_one(entry, sources[name], parameters[name], run_id, fingerprint)
             finally:
                 save()
         if entry.status != "done":
@@ -212,7 +227,9 @@ def format_table(entries: list[Entry]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _run_one(entry: Entry, values: dict[str, Any], run_id: str, fingerprint: Fingerprint) -> None:
+def _run_one(
+    entry: Entry, source: Path, values: dict[str, Any], run_id: str, fingerprint: Fingerprint
+) -> None:
     """Executes one notebook into the runs folder and fills in its entry."""
     lesson = make_folder(runs_folder() / entry.notebook)
     target = lesson / f"{entry.notebook}.ipynb"
@@ -223,11 +240,11 @@ def _run_one(entry: Entry, values: dict[str, Any], run_id: str, fingerprint: Fin
         peak = pool.submit(processes.sample_peak_memory, ended)
         try:
             papermill.execute_notebook(
-                str(NOTEBOOKS / f"{entry.notebook}.ipynb"),
+                str(source),
                 str(work),
                 parameters=values,
                 kernel_name="python3",
-                cwd=str(NOTEBOOKS),
+                cwd=str(source.parent),
                 progress_bar=sys.stderr.isatty(),
                 extra_arguments=["--log-level=40"],  # of the kernel: errors only
             )

@@ -15,6 +15,7 @@ import pytest
 
 from alpaca_lib.course import runner
 from alpaca_lib.course.notebooks import LESSONS
+from alpaca_lib.errors import RunError
 
 FIRST, SECOND = LESSONS[0], LESSONS[1]
 
@@ -330,3 +331,18 @@ def test_resume_runs_again_what_was_changed(two_notebooks, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count(f"{FIRST}: running") == 2
     assert f"{SECOND}: finished before, skipped" in said
+
+
+def test_an_edition_in_another_language_runs_in_place_of_the_english_one(two_notebooks, tmp_path):
+    path = tmp_path / "zh" / f"{FIRST}.ipynb"
+    path.parent.mkdir()
+    head = "from alpaca_lib.course import notebooks\n"
+    small_notebook(
+        path, head + f"lesson = notebooks.start('{FIRST}', globals())\nlesson.record('一', x=1)"
+    )
+    assert runner.run_notebooks({FIRST: {}}, language="zh") == 0
+    assert json.loads((tmp_path / "runs" / "run.json").read_text())[0]["result"] == "一"
+    with pytest.raises(RunError, match=rf"zh/{SECOND}.ipynb: there is no such notebook"):
+        runner.run_notebooks(two_notebooks, language="zh")
+    with pytest.raises(RunError, match="there are zh"):
+        runner.run_notebooks({FIRST: {}}, language="de")
