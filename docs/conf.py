@@ -6,7 +6,13 @@ project = "The Alpaca recipe, as a course"
 author = "the authors of the course"
 root_doc = "docs/index"
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
-exclude_patterns = ["docs/extra", "data/domains", "**.ipynb_checkpoints", "notebooks/zh/**"]
+exclude_patterns = [
+    "docs/extra",
+    "data/domains",
+    "**.ipynb_checkpoints",
+    "notebooks/zh/**",
+    "docs/zh/**",
+]
 
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_merge_streams = True

@@ -23,7 +23,7 @@ import argparse
 import posixpath
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ from alpaca_lib.files import write_text
 PAGES = ("index", "instructors", "your-own-model", "questions", "comparison")
 NAMES = {"en": "English", "zh": "中文"}
 LINK = re.compile(r"(\]\(|src=\")([^)\s\"]+)")
+# Sphinx's lists of pages, whose paths have no suffix: `page` or `title <page>`.
+TOCTREE = re.compile(r"(?<=```\{toctree\}\n).*?(?=```)", re.DOTALL)
+ENTRY = re.compile(r"^((?!:|\s*$)(?:.*<)?)([^<>\s]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,8 @@ def list_editions(language: str) -> list[Edition]:
         target = NOTEBOOKS / language / f"{name}.ipynb"
         found.append(Edition(NOTEBOOKS / f"{name}.ipynb", texts / f"{name}.md", target))
     for name in LESSONS:
-        target, exercise = (
-            NOTEBOOKS / language / folder.name / f"{name}.ipynb" for folder in (SOLUTIONS, EXERCISES)
-        )
+        folders = (NOTEBOOKS / language / one.name for one in (SOLUTIONS, EXERCISES))
+        target, exercise = (folder / f"{name}.ipynb" for folder in folders)
         source = SOLUTIONS / f"{name}.ipynb"
         found.append(Edition(source, texts / "solutions" / f"{name}.md", target, exercise))
     docs = REPO / "docs"
@@ -123,16 +125,22 @@ def relink(text: str, source: Path, target: Path, moved: dict[str, str]) -> str:
     ``moved``: {path in the project: the path of its edition}.
     """
     here, there = (path.parent.relative_to(REPO).as_posix() for path in (source, target))
+    without_suffix = {posixpath.splitext(a)[0]: posixpath.splitext(b)[0] for a, b in moved.items()}
+
+    def move(path: str, known: Mapping[str, str]) -> str:
+        full = posixpath.normpath(posixpath.join(here, path))
+        return posixpath.relpath(known.get(full, full), there)
 
     def replace(match: re.Match[str]) -> str:
-        link = match[2]
-        if re.match(r"[a-z]+:|#", link):
+        if re.match(r"[a-z]+:|#", match[2]):
             return match[0]
-        path, *rest = re.split(r"(?=[#?])", link, maxsplit=1)
-        full = posixpath.normpath(posixpath.join(here, path))
-        return match[1] + posixpath.relpath(moved.get(full, full), there) + "".join(rest)
+        path, *rest = re.split(r"(?=[#?])", match[2], maxsplit=1)
+        return match[1] + move(path, moved) + "".join(rest)
 
-    return LINK.sub(replace, text)
+    def replace_entries(match: re.Match[str]) -> str:
+        return ENTRY.sub(lambda entry: entry[1] + move(entry[2], without_suffix), match[0])
+
+    return TOCTREE.sub(replace_entries, LINK.sub(replace, text))
 
 
 def find_problems(edition: Edition) -> Iterator[str]:

@@ -70,9 +70,16 @@ def test_links_lead_to_the_same_language_where_there_is_one(project):
     assert "](../other.md)" in guide.target.read_text(encoding="utf-8")
 
 
+def test_lists_of_pages_are_relinked_too(project):
+    text = "```{toctree}\n:caption: x\n\nother\nName <../notebooks/a>\n```\n\nother"
+    moved = {"docs/other.md": "docs/zh/other.md", "notebooks/a.ipynb": "notebooks/zh/a.ipynb"}
+    found = editions.relink(text, project / "docs/guide.md", project / "docs/zh/guide.md", moved)
+    assert found == text.replace("../notebooks/a", "../../notebooks/zh/a")
+
+
 def test_what_is_missing_is_named_and_a_stub_adds_it(project):
     guide = list_editions("zh")[0]
-    with pytest.raises(RunError, match="translations/zh/docs/guide.md: there are no translations"):
+    with pytest.raises(RunError, match=r"zh/docs/guide\.md: there are no translations"):
         editions.write_edition(guide, "zh")
     editions.write_stub(guide)
     assert list(editions.find_problems(guide)) == []
