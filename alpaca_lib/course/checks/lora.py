@@ -58,7 +58,7 @@ def parameters(answer: Any) -> str:
 
 @exercise
 def nf4_bytes(answer: Any) -> str:
-    """Decides about the bytes of LLaMA-7B's linear layers in NF4 with double quantisation (exercise 2)."""
+    """Decides about the bytes of LLaMA-7B in NF4 with double quantisation (exercise 2)."""
     hints = {
         WEIGHTS / 2 + WEIGHTS / BLOCK * 4: "that is without double quantisation: the blocks' "
         "scales take one byte each here",
@@ -295,7 +295,7 @@ def _checkpoint(folder: str, step: int) -> tuple[Path, Any]:
 
 @exercise
 def resumed(answer: Any) -> str:
-    """Decides about a function that resumes an adapter's training from a checkpoint (exercise 8)."""
+    """Decides about a function that resumes an adapter from a checkpoint (exercise 8)."""
     import torch
 
     _need_function(answer)
