@@ -1,4 +1,4 @@
-"""Judges the answers to the exercises of lesson 04: adapters, and a base in few bits."""
+"""Checks the answers to the exercises of lesson 04: adapters, and a base in few bits."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _need_function(answer: Any) -> None:
 
 @exercise
 def parameters(answer: Any) -> str:
-    """Judges the number of trained parameters (exercise 1)."""
-    hints = {
+    """Decides about the number of trained parameters (exercise 1)."""
+    hints: dict[float, str] = {
         TRAINED // LAYERS: "that is one layer's; the model has 32",
         LAYERS * RANK * 4 * HIDDEN: "v_proj is not square: look at its number of rows",
         LAYERS * RANK * (HIDDEN + HIDDEN): "that is q_proj alone",
@@ -58,7 +58,7 @@ def parameters(answer: Any) -> str:
 
 @exercise
 def nf4_bytes(answer: Any) -> str:
-    """Judges the bytes of LLaMA-7B's linear layers in NF4 with double quantisation (exercise 2)."""
+    """Decides about the bytes of LLaMA-7B in NF4 with double quantisation (exercise 2)."""
     hints = {
         WEIGHTS / 2 + WEIGHTS / BLOCK * 4: "that is without double quantisation: the blocks' "
         "scales take one byte each here",
@@ -109,7 +109,7 @@ def _merge_case(r: int, alpha: int, use_rslora: bool, dtype: str) -> tuple[Any, 
 
 @exercise
 def merged(answer: Any) -> str:
-    """Judges a function that merges an adapter's tensors into a base's (exercise 3)."""
+    """Decides about a function that merges an adapter's tensors into a base's (exercise 3)."""
     import torch
 
     _need_function(answer)
@@ -137,7 +137,7 @@ def merged(answer: Any) -> str:
 
 @exercise
 def rank_or_alpha(answer: Any) -> str:
-    """Judges which of the two the error follows in exercise 4."""
+    """Decides about what the error follows, rank or alpha, in exercise 4."""
     need_answer(answer, str)
     need(answer.strip().lower() in ("rank", "alpha"), 'answer "rank" or "alpha"')
     hint = "compare two runs that differ in the rank alone, then two that differ in alpha alone"
@@ -194,7 +194,7 @@ def _read_saved(folder: Path) -> dict[str, Any]:
 
 @exercise
 def saved(answer: Any) -> str:
-    """Judges a function that saves an adapter (exercise 5)."""
+    """Decides about a function that saves an adapter (exercise 5)."""
     import torch
 
     _need_function(answer)
@@ -228,7 +228,7 @@ def _probe(model: Any) -> Any:
 
 @exercise
 def loaded(answer: Any) -> str:
-    """Judges a function that loads an adapter and merges it (exercise 6)."""
+    """Decides about a function that loads an adapter and merges it (exercise 6)."""
     import torch
 
     _need_function(answer)
@@ -258,7 +258,7 @@ def _tied_model() -> Any:
 
 @exercise
 def head(answer: Any) -> str:
-    """Judges a function that merges an adapter of a tied output layer (exercise 7)."""
+    """Decides about a function that merges an adapter of a tied output layer (exercise 7)."""
     import torch
 
     _need_function(answer)
@@ -295,7 +295,7 @@ def _checkpoint(folder: str, step: int) -> tuple[Path, Any]:
 
 @exercise
 def resumed(answer: Any) -> str:
-    """Judges a function that resumes an adapter's training from a checkpoint (exercise 8)."""
+    """Decides about a function that resumes an adapter from a checkpoint (exercise 8)."""
     import torch
 
     _need_function(answer)
