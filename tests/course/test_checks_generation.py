@@ -10,6 +10,7 @@ import pytest
 
 from alpaca_lib.course.checks import generation as check
 from alpaca_lib.dataset import rouge_l
+from alpaca_lib.generation.reasoning import split_reasoning
 from alpaca_lib.records import Example
 
 
@@ -99,35 +100,49 @@ def test_thresholds(judge, answer, hint):
     assert judge("thresholds", COUNTS).startswith("Right: ")
 
 
-def options(stop="\n{next}. Instruction:", bias=None):
-    """A function that returns options, with these stop texts."""
-    stops = [stop] if isinstance(stop, str) else stop
+def answer_of(reply):
+    _, mark, answer = reply.partition("</think>")
+    is_cut = reply.lstrip().startswith("<think>") and not mark
+    return answer if mark else "" if is_cut else reply
 
-    def answer(end_token_id, last_number):
-        texts = [one.format(next=last_number + 1, last=last_number) for one in stops]
-        return {"stop": texts, "logit_bias": bias or {str(end_token_id): -100}}
 
-    return answer
+def removed(pattern, flags=re.DOTALL):
+    """A function that removes what a pattern finds."""
+    return lambda reply: re.sub(pattern, "", reply, flags=flags)
+
+
+def looks_for_both(reply):
+    """As vLLM 0.7.2."""
+    return removed("<think>.*?</think>")(reply) if "<think>" in reply else reply
+
+
+def empty_if_open(reply):
+    """Takes every opening mark for reasoning that was cut off."""
+    return "" if "<think>" in reply and "</think>" not in reply else answer_of(reply)
 
 
 @pytest.mark.parametrize(
     ("answer", "hint"),
     [
-        (options(["\n20", "20.", "20."]), "cut this answer: 'The ticket costs"),
-        (options("\n{next}"), "cut this answer: '1. nappies"),
-        (options("\n{last}. Instruction:"), "entry 20 is the last one"),
-        (options("\n99. Instruction:"), "runs on past entry 20"),
-        (options(["a", "b", "c", "d", "e"]), "at most four"),
-        (options(bias={"50256": -100}), "the vocabulary of GPT-3"),
-        (options(bias={"0": -100}), "forbid the token 151643 alone"),
-        (options(bias={"0": -1}), "-100 forbids"),
-        (lambda end_token_id, last_number: {}, "`stop` is a list"),
+        (looks_for_both, "only `</think>` is here"),
+        (lambda reply: reply.partition("</think>")[2], "no reasoning in this reply"),
+        (removed("<think>.*</think>", flags=0), "on different lines"),
+        (lambda reply: reply.partition("</think>")[2] or reply, "before `</think>`"),
+        (lambda reply: answer_of(reply) and reply.split("</think>")[-1], "of both marks"),
+        (empty_if_open, "a word of the answer"),
+        (lambda reply: None, "returns None"),
+        (lambda reply: reply.split("</think>"), "that is list"),
     ],
 )
-def test_options_of_a_request(judge, answer, hint):
-    said = judge("options", answer)
+def test_reasoning_of_a_reply(judge, answer, hint):
+    said = judge("reasoning", answer)
     assert said.startswith("Not yet: ") and hint in said
-    assert judge("options", options()).startswith("Right: ")
+    assert judge("reasoning", answer_of).startswith("Right: ")
+
+
+def test_the_library_separates_these_replies_alike():
+    for reply, answer, _ in check.THOUGHTFUL_REPLIES:
+        assert split_reasoning(reply).answer.strip() == answer.strip()
 
 
 def parse(reply, number):

@@ -1,4 +1,4 @@
-"""Judges the exercises of lesson 01: prompt, parser, filters, retries, files."""
+"""Judges the exercises of lesson 01: ROUGE-L, parsers, filters, retries, files."""
 
 from __future__ import annotations
 
@@ -113,48 +113,40 @@ def thresholds(answer: Any) -> str:
     return "between 0.5 and 0.7 nothing changes: here the exact value of the threshold is not vital"
 
 
-GOOD_TEXTS = (
-    "The ticket costs $20. Children pay half.",
-    "It closed in 2020. The building is a school now.",
-    "1. nappies\n2. hats\n19. card games\n20. insurance cards\n21. keys",
-    "At 20 degrees it melts.\n20 more minutes are enough.",
+TASK = "4. Instruction: Name a river.\n4. Input:\n<noinput>\n4. Output:\nThe Nile.\n"
+DRAFT = "First a draft.\n4. Instruction: Draw a river.\n###\nNo, it should need only text.\n"
+TAGS = TASK.replace("The Nile.", "Put <think> before your notes and </think> after them.")
+ONE_TAG = TASK.replace("The Nile.", "Begin your notes with <think>.")
+THOUGHTFUL_REPLIES = (  # (reply, answer, what is odd)
+    (TASK, TASK, "there is no reasoning in this reply, and all of it is the answer"),
+    (f"<think>\n{DRAFT}</think>\n\n{TASK}", TASK, "both marks are there, on different lines"),
+    (f"<think>\n\n</think>\n\n{TASK}", TASK, "the reasoning is empty"),
+    (f"{DRAFT}</think>\n\n{TASK}", TASK, "the prompt held `<think>`, so only `</think>` is here"),
+    (
+        f"<think>\n{DRAFT}{DRAFT}",
+        "",
+        "this reply was cut off before `</think>`: all of it is drafts",
+    ),
+    (
+        f"<think>\n{DRAFT}</think>\n{TAGS}",
+        TAGS,
+        "after its reasoning, the answer writes of both marks",
+    ),
+    (ONE_TAG, ONE_TAG, "`<think>` is a word of the answer here, not at the beginning"),
 )
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """Returns a text up to the first stop text in it, as a server does."""
-    places = [text.find(stop) for stop in stops]
-    return text[: min((p for p in places if p >= 0), default=len(text))]
-
-
 @exercise
-def options(answer: Any) -> str:
-    """Runs options(end_token_id, last_number) and lets its stop texts cut replies."""
+def reasoning(answer: Any) -> str:
+    """Runs answer_of(reply) on replies with and without reasoning."""
     _need_function(answer)
-    for end, last in ((0, 20), (151643, 6)):
-        given = answer(end, last)
-        need_answer(given, dict)
-        stops = given.get("stop")
-        need(isinstance(stops, list | tuple) and stops and all(stops), "`stop` is a list of texts")
-        need(len(stops) <= 4, "servers take at most four stop texts")
-        for text in GOOD_TEXTS:
-            whole = f" Pack.\n{last - 1}. Input:\n<noinput>\n{last - 1}. Output:\n{text}\n"
-            got = _cut(whole, stops)
-            need(got == whole, f"your stop texts cut this answer: {text!r}")
-        entry = (
-            f"###\n{last}. Instruction: Say so.\n{last}. Input:\n<noinput>\n{last}. Output:\nSo.\n"
-        )
-        got = _cut(entry, stops)
-        need(got == entry, f"entry {last} is the last one that was asked for, and it is cut")
-        more = f"{entry}###\n{last + 1}. Instruction: One more."
-        need("One more" not in _cut(more, stops), f"the list runs on past entry {last}")
-        bias = given.get("logit_bias")
-        need(isinstance(bias, dict) and bias, "`logit_bias` is a dict {token id: bias}")
-        ids = {str(key) for key in bias}
-        need("50256" not in ids, "50256 ends a text in the vocabulary of GPT-3, not in this one")
-        need(ids == {str(end)}, f"forbid the token {end} alone: that one ends a text here")
-        need(all(value == -100 for value in bias.values()), "-100 forbids a token")
-    return "a stop text has to be one that only the structure holds, and an id needs its vocabulary"
+    for reply, right, what in THOUGHTFUL_REPLIES:
+        got = answer(reply)
+        need(got is not None, "your function returns None: end each branch with `return`")
+        need_answer(got, str)
+        cut = got.strip() if len(got) <= 60 else f"{got.strip()[:60]}..."
+        need(got.strip() == right.strip(), f"{what}; your function returned {cut!r}")
+    return "a closing mark ends reasoning even if another program wrote the opening one"
 
 
 def _entry(number: int, text: str, close: str = "###\n") -> str:
