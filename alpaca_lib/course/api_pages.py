@@ -75,7 +75,7 @@ def signature_of(name: str, value: Any) -> str:
 
 
 def split_arguments(text: str) -> list[str]:
-    """Splits a signature at the commas that are in no bracket or quotes."""
+    """Returns a signature cut at the commas that are in no bracket or quotes."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote or letter in "'\"":

@@ -30,7 +30,8 @@ if {{"COLAB_RELEASE_TAG", "KAGGLE_URL_BASE"}} & os.environ.keys():
     assert repository, "run `python course.py badges --repo OWNER/NAME` first"
     if not os.path.exists("course"):
         address = f"https://github.com/{{repository}}"
-        subprocess.run(["git", "clone", "--depth=1", address, "course"], check=True)
+        clone = ["git", "clone", "--depth=1", address, "course"]
+        subprocess.run(clone, check=True)
     sys.path.insert(0, os.path.abspath("course"))
     command = [sys.executable, "course/course.py", "--here", "check"]
     subprocess.run(command, check=True)
