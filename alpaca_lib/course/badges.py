@@ -56,18 +56,21 @@ def set_badges(book: Any, line: str, repository: str) -> None:
     title = book.cells[0]
     heading, _, rest = LINE.sub("", title.source).partition("\n")
     title.source = f"{heading}\n\n{line}{rest}".rstrip("\n")
-    for cell in book.cells:
-        if cell.id == FETCH:
-            cell.source = CODE.format(repository=repository).rstrip("\n")
+    _name_repository(book, repository)
 
 
 def without_badges(book: Any) -> Any:
     """Returns a notebook as it was before ``set_badges``, changed in place."""
     book.cells[0].source = LINE.sub("", book.cells[0].source)
-    for cell in book.cells:
-        if cell.id == FETCH:
-            cell.source = CODE.format(repository="").rstrip("\n")
+    _name_repository(book, "")
     return book
+
+
+def _name_repository(book: Any, repository: str) -> None:
+    for cell in book.cells:
+        if cell.id == FETCH:  # its comments may be in another language
+            new = f'repository = "{repository}"'
+            cell.source = re.sub(r'^repository = ".*?"', new, cell.source, count=1, flags=re.M)
 
 
 def write_badges(repository: str, branch: str = "main") -> list[Path]:
