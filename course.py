@@ -49,8 +49,8 @@ NEEDED_GB = 7
 # Every cell of every notebook is a test; the output of a cell tagged nbval-check-output
 # is compared too.
 NBVAL = ("--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=1200")
-# tests/notebooks/test_exercises.py runs these.
-NOT_NBVAL = ("--ignore=notebooks/exercises", "--ignore=notebooks/solutions")
+# tests/notebooks/test_exercises.py runs the solutions; the Chinese edition has the same code.
+NOT_NBVAL = tuple(f"--ignore=notebooks/{name}" for name in ("exercises", "solutions", "zh"))
 # Processes that run the tests, about 2 GB each; one of them runs the notebooks.
 MOST_WORKERS = 4
 # Packages that --here does not replace where they are new enough: large, built for the machine's
