@@ -15,7 +15,6 @@ import torch
 
 from alpaca_lib.memory import available, resident
 
-
 # Larger blocks (gathered matrices, logits) are few, and leave holes that nothing else fills: after
 # three steps a rank of lesson 03 held 3.2 GB with them, 2.8 GB without, at the same speed.
 KEPT_BLOCK = 5_000_000  # bytes
