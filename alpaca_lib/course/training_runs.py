@@ -59,12 +59,16 @@ def newest_checkpoint(folder: Path) -> int:
 
 
 def show_losses(columns: Mapping[str, Mapping[int, float]], steps: Iterable[int]) -> None:
-    """Shows {column: {step: loss}} as a table; a column is empty at a step that it has not."""
+    """Shows {column: {step: loss}} as a table; a column without a step has an empty cell.
+
+    Without any step nothing is shown.
+    """
     rows = [
         [step, *(f"{losses[step]:.6f}" if step in losses else "" for losses in columns.values())]
         for step in steps
     ]
-    show_table(["step", *columns], rows)
+    if rows:
+        show_table(["step", *columns], rows)
 
 
 def largest_difference(one: Mapping[int, float], other: Mapping[int, float]) -> float:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         share_prefixes,
         step_order,
     )
-    from alpaca_lib.training.process import free_memory, peak_memory
+    from alpaca_lib.training.process import free_memory, peak_memory, release_memory
     from alpaca_lib.training.settings import Settings
     from alpaca_lib.training.sharding import layers_of
 

@@ -76,7 +76,8 @@ def describe_rows(settings: Settings, data: Data, steps: int) -> list[str]:
     validated = f", {len(data.held_out)} to validate on" if data.held_out else ""
     turns = f" ({talks} conversations, {data.turns} answers)" if talks else ""
     per_step = settings.examples_per_step
-    lines.append(f"{rows} rows to train on{turns}{validated}: {steps} steps of {per_step} rows")
+    count = "1 step" if steps == 1 else f"{steps} steps"
+    lines.append(f"{rows} rows to train on{turns}{validated}: {count} of {per_step} rows")
     return lines
 
 

@@ -61,6 +61,7 @@ def test_losses_are_compared_where_both_have_the_step(monkeypatch):
     assert training_runs.largest_difference(one, other) == 0.5
     assert training_runs.largest_difference(one, {}) == 0.0
     training_runs.show_losses({"one": one, "other": other}, [2, 4])
+    training_runs.show_losses({"one": one}, [])  # shows nothing
     assert shown == [(["step", "one", "other"], [[2, "3.000000", "2.500000"], [4, "", "1.000000"]])]
 
 

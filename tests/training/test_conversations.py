@@ -156,7 +156,7 @@ def test_what_is_dropped_and_cut_is_said(settings, tmp_path):
     again = settings.replace(max_length=enough, row_length=enough, output_dir=str(tmp_path / "b"))
     said.clear()
     train(again, say=said.append)
-    assert said == ["14 rows to train on (12 conversations, 24 answers): 1 steps of 8 rows"]
+    assert said == ["14 rows to train on (12 conversations, 24 answers): 1 step of 8 rows"]
 
 
 def test_reasoning_that_is_left_out_is_said(settings, tmp_path):

@@ -74,7 +74,7 @@ def test_cut_answers_are_counted_and_the_length_that_keeps_them(settings, some_e
     again = settings.replace(row_length=2 * enough, output_dir=str(tmp_path / "again"))
     said.clear()
     train(again.replace(max_length=enough), say=said.append)
-    assert said == ["15 rows to train on: 1 steps of 4 rows"]
+    assert said == ["15 rows to train on: 1 step of 4 rows"]
     train(again.replace(max_length=enough - 1, output_dir=str(tmp_path / "less")), say=said.append)
     assert said[1].startswith("1 of 15 answers are cut") and f"to {enough} to keep" in said[1]
 

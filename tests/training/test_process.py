@@ -33,6 +33,27 @@ def test_kept_memory_is_given_back_when_it_grows():
     assert done.returncode == 0, done.stderr
 
 
+RELEASED = """
+import torch
+from alpaca_lib.training.process import keep_freed_memory, release_memory, resident
+
+keep_freed_memory()
+before = resident()
+blocks = [torch.ones(1_000_000) for _ in range(200)]
+blocks.append(blocks)  # a cycle
+del blocks
+assert resident() > before + 700e6
+release_memory()
+assert resident() < before + 100e6
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps memory like that")
+def test_memory_of_a_cycle_is_released_to_the_system():
+    done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
