@@ -245,7 +245,7 @@ def draw_paired_losses(scores: Mapping[str, Scores], names: Sequence[str]) -> tu
 
 
 def show_parity(parity: Parity, kind: str, dtype: str) -> None:
-    """Says how far llama.cpp's results equal PyTorch's, and warns of a file that is far off.
+    """Shows how far llama.cpp's results equal PyTorch's, and warns of a file that is far off.
 
     Raises RunError if the tokenizers differ.
     """
