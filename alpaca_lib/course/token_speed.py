@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ def step_times(model: Any, rows: Sequence[int] = (1, 16), tries: int = 5) -> lis
         for count in rows:
             ids = torch.ones(count, 1, dtype=torch.long, device=model.device)
             model(ids, use_cache=False)
-            times = sorted(_seconds(lambda _, ids=ids: _run(model, ids), 0) for _ in range(tries))
+            times = sorted(_seconds(partial(_run, model, ids), 0) for _ in range(tries))
             medians.append(times[tries // 2])
     return medians
 
 
-def _run(model: Any, ids: Any) -> None:
+def _run(model: Any, ids: Any, _: int) -> None:
     float(model(ids, use_cache=False).logits[0, -1, 0])  # waits until a GPU is done
