@@ -70,11 +70,10 @@ def step_times(model: Any, rows: Sequence[int] = (1, 16), tries: int = 5) -> lis
         for count in rows:
             ids = torch.ones(count, 1, dtype=torch.long, device=model.device)
             model(ids, use_cache=False)
-            run = partial(_run, model, ids)
-            times = sorted(_seconds(run, 0) for _ in range(tries))
+            times = sorted(_seconds(partial(_run, model, ids), 0) for _ in range(tries))
             medians.append(times[tries // 2])
     return medians
 
 
-def _run(model: Any, ids: Any, tokens: int) -> None:
+def _run(model: Any, ids: Any, _: int) -> None:
     float(model(ids, use_cache=False).logits[0, -1, 0])  # waits until a GPU is done

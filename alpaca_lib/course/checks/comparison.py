@@ -120,15 +120,14 @@ def next_token(function: Any) -> str:
         need(not any(math.isnan(p) for p in got), f"{shown} gives nan: subtract the largest logit")
         always = [z / penalty if i in answer else z for i, z in enumerate(logits)]
         twice = [_penalise(z, penalty ** answer.count(i)) for i, z in enumerate(logits)]
-        # What a likely mistake computes, and its hint.
-        mistakes: list[tuple[list[float], list[int], float, float, str]] = [
-            (always, [], 1.0, temperature, "divided, a negative logit becomes likelier"),
-            (twice, [], 1.0, temperature, "a token that occurs twice is penalised once"),
-            (logits, answer, penalty, 1 / temperature, "a low temperature must sharpen"),
-            (logits, [], 1.0, temperature, "the tokens of the answer are not penalised"),
-        ]
-        for scores, ids, factor, heat, hint in mistakes:
-            need(not _close(got, generate_step(scores, ids, factor, heat, top_p)), hint)
+        mistakes: tuple[tuple[Step, str], ...] = (  # what a likely one computes, and its hint
+            ((always, [], 1.0, temperature, top_p), "divided, a negative logit becomes likelier"),
+            ((twice, [], 1.0, temperature, top_p), "a token that occurs twice is penalised once"),
+            ((logits, answer, penalty, 1 / temperature, top_p), "a low temperature must sharpen"),
+            ((logits, [], 1.0, temperature, top_p), "the tokens of the answer are not penalised"),
+        )
+        for inputs, hint in mistakes:
+            need(not _close(got, generate_step(*inputs)), hint)
         need(
             abs(sum(got) - 1) < 1e-6,
             f"{shown} sums to {sum(got):.3f}: scale what is left, so that it sums to 1",
