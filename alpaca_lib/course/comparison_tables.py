@@ -13,6 +13,7 @@ from alpaca_lib.course.notebooks import (
     say,
     shorten_path,
     show_table,
+    spread,
     truncate,
 )
 from alpaca_lib.course.plots import figure
@@ -107,7 +108,7 @@ def choose_tasks(file: Path, rows: int) -> list[Record]:
             f"{rows} rows of {shorten_path(file)}, which has {len(tasks)}: a comparison needs two "
             "tasks at least; set eval_rows, or 0 for all"
         )
-    return [tasks[i * len(tasks) // count] for i in range(count)]
+    return spread(tasks, count)
 
 
 def show_scores(scores: Mapping[str, Scores]) -> None:

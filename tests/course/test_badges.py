@@ -18,7 +18,8 @@ PATH = REPO / "notebooks" / "exercises" / "04_lora_finetune.ipynb"
 
 def book():
     title = new_markdown_cell("# 04 · LoRA\n\nWhat it is about.")
-    return new_notebook(cells=[title, new_code_cell(badges.CODE.format(repository=""), id=badges.FETCH), new_code_cell("x = 1")])
+    fetch = new_code_cell(badges.CODE.format(repository=""), id=badges.FETCH)
+    return new_notebook(cells=[title, fetch, new_code_cell("x = 1")])
 
 
 def test_a_second_repository_replaces_the_first():
