@@ -124,7 +124,7 @@ def hand_over(python: str, command: str, options: list[str]) -> int:
         if environment.get(name):
             environment[name] = os.path.abspath(os.path.expanduser(environment[name]))
 
-    # A waiting thread of OpenMP (GCC's) spins 300,000 times before it sleeps. Beside another busy
+    # A waiting thread of OpenMP (GCC's) spins 300,000 times before it sleeps. With another busy
     # program that makes training several times slower; 10,000 cost 2 % on an idle machine.
     environment.setdefault("GOMP_SPINCOUNT", "10000")
 

@@ -44,7 +44,9 @@ def numbers_of(text: str) -> set[int]:
 
 def plans() -> dict[str, tuple[set[int], set[int]]]:
     text = (REPO / "docs" / "instructors.md").read_text(encoding="utf-8")
-    found = {number: (numbers_of(kept), numbers_of(left)) for number, kept, left in ROW.findall(text)}
+    found = {
+        number: (numbers_of(kept), numbers_of(left)) for number, kept, left in ROW.findall(text)
+    }
     return {name: found[name[:2]] for name in LESSONS}
 
 
