@@ -24,7 +24,7 @@ from alpaca_lib.errors import RunError
 
 # What the pages are made from, or link to.
 SOURCES = ("docs", "notebooks", "images", "data", "benchmarks/results")
-FILES = ("README.md", "LICENSE")
+FILES = ("README.md", "README_zh.md", "LICENSE")
 # Of MathJax, 24 MB: what a page with TeX loads, and its menu does not.
 FORMULAS = ("tex-chtml.js", "input/tex/", "output/chtml/fonts/")
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton")
