@@ -6,13 +6,7 @@ project = "The Alpaca recipe, as a course"
 author = "the authors of the course"
 root_doc = "docs/index"
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
-exclude_patterns = [
-    "docs/extra",
-    "data/domains",
-    "**.ipynb_checkpoints",
-    "notebooks/zh/**",
-    "docs/zh/**",
-]
+exclude_patterns = ["docs/extra", "data/domains", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the committed outputs are shown
 nb_merge_streams = True

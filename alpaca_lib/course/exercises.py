@@ -110,9 +110,10 @@ def write_student_copy(out: Path) -> list[Path]:
     if out.exists() and any(out.iterdir()):
         raise FileError(f"{out}: is not empty; name a new folder")
     written = []
-    for folder in (NOTEBOOKS, EXERCISES):
-        for source in sorted(folder.glob("0*.ipynb")):
-            target = make_folder(out / folder.relative_to(REPO)) / source.name
+    for source in sorted(NOTEBOOKS.rglob("0*.ipynb")):  # in every language
+        folder = source.parent.relative_to(REPO)
+        if not {SOLUTIONS.name, ".ipynb_checkpoints"} & set(folder.parts):
+            target = make_folder(out / folder) / source.name
             write_notebook(without_solutions(read_notebook(source)), target)
             written.append(target)
     shutil.copytree(REPO / "images", out / "images")

@@ -118,4 +118,8 @@ def test_the_students_folder_must_be_new_and_gets_the_pictures(tmp_path, monkeyp
     for path in written:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert not any(cell.get("outputs") for cell in cells)
+        assert not any("solution" in cell["metadata"].get("tags", []) for cell in cells)
+    copied = {path.relative_to(tmp_path / "new").parent.as_posix() for path in written}
+    english = {"notebooks", "notebooks/exercises"}
+    assert copied == english | {"notebooks/zh", "notebooks/zh/exercises"}
     assert any((tmp_path / "new" / "images").iterdir())
