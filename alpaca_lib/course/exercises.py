@@ -49,6 +49,8 @@ def without_solutions(book: Any) -> Any:
     """Returns a copy of a notebook without the cells tagged ``solution`` and without outputs."""
     book = copy.deepcopy(book)
     book.cells = [c for c in book.cells if SOLUTION not in c.metadata.get("tags", [])]
+    title = book.cells[0]  # its link to another language
+    title.source = title.source.replace(f"/{SOLUTIONS.name}/", f"/{EXERCISES.name}/")
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

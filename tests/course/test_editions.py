@@ -94,3 +94,17 @@ def test_the_course_s_translations_are_complete_and_not_stale(edition):
     if not edition.translations.exists():
         pytest.skip("not translated yet")
     assert not list(editions.find_problems(edition))
+
+
+@pytest.mark.parametrize("edition", list_editions("zh"), ids=lambda one: one.translations.name)
+def test_each_page_leads_to_the_other_language(edition):
+    if not edition.translations.exists():
+        pytest.skip("not translated yet")
+    pairs = [(edition.source, edition.target)]
+    if edition.exercise:
+        pairs.append((editions.EXERCISES / edition.source.name, edition.exercise))
+    for source, target in pairs:
+        for path, other in ((source, target), (target, source)):
+            top = editions.read_source(path).cells[0].source
+            links = editions.LINK.findall(top)
+            assert (path.parent / links[0][1]).resolve() == other, path
