@@ -61,7 +61,7 @@ VALUED = ("-c", "-k", "-m", "-n", "-o", "-p", "-r", "-W", "--deselect", "--durat
 # Commands that are modules of their own, and those of course/exercises.py.
 MODULES = {"check": "machine", "book": "book", "translate": "editions", "badges": "badges"}
 EXERCISES = ("exercises", "student", "grade")
-COMMANDS = ("run", "lab", "test", *EXERCISES, *MODULES)
+COMMANDS = ("run", "lab", "test", "check", *EXERCISES, "badges", "book", "translate")
 
 QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
