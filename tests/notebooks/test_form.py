@@ -68,6 +68,16 @@ def test_cells_are_short_and_explained(book):
     assert "c" * 4 not in kinds, "four code cells without prose between"
 
 
+def test_cells_of_every_notebook_are_short():
+    """The exercises, the solutions and other languages too."""
+    long = []
+    for path in FOLDER.rglob("0*.ipynb"):
+        for cell in code(nbformat.read(path, as_version=4)):
+            if len(cell.source.splitlines()) > 30:
+                long.append(f"{path.relative_to(FOLDER)}: {cell.id}")
+    assert not long, long
+
+
 def test_it_was_run_from_top_to_bottom(book):
     assert [c.execution_count for c in code(book)] == list(range(1, len(code(book)) + 1))
 

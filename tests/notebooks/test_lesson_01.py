@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 
-import nbformat
 import pytest
 
 from alpaca_lib import dataset, generation, prompts
 from alpaca_lib.course import notebooks, replays
 from alpaca_lib.course.notebooks import REPO
 from alpaca_lib.records import load_examples
+from tests.notebooks.cells import code_cells, define
 
-NOTEBOOK = REPO / "notebooks" / "01_self_instruct.ipynb"
-CELLS = [c for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == "code"]
+CELLS = code_cells("01_self_instruct")
 SEEDS = load_examples(REPO / "data" / "seed_tasks.jsonl")
-
-
-def define(name, **variables):
-    """Returns a function that a cell defines, with these global variables."""
-    for cell in CELLS:
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                exec(compile(ast.Module([node], []), cell.id, "exec"), variables)
-                return variables[name]
-    raise AssertionError(f"no cell defines {name}")
 
 
 @pytest.mark.parametrize("count", [1, 3, 175])
@@ -34,20 +22,20 @@ def test_compose_writes_the_librarys_prompt(count):
     header = prompts.load_header(REPO / "data" / "prompts" / "generate_en.txt")
     shown = SEEDS[:count]
     wanted = prompts.generation_prompt(shown, header, count + 20)
-    assert define("compose")(shown, header, 20) == wanted
+    assert define(CELLS)["compose"](shown, header, 20) == wanted
 
 
 def test_parse_finds_what_the_library_finds_in_a_reply_without_faults():
     text = prompts.generation_prompt(SEEDS, "x", 200).removesuffix("###\n176. Instruction:")
     text = text.removeprefix("x\n\n###\n1. Instruction:")
-    found = define("parse", re=re)(text, 1)
+    found = define(CELLS, re=re)["parse"](text, 1)
     assert found == [(s.instruction, s.input.strip(), s.output.strip()) for s in SEEDS]
     parsed = generation.parse_reply(text, "stop", 1).tasks
     assert {t.instruction for t in parsed} <= {instruction for instruction, _, _ in found}
 
 
 def test_lcs_gives_the_librarys_rouge():
-    lcs, draw = define("lcs"), random.Random(0)
+    lcs, draw = define(CELLS)["lcs"], random.Random(0)
     for _ in range(200):
         a, b = (" ".join(draw.choices("abcdef", k=draw.randint(1, 12))) for _ in "ab")
         words_a, words_b = a.split(), b.split()
@@ -56,7 +44,7 @@ def test_lcs_gives_the_librarys_rouge():
 
 
 def test_the_loop_in_ten_lines_keeps_the_courses_rows():
-    loop = define("self_instruct", dataset=dataset, generation=generation)
+    loop = define(CELLS, dataset=dataset, generation=generation)["self_instruct"]
     kept = loop(replays.recorded_replies(), [seed.instruction for seed in SEEDS])
     shipped = load_examples(REPO / "data" / "alpaca_520.json")
     columns = [[(t.instruction, t.input, t.output) for t in rows] for rows in (kept, shipped)]

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from alpaca_lib import dataset
 from alpaca_lib.course import data_tables
 from alpaca_lib.course.notebooks import REPO
 from alpaca_lib.records import Example, load_examples
+from tests.notebooks.cells import code_cells, define
 
-NOTEBOOK = REPO / "notebooks" / "02_dataset_inspection.ipynb"
-CELLS = [c for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == "code"]
-
-
-def define(name, **variables):
-    """Returns a function that a cell defines, with these global variables."""
-    for cell in CELLS:
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                exec(compile(ast.Module([node], []), cell.id, "exec"), variables)
-                return variables[name]
-    raise AssertionError(f"no cell defines {name}")
+CELLS = code_cells("02_dataset_inspection")
 
 
 @pytest.mark.parametrize(("k", "n"), [(20, 20), (10, 28), (3, 20), (1, 2)])
 def test_lowest_solves_the_equation_of_the_score_test(k, n):
     """Wilson's bound is the p below k / n whose standard error is the distance / z."""
-    p = define("lowest")(k, n)
+    p = define(CELLS)["lowest"](k, n)
     assert p < k / n
     assert k / n - p == pytest.approx(1.645 * (p * (1 - p) / n) ** 0.5)
 
 
 def test_lowest_is_zero_without_a_fault():
-    assert define("lowest")(0, 20) == pytest.approx(0, abs=1e-12)
+    assert define(CELLS)["lowest"](0, 20) == pytest.approx(0, abs=1e-12)
 
 
 def test_clean_keeps_what_the_librarys_filter_keeps():
@@ -49,7 +37,7 @@ def test_clean_keeps_what_the_librarys_filter_keeps():
         "threshold": 0.7,
         "rouge_mode": "auto",
     }
-    kept, bad = define("clean", **names)("replies")
+    kept, bad = define(CELLS, **names)["clean"]("replies")
     decisions = dataset.filter_novel([t.instruction for t in tasks], mode="auto")
     assert kept == [t for t, one in zip(tasks, decisions, strict=True) if one.kept]
     assert len(kept) + len(bad) == len(tasks) and bad
@@ -59,7 +47,7 @@ def test_clean_keeps_the_second_of_two_alike_if_the_first_has_an_error():
     rows = [Example("Name a river.", "", ""), Example("Name a river!", "", "The Nile.")]
     names = {"inspected": {"x": rows}, "found": {"x": dataset.find_faults(rows)}}
     names |= {"dataset": dataset, "threshold": 0.7, "rouge_mode": "auto"}
-    kept, bad = define("clean", **names)("x")
+    kept, bad = define(CELLS, **names)["clean"]("x")
     assert kept == rows[1:] and bad == {0: "empty output"}
 
 

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
-
-import nbformat
 import pytest
 import torch
 
 from alpaca_lib.planning.layout import ShardingLayout
 from alpaca_lib.training import join, share_prefixes
 from alpaca_lib.training.attention import Documents
-
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "03_full_finetune_fsdp.ipynb"
+from tests.notebooks.cells import code_cells, define
 
 
 @pytest.fixture(scope="module")
 def hand():
     """The functions that the notebook defines, by name."""
-    names = {"torch": torch}
-    for cell in nbformat.read(NOTEBOOK, 4).cells:
-        if cell.cell_type == "code":
-            for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.FunctionDef):
-                    exec(ast.unparse(node), names)
-    return names
+    return define(code_cells("03_full_finetune_fsdp"), torch=torch)
 
 
 def test_adamw_and_clipping_are_torchs(hand):
