@@ -74,7 +74,7 @@ class Plan:
     machine: Machine
     sharding: ShardingLayout
     phases: dict[str, Terms]  # {phase: {term: bytes}}
-    batch: Batch  # the largest micro-batch of a rank
+    batch: Batch  # the micro-batch of a rank that needs most
     parameters: int
     trained: int  # parameters that are updated
     computed: float  # share of the tokens that are computed: a shared prefix once per row
@@ -145,8 +145,12 @@ def plan(
     # Memory: what a rank holds, and what its largest micro-batch adds.
     parameters = sum(w.numel for w in model.weights)
     sharding = ShardingLayout.of(settings, machine, parameters)
-    batch, number, computed, context = sample_steps(settings, work, machine, model.by_document)
-    foot = measure_footprint(model.config, settings, machine.device, dtype, batch)
+    batches, number, computed, context = sample_steps(settings, work, machine, model.by_document)
+    measured = [
+        (measure_footprint(model.config, settings, machine.device, dtype, batch), batch)
+        for batch in batches
+    ]
+    foot, batch = max(measured, key=lambda pair: max(pair[0].peak, pair[0].tail))
     phases = layout.phases(settings, model.weights, foot, dtype.itemsize, sharding, number > 1)
     per_step = settings.examples_per_step
     steps = count_steps(work.rows, per_step, settings.epochs, settings.max_steps)
@@ -222,7 +226,7 @@ def _compute_dtype(settings: Settings, machine: Machine) -> Any:
 class _Steps(NamedTuple):
     """What the micro-batches of a run's first steps are."""
 
-    largest: Batch  # of a rank
+    largest: tuple[Batch, ...]  # of a rank: with the most tokens, and with the most labels
     number: int  # the most micro-batches of a step
     computed: float  # share of the examples' tokens that are computed
     context: float  # see attention_context
@@ -232,7 +236,8 @@ def sample_steps(settings: Settings, work: Work, machine: Machine, by_document: 
     """Returns what the engine makes of the first 50 steps of known examples, else of a step of
     average ones."""
     packed, multiple = settings.batching == "pack", packing.padding_multiple(machine.device)
-    largest, number, tokens = Batch(1, 0, (), 0), 1, 0
+    most = labelled = Batch(1, 0, (), 0)
+    number, tokens = 1, 0
     segments: list[Segment] = []
     for plan, labels in _sample_plans(settings, work, machine.count, by_document):
         number, tokens = max(number, len(plan.groups)), tokens + sum(plan.lengths)
@@ -248,10 +253,11 @@ def sample_steps(settings: Settings, work: Work, machine: Machine, by_document: 
                 labels=sum(labels[i] for i in group),
                 parents=tuple(segment.parent for segment in row) if plan.prefixes else (),
             )
-            largest = max(largest, batch, key=lambda batch: batch.tokens)
+            most = max(most, batch, key=lambda batch: (batch.tokens, batch.labels))
+            labelled = max(labelled, batch, key=lambda batch: (batch.labels, batch.tokens))
     computed = sum(segment.tokens for segment in segments) / max(tokens, 1)
     context = attention_context(segments) if computed < 1 else work.context
-    return _Steps(largest, number, computed, context)
+    return _Steps(tuple(dict.fromkeys((most, labelled))), number, computed, context)
 
 
 def _sample_plans(

@@ -211,3 +211,12 @@ def test_lesson_04_loads_the_unquantised_base_into_the_gpu(profile, model):
     weights = list_weights(build_empty(read_config(model), torch.bfloat16))
     machine = parse_machine(claims(profile)["machine"].split("x")[-1])
     assert machine.needed(sum(2 * weight.numel for weight in weights) + 1e9) <= machine.memory
+
+
+def test_more_steps_never_need_less_memory(fresh, monkeypatch):
+    """With a large vocabulary the labels decide, not the tokens, which micro-batch needs most."""
+    monkeypatch.setattr(layout, "resident", lambda: fresh)
+    work = rows_of("chinese")
+    run = settings(FULL, "chinese", dtype="float32", model="qwen2.5-0.5b", rows_per_micro_batch=1)
+    peaks = [plan(run.replace(max_steps=steps), "2xcpu", work).peak for steps in (4, 8, 10, 15)]
+    assert peaks == sorted(peaks)
