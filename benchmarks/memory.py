@@ -100,7 +100,7 @@ def work(changes: dict[str, Any], steps: int) -> None:
     from alpaca_lib.training.settings import Settings
 
     if os.environ["ALPACA_MAPPED"] == "1":
-        loop.keep_freed_memory = lambda: None  # it would override the environment
+        loop.keep_freed_memory = lambda block: None  # it would override the environment
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             data_path=str(ROOT / "data" / "alpaca_520.json"),

@@ -191,7 +191,7 @@ def remove_above(rung: str) -> dict[str, Any]:
 
         loop.create_optimizer = unfused
     if at < RUNGS.index("memory kept"):
-        loop.keep_freed_memory = lambda: None  # type: ignore[assignment]
+        loop.keep_freed_memory = lambda block: None  # type: ignore[assignment]
     batching = "pack"
     if at < RUNGS.index("packed"):
         batching = "bucket" if rung == "buckets" else "pad"

@@ -1,11 +1,15 @@
 """Sphinx's configuration of the book; alpaca_lib/course/book.py copies the sources and builds."""
 
 import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # glossary_links
 
 project = "The Alpaca recipe, as a course"
 author = "the authors of the course"
 root_doc = "docs/index"
-extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline", "glossary_links"]
 exclude_patterns = ["docs/extra", "data/domains", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the committed outputs are shown
@@ -20,6 +24,8 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_show_copyright = False
 html_extra_path = ["extra"]
+html_search_language = "zh"  # cuts Chinese by words; English as ever, with its stemmer
+html_search_options = {"dict": str(Path(__file__).parent / "words.txt")}  # by book.py
 html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
 if repository:
     html_theme_options |= {

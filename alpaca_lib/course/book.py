@@ -18,26 +18,29 @@ import webbrowser
 from pathlib import Path
 
 from alpaca_lib import command_line
-from alpaca_lib.course import api_pages
+from alpaca_lib.course import api_pages, glossary
 from alpaca_lib.course.notebooks import REPO, make_folder
 from alpaca_lib.errors import RunError
+from alpaca_lib.files import write_text
 
 # What the pages are made from, or link to.
 SOURCES = ("docs", "notebooks", "images", "data", "benchmarks/results")
 FILES = ("README.md", "README_zh.md", "LICENSE")
 # Of MathJax, 24 MB: what a page with TeX loads, and its menu does not.
 FORMULAS = ("tex-chtml.js", "input/tex/", "output/chtml/fonts/")
-NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton")
+NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton", "jieba")
 
 
 def gather(target: Path) -> None:
-    """Copies the sources into an empty folder, and writes the pages of the API there."""
+    """Copies the sources into an empty folder, and adds the API's pages and the search's words."""
     ignored = shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
     for name in SOURCES:
         if (REPO / name).exists():
             shutil.copytree(REPO / name, target / name, ignore=ignored)
     for name in FILES:
         shutil.copy(REPO / name, target / name)
+    words = [glossary.name_in(term, "zh") for term in glossary.load_terms()]
+    write_text(target / "docs" / "words.txt", "\n".join(filter(None, words)))
     api_pages.write_pages(make_folder(target / "docs" / "api"))
 
 

@@ -68,6 +68,38 @@ def find_conflicts(text: str, terms: list[Term]) -> Iterator[tuple[Term, str]]:
                 yield term, word
 
 
+def name_in(term: Term, language: str) -> str:
+    """Returns what a page of this language calls a term, without an explanation in brackets.
+
+    "" where that has several meanings: a rank (of a matrix, of a process), a sign like 轮.
+    """
+    if language == "zh":
+        word = term.chinese.partition("（")[0]
+        return word if len(word) > 1 else ""
+    return "" if "(" in term.term else term.term
+
+
+def find_terms(
+    text: str, terms: list[Term], language: str = "en"
+) -> Iterator[tuple[str, Term | None]]:
+    """Yields (the words as they stand, their term or None) in the order of the text.
+
+    The words yielded are the whole text. Of two terms at one place the longer one is taken:
+    "micro-batch" is no batch. An English term may be a plural, and begin with a capital.
+    """
+    named = {name_in(term, language).lower(): term for term in terms}
+    named.pop("", None)
+    known = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
+    plural = "" if language == "zh" else "s?"
+    pattern = rf"(?<![A-Za-z0-9_-])({known}){plural}(?![A-Za-z0-9_-])"
+    end = 0
+    for match in re.finditer(pattern, text, re.IGNORECASE):
+        yield text[end : match.start()], None
+        yield match[0], named[match[1].lower()]
+        end = match.end()
+    yield text[end:], None
+
+
 def format_page(terms: list[Term]) -> str:
     """Returns the glossary as Markdown, one heading per term."""
     lines = ["# Glossary · 术语表", "", f"{len(terms)} terms, in English and Chinese.", ""]

@@ -6,6 +6,7 @@ A process whose parent has ended is no child any more, so every child that was s
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 
 import psutil
@@ -48,13 +49,15 @@ def end_children() -> None:
 def sample_peak_memory(ended: threading.Event) -> int:
     """Returns the peak memory of this process and its children until an event, in bytes.
 
-    It is sampled twice per second.
+    It is sampled twice per second. Memory that several processes share (libraries, mapped
+    weights) counts once, where the system tells how many share it (Linux: PSS).
     """
     me, peak = psutil.Process(), 0
     while not ended.wait(0.5):
         total = 0
         for process in [me, *remember_children()]:
             with contextlib.suppress(psutil.Error):  # it has ended
-                total += process.memory_info().rss
+                memory = process.memory_full_info() if sys.platform == "linux" else None
+                total += memory.pss if memory else process.memory_info().rss
         peak = max(peak, total)
     return peak

@@ -41,7 +41,13 @@ from alpaca_lib.training.micro_batches import StepPlan, can_share, plan_step
 from alpaca_lib.training.packing import Encoded, count_labels
 from alpaca_lib.training.precision import create_optimizer
 from alpaca_lib.training.prefixes import attention_context, list_segments
-from alpaca_lib.training.process import Heap, keep_freed_memory, peak_memory, stop_signal
+from alpaca_lib.training.process import (
+    Heap,
+    keep_freed_memory,
+    largest_block,
+    peak_memory,
+    stop_signal,
+)
 from alpaca_lib.training.run_state import RunState, find_prompt_time
 from alpaca_lib.training.schedule import rate_factor
 from alpaca_lib.training.settings import Settings
@@ -72,7 +78,6 @@ def train(
     """
     trackers.check(settings)
     placement = place(settings.device, settings.dtype)
-    keep_freed_memory()
     source = ModelSource.resolve(settings.model)
     output_folder.check(settings, source)
     tokenizer = source.load_tokenizer()
@@ -126,6 +131,8 @@ class _Run:
         self.built = build(settings, self.placement, self.dist, self.source)
         causal = unwrap_peft(self.built.model)
         vocab_size = causal.get_input_embeddings().num_embeddings
+        at_once = settings.rows_per_micro_batch * settings.row_length
+        keep_freed_memory(5 * largest_block(causal, at_once) // 4)
         counts.check_ids(settings, data, causal.config, vocab_size)
         self.within_documents = is_attached(causal)
         pad = self.tokenizer.pad_token_id

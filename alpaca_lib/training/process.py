@@ -10,24 +10,39 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from alpaca_lib.memory import available, resident
 
-# Larger blocks (logits, a gathered embedding) are few, and leave holes that nothing else fills.
-# With 5 MB, below a layer's activations of some rows, full training is 8 % slower.
-KEPT_BLOCK = 32_000_000  # bytes
+MOST_KEPT = 32_000_000  # bytes of a block; the most that glibc takes
 
 
-def keep_freed_memory() -> None:
+def largest_block(model: Any, tokens: int) -> int:
+    """Returns the bytes of the largest float32 matrix of a layer: a weight, or an activation.
+
+    ``tokens`` are computed at once. The output head is no layer: its logits are larger.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    shapes = [
+        (module.in_features, module.out_features)
+        for module in model.modules()
+        if hasattr(module, "out_features") and module.out_features < vocabulary
+    ]
+    return 4 * max(max(rows, tokens) * columns for rows, columns in shapes)
+
+
+def keep_freed_memory(block: int = MOST_KEPT) -> None:
     """Makes the C library reuse freed memory instead of returning it to the system, on Linux.
 
     The system would hand it out again page by page, zeroed: a sixth of a step on a CPU. Blocks
-    above KEPT_BLOCK are returned.
+    above ``block`` bytes are returned: larger ones than activations (logits, a gathered layer)
+    are few, and leave holes that nothing fills. Kept as well, they cost 0.6 GB per process of
+    lesson 03, at the same speed.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # glibc's malloc.h
-    _call_glibc("mallopt", m_mmap_threshold, KEPT_BLOCK)
+    _call_glibc("mallopt", m_mmap_threshold, min(block, MOST_KEPT))
     _call_glibc("mallopt", m_trim_threshold, 2**31 - 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import importlib.util
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -111,10 +112,26 @@ def test_every_page_is_drawn_without_a_network(site, chromium, pictures, width):
     assert not faults, "\n".join(faults)
 
 
-def test_the_search_works_without_a_server(site, chromium):
+@pytest.mark.parametrize(
+    ("query", "page_found"),
+    [
+        ("adapter", "notebooks/04_lora_finetune"),
+        ("adapters", "notebooks/04_lora_finetune"),  # by its stem
+        ("微调", "notebooks/zh/04_lora_finetune"),
+        ("激活重算", "notebooks/zh/03_full_finetune_fsdp"),
+    ],
+)
+def test_the_search_works_without_a_server(site, chromium, query, page_found):
     page = chromium.new_page()
-    page.goto(f"{(site / 'search.html').as_uri()}?q=adapter")
+    page.goto(f"{(site / 'search.html').as_uri()}?q={query}")
     page.wait_for_selector("#search-results li a", timeout=60_000)
     found = [a.get_attribute("href") for a in page.query_selector_all("#search-results li a")]
     page.close()
-    assert any("04_lora_finetune" in link for link in found), found[:20]
+    assert any(page_found in link for link in found), found[:20]
+
+
+def test_a_term_leads_to_the_glossary_where_a_lesson_uses_it_first(site):
+    for lesson, word in (("04_lora_finetune", "adapter"), ("zh/04_lora_finetune", "适配器")):
+        page = (site / f"notebooks/{lesson}.html").read_text(encoding="utf-8")
+        links = re.findall(r'href="[./]*docs/glossary.html#adapter"[^>]*>([^<]*)<', page)
+        assert len(links) == 1 and links[0].lower().startswith(word), links

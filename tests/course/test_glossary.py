@@ -42,3 +42,17 @@ def test_two_terms_do_not_share_a_word(second, says, tmp_path):
 def test_another_translation_of_a_term_is_found():
     found = list(glossary.find_conflicts("用聊天模板渲染提示。", glossary.load_terms()))
     assert [(term.term, word) for term, word in found] == [("chat template", "聊天模板")]
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "found"),
+    [
+        ("en", "Tokens of a micro-batch, no batch_size.", ["token", "micro-batch"]),
+        ("en", "A low rank, a token's label, pre-packing.", ["token", "label"]),
+        ("zh", "用LoRA训练一轮，损失以词元计。", ["LoRA", "loss", "token"]),
+    ],
+)
+def test_terms_are_found_in_prose(language, text, found):
+    parts = list(glossary.find_terms(text, glossary.load_terms(), language))
+    assert "".join(words for words, _ in parts) == text
+    assert [term.term for _, term in parts if term] == found

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from alpaca_lib import models
+from alpaca_lib.training.process import largest_block
+
 KEPT = """
 import torch
 from alpaca_lib.training.process import Heap, keep_freed_memory, resident
@@ -31,6 +34,31 @@ def test_kept_memory_is_given_back_when_it_grows():
     """800 MB that were freed stay with the process until trim() gives them back."""
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+RETURNED = """
+import torch
+from alpaca_lib.training.process import keep_freed_memory, resident
+
+keep_freed_memory(3_000_000)
+before = resident()
+blocks = [torch.ones(1_000_000) for _ in range(200)]
+del blocks
+assert resident() < before + 100e6
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps memory like that")
+def test_larger_blocks_are_not_kept():
+    done = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(512, 576), (2048, 2048)])
+def test_the_largest_block_is_of_a_layer(tokens, rows):
+    """SmolLM2-135M's widest layer is 576 x 1,536; its head is 576 x 49,152."""
+    model = models.ModelSource.resolve("smollm2-135m").load_model()
+    assert largest_block(model, tokens) == 4 * rows * 1536
 
 
 RELEASED = """
