@@ -30,6 +30,14 @@ html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
 if repository:
     html_theme_options |= {
         "repository_url": f"https://github.com/{repository}",
+        "repository_branch": "main",
         "use_repository_button": True,
         "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+        "icon_links": [
+            {
+                "name": "Open in Codespaces",
+                "url": f"https://codespaces.new/{repository}",
+                "icon": "fa-solid fa-laptop-code",
+            }
+        ],
     }
