@@ -4,12 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # glossary_links
+sys.path.insert(0, str(Path(__file__).parent))  # the two extensions of this folder
 
 project = "The Alpaca recipe, as a course"
 author = "the authors of the course"
 root_doc = "docs/index"
-extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline", "glossary_links"]
+extensions = ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"]
+extensions += ["glossary_links", "bilingual_search"]
 exclude_patterns = ["docs/extra", "data/domains", "**.ipynb_checkpoints"]
 
 nb_execution_mode = "off"  # the committed outputs are shown
@@ -24,7 +25,8 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_show_copyright = False
 html_extra_path = ["extra"]
-html_search_language = "zh"  # cuts Chinese by words; English as ever, with its stemmer
+html_static_path, html_css_files = ["static"], ["book.css"]
+html_search_language = "en+zh"
 html_search_options = {"dict": str(Path(__file__).parent / "words.txt")}  # by book.py
 html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
 if repository:
