@@ -5,6 +5,7 @@ one or more cells tagged ``solution``, and a check; an exercise notebook is the 
 tagged cells and without outputs.
 
     python course.py exercises          execute the solutions, write the exercises
+    python course.py exercises --language zh    execute the edition's solutions
     python course.py student OUT        copy lessons and exercises, without outputs and solutions
     python course.py grade FILE...      run notebooks of students, print who solved what as CSV
 """
@@ -107,6 +108,18 @@ def write_exercises(names: tuple[str, ...] = LESSONS) -> list[Path]:
     return written
 
 
+def execute_solutions(language: str, names: tuple[str, ...] = LESSONS) -> list[Path]:
+    """Runs the solutions of another edition in place and returns them.
+
+    ``course.py translate`` writes its exercises. Raises FileError if there is no such edition.
+    """
+    folder = NOTEBOOKS / language
+    written = [folder / SOLUTIONS.name / f"{name}.ipynb" for name in names]
+    for source in written:
+        write_notebook(execute(read_notebook(source), folder), source)
+    return written
+
+
 def write_student_copy(out: Path) -> list[Path]:
     """Writes the lessons, exercises and pictures into a folder, without outputs and solutions."""
     if out.exists() and any(out.iterdir()):
@@ -161,6 +174,7 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("exercises", help="execute the solutions, write the exercises")
     one.add_argument("--only", default="", help="the lesson's number: 03")
+    one.add_argument("--language", default="", help="of another edition: zh")
     two = commands.add_parser("student", help="copy the course without outputs and solutions")
     two.add_argument("out", type=Path, help="a new folder")
     three = commands.add_parser("grade", help="run notebooks of students, print CSV")
@@ -177,7 +191,8 @@ def main(arguments: list[str]) -> int:
             names = tuple(n for n in LESSONS if n.startswith(options.only))
             if not names:
                 raise RunError(f"--only {options.only}: the lessons are {', '.join(LESSONS)}")
-            written = write_exercises(names)
+            language = options.language
+            written = execute_solutions(language, names) if language else write_exercises(names)
         print(*written, sep="\n")
         return 0
 
