@@ -135,3 +135,20 @@ def test_text_that_the_output_cannot_encode_is_escaped():
     help_ = [sys.executable, "-m", "alpaca_lib", "train", "--help"]
     done = subprocess.run(help_, capture_output=True, env=environment)
     assert done.returncode == 0 and b"examples:" in done.stdout, done.stderr
+
+
+def test_alpaca_sets_how_long_threads_spin_before_torch_is_imported():
+    """Another busy program makes training several times slower with OpenMP's default."""
+    code = (
+        "import os, sys\n"
+        "from alpaca_lib import cli\n"
+        "try:\n"
+        "    cli.main(['--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert os.environ['GOMP_SPINCOUNT'] == '10000'\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
