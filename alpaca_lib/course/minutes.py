@@ -16,11 +16,11 @@ from alpaca_lib.training.flops import gemm_rate
 
 # lesson: (fixed seconds, TFLOP)
 COSTS = {
-    "01_self_instruct": (80.0, 0.0),
-    "02_dataset_inspection": (5.0, 0.0),
-    "03_full_finetune_fsdp": (190.0, 9.5),
-    "04_lora_finetune": (155.0, 3.0),
-    "05_inference_comparison": (245.0, 20.0),
+    "01_self_instruct": (55.0, 3.5),
+    "02_dataset_inspection": (4.0, 0.0),
+    "03_full_finetune_fsdp": (95.0, 16.0),
+    "04_lora_finetune": (70.0, 6.5),
+    "05_inference_comparison": (85.0, 7.5),
 }
 
 
