@@ -28,6 +28,16 @@ SOURCES = ("docs", "notebooks", "images", "data", "benchmarks/results")
 FILES = ("README.md", "README_zh.md", "LICENSE")
 # Of MathJax, 24 MB: what a page with TeX loads, and its menu does not.
 FORMULAS = ("tex-chtml.js", "input/tex/", "output/chtml/fonts/")
+# The tables of benchmarks/results, in the order of the page.
+TABLES = {
+    "course": "The course on two cores",
+    "training": "Training",
+    "inference": "Answers and files",
+    "gpu": "Training and decoding on a GPU",
+    "memory": "Predicted and measured memory",
+    "generation": "Generation",
+    "rouge": "ROUGE-L of a whole data set",
+}
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton", "jieba")
 
 
@@ -41,7 +51,18 @@ def gather(target: Path) -> None:
         shutil.copy(REPO / name, target / name)
     words = [glossary.name_in(term, "zh") for term in glossary.load_terms()]
     write_text(target / "docs" / "words.txt", "\n".join(filter(None, words)))
+    write_text(target / "docs" / "benchmarks.md", format_tables())
     api_pages.write_pages(make_folder(target / "docs" / "api"))
+
+
+def format_tables() -> str:
+    """Returns the page that shows the tables of benchmarks/results."""
+    lines = ["# Measured", "", "Each text is what one of the programs in `benchmarks/` printed. Its"]
+    lines += ["first lines name the day and the machine; peers were measured in the same run."]
+    for name, title in TABLES.items():
+        file = f"benchmarks/results/{name}.txt"
+        lines += ["", f"## {title}", "", f"```{{literalinclude}} ../{file}", ":language: text", "```"]
+    return "\n".join(lines) + "\n"
 
 
 def build(out: Path) -> Path:

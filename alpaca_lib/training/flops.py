@@ -44,18 +44,25 @@ def flops_per_token(model: Any, method: str, context: float) -> float:
 
 
 def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Measures the FLOP/s of square matrix products in a dtype; returns the best of several."""
+    """Measures the FLOP/s of square matrix products in a dtype; returns the best of ten windows.
+
+    A window is long enough that processes which begin at the same time, and share a core, all
+    compute during most of it.
+    """
     size = 8192 if device.startswith("cuda") else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.split(":")[0])
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
-        start = time.perf_counter()
-        for _ in range(3):
-            a @ a
-        if wait is not None:
-            wait()
-        best = max(best, 3 * 2 * size**3 / (time.perf_counter() - start))
+        start, products, passed = time.perf_counter(), 0, 0.0
+        while passed < seconds / 10:
+            for _ in range(3):
+                a @ a
+            if wait is not None:
+                wait()
+            products += 3
+            passed = time.perf_counter() - start
+        best = max(best, products * 2 * size**3 / passed)
     return best
 
 

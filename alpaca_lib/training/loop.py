@@ -152,6 +152,7 @@ class _Run:
     def fit(self, stop_requested: threading.Event) -> Path:
         """Takes the steps after the newest intact checkpoint, then saves and checks the model."""
         first = self.run_state.resume(self.steps)
+        self.dist.barrier()  # ranks on threads of one core measure what each has of it
         self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
         self.peak = peak_rate(self.placement.device) or self.gemm
         if self.dist.is_rank_zero:
