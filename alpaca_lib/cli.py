@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from alpaca_lib import command_line
@@ -45,6 +44,4 @@ COMMANDS = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs ``alpaca`` with these arguments (default: the process's); returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    # As course.py does; torch reads it when it is imported, which only a command does.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     return command_line.main("alpaca", __doc__, COMMANDS, given)

@@ -372,7 +372,62 @@ def trl(options: argparse.Namespace) -> dict[str, Any]:
     return train_peer(make, options)
 
 
-WORKERS = {"ours": ours, "two": launched, "one": launched, "trainer": trainer, "trl": trl}
+def products(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures the matrix products of alpaca_lib's micro-batches alone: what no trainer can beat.
+
+    Per matrix one product forward, one for the gradient of its input and, in full training, one
+    for its own; the head at the labels. Nothing else: no attention, norm, loss or optimizer.
+    """
+    import torch
+
+    from alpaca_lib import models
+    from alpaca_lib.training.examples import count_labels
+    from alpaca_lib.training.micro_batches import plan_step
+    from alpaca_lib.training.packing import step_order
+    from alpaca_lib.training.prefixes import list_segments
+
+    _, path, tokens = make_data(options)
+    settings, rows = build_settings(options, path, Path()), encode_file(path)
+    dtype = models.place("cpu").torch_dtype
+    config = models.ModelSource.resolve(MODEL).config
+    hidden, middle = config.hidden_size, config.intermediate_size
+    narrow = hidden * config.num_key_value_heads // config.num_attention_heads
+    layer = {(hidden, hidden): 2, (hidden, narrow): 2, (hidden, middle): 2, (middle, hidden): 1}
+
+    def best_time(a: Any, b: Any) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def one(count: int, inputs: int, outputs: int) -> float:
+        x, weight = torch.randn(count, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+        y = torch.randn(count, outputs).to(dtype)
+        seconds = best_time(x, weight.T) + best_time(y, weight)
+        return seconds + (best_time(y.T, x) if options.method == "full" else 0.0)
+
+    seconds = 0.0
+    for step in range(-(-len(rows) // options.step)):
+        chosen = [rows[i] for i in step_order(len(rows), options.step, 0, step)]
+        plan = plan_step(settings, chosen, 1, True, share=True)
+        for (group,) in plan.groups:
+            count = sum(s.tokens for s in list_segments(plan.lengths, group, plan.prefixes))
+            labels = sum(count_labels(chosen[i]) for i in group)
+            each = sum(n * one(count, *shape) for shape, n in layer.items())
+            seconds += config.num_hidden_layers * each + one(labels, hidden, config.vocab_size)
+    return {"tokens_per_second": tokens / seconds}
+
+
+WORKERS = {
+    "products": products,
+    "ours": ours,
+    "two": launched,
+    "one": launched,
+    "trainer": trainer,
+    "trl": trl,
+}
 
 
 # --- the tables -------------------------------------------------------------------------
@@ -413,6 +468,7 @@ def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict
 def against_peers(options: argparse.Namespace, method: str) -> None:
     """Prints alpaca_lib, and HF Trainer and TRL each with its fastest batch."""
     lines = {"alpaca_lib": ("ours", {"method": method})}
+    lines["its products alone"] = ("products", {"method": method})
     for name, worker in (("HF Trainer", "trainer"), ("TRL SFTTrainer", "trl")):
         tried = {b: work(options, worker, {"method": method, "batch": b}) for b in options.peers}
         speeds = {b: r["tokens_per_second"] for b, r in tried.items() if r}
@@ -427,9 +483,8 @@ def against_peers(options: argparse.Namespace, method: str) -> None:
     print(f"  {'':22}{'tokens/s':>10}{'ours/theirs':>13}{'mean loss':>11}{'peak GB':>9}")
     for name, r in found.items():
         speed = r["tokens_per_second"]
-        print(
-            f"  {name:22}{speed:10.0f}{mine / speed:13.2f}{r['loss']:11.3f}{r['peak'] / 1e9:9.2f}"
-        )
+        rest = f"{r['loss']:11.3f}{r['peak'] / 1e9:9.2f}" if "loss" in r else ""
+        print(f"  {name:22}{speed:10.0f}{mine / speed:13.2f}{rest}")
     share, rate = found["alpaca_lib"]["gemm_share"], found["alpaca_lib"]["gemm"]
     print(
         f"  alpaca_lib reaches {share:.0%} of the {native_dtype()} GEMM rate of its run, "

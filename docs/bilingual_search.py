@@ -1,6 +1,7 @@
 """A search in English and Chinese: Chinese is cut into words, English words are stemmed.
 
-An extension of Sphinx: conf.py loads it.
+An extension of Sphinx: conf.py loads it. A query is not cut: two Chinese words need a space
+between them.
 """
 
 from sphinx.application import Sphinx

@@ -137,13 +137,14 @@ def test_text_that_the_output_cannot_encode_is_escaped():
     assert done.returncode == 0 and b"examples:" in done.stdout, done.stderr
 
 
-def test_alpaca_sets_how_long_threads_spin_before_torch_is_imported():
+@pytest.mark.parametrize("module", ["alpaca_lib.cli", "alpaca_lib.training.__main__"])
+def test_how_long_threads_spin_is_set_before_torch_is_imported(module):
     """Another busy program makes training several times slower with OpenMP's default."""
     code = (
         "import os, sys\n"
-        "from alpaca_lib import cli\n"
+        f"from {module} import main\n"
         "try:\n"
-        "    cli.main(['--help'])\n"
+        "    main(['--help'])\n"
         "except SystemExit:\n"
         "    pass\n"
         "assert 'torch' not in sys.modules\n"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -49,19 +50,26 @@ def gather(target: Path) -> None:
             shutil.copytree(REPO / name, target / name, ignore=ignored)
     for name in FILES:
         shutil.copy(REPO / name, target / name)
-    words = [glossary.name_in(term, "zh") for term in glossary.load_terms()]
-    write_text(target / "docs" / "words.txt", "\n".join(filter(None, words)))
+    chinese = "\n".join(term.chinese for term in glossary.load_terms())
+    words = re.findall(r"[\u4e00-\u9fff]{2,}", chinese)  # without Latin names and brackets
+    write_text(target / "docs" / "words.txt", "\n".join(words))
     write_text(target / "docs" / "benchmarks.md", format_tables())
     api_pages.write_pages(make_folder(target / "docs" / "api"))
 
 
 def format_tables() -> str:
     """Returns the page that shows the tables of benchmarks/results."""
-    lines = ["# Measured", "", "Each text is what one of the programs in `benchmarks/` printed. Its"]
-    lines += ["first lines name the day and the machine; peers were measured in the same run."]
+    lines = ["# Measured results", "", "Each text says how, when and on what it was measured."]
     for name, title in TABLES.items():
         file = f"benchmarks/results/{name}.txt"
-        lines += ["", f"## {title}", "", f"```{{literalinclude}} ../{file}", ":language: text", "```"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"```{{literalinclude}} ../{file}",
+            ":language: text",
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 

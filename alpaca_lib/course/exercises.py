@@ -114,6 +114,9 @@ def execute_solutions(language: str, names: tuple[str, ...] = LESSONS) -> list[P
     ``course.py translate`` writes its exercises. Raises FileError if there is no such edition.
     """
     folder = NOTEBOOKS / language
+    if not (folder / SOLUTIONS.name).is_dir():
+        known = ", ".join(path.parent.name for path in NOTEBOOKS.glob(f"*/{SOLUTIONS.name}"))
+        raise FileError(f"--language {language}: the other editions are {known}")
     written = [folder / SOLUTIONS.name / f"{name}.ipynb" for name in names]
     for source in written:
         write_notebook(execute(read_notebook(source), folder), source)

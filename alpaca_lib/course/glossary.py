@@ -35,6 +35,7 @@ class Term:
     sentence: str
     chinese_sentence: str
     unused: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()  # phrases in which its word means something else
 
     @property
     def anchor(self) -> str:
@@ -46,9 +47,12 @@ def load_terms(path: Path = TERMS) -> list[Term]:
     """Returns the terms in alphabetical order. Raises DataError for a conflict between them."""
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     terms = [
-        Term(row["term"], row["zh"], row["en"], row["about"], tuple(row.get("not", ())))
+        Term(
+            row["term"], row["zh"], row["en"], row["about"],
+            tuple(row.get("not", ())), tuple(row.get("elsewhere", ())),
+        )
         for row in rows
-    ]
+    ]  # fmt: skip
     for one in terms:
         for other in terms:
             if one is not other and one.chinese == other.chinese:
@@ -85,12 +89,14 @@ def find_terms(
     """Yields (the words as they stand, their term or None) in the order of the text.
 
     The words yielded are the whole text. Of two terms at one place the longer one is taken:
-    "micro-batch" is no batch. An English term may be a plural, and begin with a capital.
+    "micro-batch" is no batch. An English term may be a plural, and begin with a capital. A
+    phrase that the term lists as ``elsewhere`` is none of its uses.
     """
-    named = {name_in(term, language).lower(): term for term in terms}
+    named: dict[str, Term | None] = {name_in(term, language).lower(): term for term in terms}
+    named |= {phrase.lower(): None for term in terms for phrase in term.elsewhere}
     named.pop("", None)
     known = "|".join(re.escape(name) for name in sorted(named, key=len, reverse=True))
-    plural = "" if language == "zh" else "s?"
+    plural = "" if language == "zh" else "(?:e?s)?"
     pattern = rf"(?<![A-Za-z0-9_-])({known}){plural}(?![A-Za-z0-9_-])"
     end = 0
     for match in re.finditer(pattern, text, re.IGNORECASE):

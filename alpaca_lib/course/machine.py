@@ -23,7 +23,7 @@ from alpaca_lib.models import embedded
 from alpaca_lib.server_address import server_address
 
 GB = 1e9
-NEEDED = 10  # GB of memory for the course's largest lesson, in all its processes
+NEEDED = 6.5  # GB of free memory for the course's largest lesson, in all its processes
 
 
 def main() -> int:
@@ -50,7 +50,11 @@ def check_machine() -> Iterator[tuple[str, str, str]]:
     )
     memory = psutil.virtual_memory()
     text = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f}, {os.cpu_count()} cores"
-    yield _status(memory.available > NEEDED * GB), "memory", f"{text}; the course needs {NEEDED}"
+    yield (
+        _status(memory.available > NEEDED * GB),
+        "memory",
+        f"{text}; the course needs {NEEDED} free",
+    )
     for name, folder in (("runs", runs_folder()), ("cache", embedded.cache_folder())):
         existing = next(p for p in [folder, *folder.parents] if p.exists())
         free = shutil.disk_usage(existing).free

@@ -57,7 +57,14 @@ def sample_peak_memory(ended: threading.Event) -> int:
         total = 0
         for process in [me, *remember_children()]:
             with contextlib.suppress(psutil.Error):  # it has ended
-                memory = process.memory_full_info() if sys.platform == "linux" else None
-                total += memory.pss if memory else process.memory_info().rss
+                total += _memory(process)
         peak = max(peak, total)
     return peak
+
+
+def _memory(process: psutil.Process) -> int:
+    """Returns a process's memory in bytes, its share of what it shares (PSS) if that is known."""
+    if sys.platform == "linux":
+        with contextlib.suppress(psutil.AccessDenied, AttributeError, OSError):
+            return int(process.memory_full_info().pss)
+    return int(process.memory_info().rss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from functools import cache
 from pathlib import Path
@@ -44,15 +45,15 @@ def flops_per_token(model: Any, method: str, context: float) -> float:
 
 
 def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Measures the FLOP/s of square matrix products in a dtype; returns the best of ten windows.
+    """Measures the FLOP/s of square matrix products in a dtype; returns the median of ten windows.
 
-    A window is long enough that processes which begin at the same time, and share a core, all
-    compute during most of it.
+    Not the best: of processes that share a core, one may be alone in a window.
     """
     size = 8192 if device.startswith("cuda") else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.split(":")[0])
-    best, end = 0.0, time.perf_counter() + seconds
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         start, products, passed = time.perf_counter(), 0, 0.0
         while passed < seconds / 10:
@@ -62,8 +63,8 @@ def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
                 wait()
             products += 3
             passed = time.perf_counter() - start
-        best = max(best, products * 2 * size**3 / passed)
-    return best
+        rates.append(products * 2 * size**3 / passed)
+    return statistics.median(rates)
 
 
 @cache

@@ -131,8 +131,8 @@ class _Run:
         self.built = build(settings, self.placement, self.dist, self.source)
         causal = unwrap_peft(self.built.model)
         vocab_size = causal.get_input_embeddings().num_embeddings
-        at_once = settings.rows_per_micro_batch * settings.row_length
-        keep_freed_memory(5 * largest_block(causal, at_once) // 4)
+        at_most = settings.rows_per_micro_batch * settings.row_length  # tokens at once
+        keep_freed_memory(largest_block(causal, at_most) * 5 // 4)  # and what is a little larger
         counts.check_ids(settings, data, causal.config, vocab_size)
         self.within_documents = is_attached(causal)
         pad = self.tokenizer.pad_token_id
@@ -152,7 +152,7 @@ class _Run:
     def fit(self, stop_requested: threading.Event) -> Path:
         """Takes the steps after the newest intact checkpoint, then saves and checks the model."""
         first = self.run_state.resume(self.steps)
-        self.dist.barrier()  # ranks on threads of one core measure what each has of it
+        self.dist.barrier()  # ranks may share a core: all measure at the same time, each its share
         self.gemm = gemm_rate(self.placement.device, self.placement.torch_dtype)
         self.peak = peak_rate(self.placement.device) or self.gemm
         if self.dist.is_rank_zero:

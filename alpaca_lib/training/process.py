@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import signal
 import sys
@@ -14,35 +15,38 @@ from typing import Any
 
 import torch
 
+from alpaca_lib.errors import ModelError
 from alpaca_lib.memory import available, resident
+from alpaca_lib.training.sharding import layers_of
 
-MOST_KEPT = 32_000_000  # bytes of a block; the most that glibc takes
+LEAST_KEPT, MOST_KEPT = 1_000_000, 32_000_000  # bytes of a block; glibc's limit is 32 MiB
 
 
 def largest_block(model: Any, tokens: int) -> int:
     """Returns the bytes of the largest float32 matrix of a layer: a weight, or an activation.
 
-    ``tokens`` are computed at once. The output head is no layer: its logits are larger.
+    ``tokens`` are computed at once. Embedding and head are no layers: logits are larger.
+    MOST_KEPT if the model has no list of layers.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    shapes = [
-        (module.in_features, module.out_features)
-        for module in model.modules()
-        if hasattr(module, "out_features") and module.out_features < vocabulary
-    ]
-    return 4 * max(max(rows, tokens) * columns for rows, columns in shapes)
+    try:
+        parameters = [p for layer in layers_of(model) for p in layer.parameters()]
+    except ModelError:
+        return MOST_KEPT
+    # A 4-bit weight is stored packed; its quant_state knows the original shape.
+    shapes = [tuple(getattr(p, "quant_state", p).shape) for p in parameters]
+    return 4 * max(max(math.prod(shape), tokens * max(shape[-2:])) for shape in shapes if shape)
 
 
 def keep_freed_memory(block: int = MOST_KEPT) -> None:
     """Makes the C library reuse freed memory instead of returning it to the system, on Linux.
 
     The system would hand it out again page by page, zeroed: a sixth of a step on a CPU. Blocks
-    above ``block`` bytes are returned: larger ones than activations (logits, a gathered layer)
-    are few, and leave holes that nothing fills. Kept as well, they cost 0.6 GB per process of
-    lesson 03, at the same speed.
+    above ``block`` bytes are returned: few are larger than a layer's activations (logits, a
+    gathered layer if micro-batches are small), and they leave holes that nothing fills. Kept as
+    well, they cost 0.6 GB per process of lesson 03, at the same speed.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3  # glibc's malloc.h
-    _call_glibc("mallopt", m_mmap_threshold, min(block, MOST_KEPT))
+    _call_glibc("mallopt", m_mmap_threshold, min(max(block, LEAST_KEPT), MOST_KEPT))
     _call_glibc("mallopt", m_trim_threshold, 2**31 - 1)
 
 

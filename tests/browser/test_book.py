@@ -119,6 +119,8 @@ def test_every_page_is_drawn_without_a_network(site, chromium, pictures, width):
         ("adapters", "notebooks/04_lora_finetune"),  # by its stem
         ("微调", "notebooks/zh/04_lora_finetune"),
         ("激活重算", "notebooks/zh/03_full_finetune_fsdp"),
+        ("优化器", "notebooks/zh/03_full_finetune_fsdp"),
+        ("低秩适配", "docs/glossary"),
     ],
 )
 def test_the_search_works_without_a_server(site, chromium, query, page_found):

@@ -123,3 +123,17 @@ def test_the_students_folder_must_be_new_and_gets_the_pictures(tmp_path, monkeyp
     english = {"notebooks", "notebooks/exercises"}
     assert copied == english | {"notebooks/zh", "notebooks/zh/exercises"}
     assert any((tmp_path / "new" / "images").iterdir())
+
+
+def test_the_solutions_of_another_edition_are_run_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(exercises, "NOTEBOOKS", tmp_path)
+    file = tmp_path / "zh" / "solutions" / "01.ipynb"
+    file.parent.mkdir(parents=True)
+    exercises.write_notebook(book_of("import os; print(os.path.basename(os.getcwd()))"), file)
+    assert exercises.execute_solutions("zh", ("01",)) == [file]
+    printed = [
+        o.text for cell in exercises.read_notebook(file).cells for o in cell.get("outputs", [])
+    ]
+    assert "zh\n" in printed
+    with pytest.raises(FileError, match="--language xx: the other editions are zh"):
+        exercises.execute_solutions("xx", ("01",))

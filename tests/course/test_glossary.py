@@ -49,6 +49,8 @@ def test_another_translation_of_a_term_is_found():
     [
         ("en", "Tokens of a micro-batch, no batch_size.", ["token", "micro-batch"]),
         ("en", "A low rank, a token's label, pre-packing.", ["token", "label"]),
+        ("en", "Batches of a Slurm batch file; losses.", ["batch", "loss"]),
+        ("zh", "这样会损失什么？提示", ["prompt"]),
         ("zh", "用LoRA训练一轮，损失以词元计。", ["LoRA", "loss", "token"]),
     ],
 )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from alpaca_lib import models
 from alpaca_lib.training.process import largest_block
@@ -59,6 +60,25 @@ def test_the_largest_block_is_of_a_layer(tokens, rows):
     """SmolLM2-135M's widest layer is 576 x 1,536; its head is 576 x 49,152."""
     model = models.ModelSource.resolve("smollm2-135m").load_model()
     assert largest_block(model, tokens) == 4 * rows * 1536
+
+
+@pytest.mark.parametrize(
+    ("config", "block"),
+    [
+        # no torch.nn.Linear in its layers
+        (GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=16, vocab_size=99), 4 * 50 * 32),
+        # layers wider than the vocabulary
+        (
+            LlamaConfig(
+                vocab_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                num_attention_heads=2,
+            ),
+            4 * 50 * 64,
+        ),
+    ],
+)  # fmt: skip
+def test_the_largest_block_of_any_model(config, block):
+    assert largest_block(AutoModelForCausalLM.from_config(config), tokens=50) == block
 
 
 RELEASED = """
