@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -43,6 +44,7 @@ class Term:
         return anchor(self.term)
 
 
+@cache
 def load_terms(path: Path = TERMS) -> list[Term]:
     """Returns the terms in alphabetical order. Raises DataError for a conflict between them."""
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
