@@ -39,6 +39,16 @@ _RECORDS["torch.serialization", "_get_layout"] = torch.serialization._get_layout
 _RECORDS["collections", "OrderedDict"] = OrderedDict
 
 
+def _enum_member(owner: Any, name: str) -> Any:
+    """Stands for getattr, by which some versions of Python store enums (3.11.2 does)."""
+    if owner is metadata._MEM_FORMAT_ENCODING and name in owner.__members__:
+        return owner[name]
+    raise CheckpointError(f"it asks for {name!r} of {owner!r}, which no checkpoint of a run does")
+
+
+_RECORDS["builtins", "getattr"] = _enum_member
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _RECORDS:
