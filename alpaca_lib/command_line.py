@@ -114,8 +114,9 @@ def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str
     of the program and keeps its traceback. Ctrl-C exits with 130.
     """
     _accept_all_characters()
-    # As course.py does. GCC's OpenMP reads it when torch is imported, which only a command does.
+    # As course.py does. They are read when torch is imported, which only a command does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     options, unknown = build_parser(prog, about, commands).parse_known_args(arguments)
     if unknown:
         near = difflib.get_close_matches(unknown[0], options.parser._option_string_actions, n=1)

@@ -37,6 +37,8 @@ LENGTH = 512  # tokens per row
 STEP = 16  # rows per optimizer step
 RATE = 5e-5
 ALPACA = 52_002
+# What `alpaca train` sets for itself; here the peers have it too.
+SETTINGS = {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}
 # From HF Trainer's method to alpaca_lib's: each rung adds one change.
 RUNGS = (
     "all logits",
@@ -455,7 +457,7 @@ def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict
     command += ["--rows", str(options.rows), "--step", str(options.step)]
     command += [word for key, value in more.items() for word in (f"--{key}", str(value))]
     with tempfile.TemporaryDirectory() as folder:  # deletes the worker's files
-        environment = os.environ | {"TMPDIR": folder}
+        environment = SETTINGS | os.environ | {"TMPDIR": folder}
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -109,11 +109,11 @@ def _trace(
     if lora:
         with torch.device("meta"):
             model = adapters.add_lora(model, settings.replace(adapter=""))
+    module = LabelLoss(model)
+    build.prepare(module, settings, device)
     for layer in layers_of(model):
         for part in layer.children():  # in each: activation checkpointing reruns it without modes
             part.forward = _with_kernels(part.forward, quantized, kind == "int8")
-    module = LabelLoss(model)
-    build.prepare(module, settings)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:  # the caller counts gradients

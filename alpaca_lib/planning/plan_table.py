@@ -8,7 +8,7 @@ from alpaca_lib.planning.advice import advise, describe
 from alpaca_lib.planning.layout import WASTE
 from alpaca_lib.planning.planner import Plan, Work
 from alpaca_lib.planning.shapes import SHAPES
-from alpaca_lib.training.loss import CHUNK
+from alpaca_lib.training.head_loss import CHUNK
 
 _STORED = {
     "none": "2 bytes per parameter",

@@ -13,8 +13,9 @@ import torch
 from alpaca_lib.errors import ModelError
 from alpaca_lib.models import ModelSource, Placement
 from alpaca_lib.models.adapters import warn_of_other_base
-from alpaca_lib.training import adapters, attention, sharding
-from alpaca_lib.training.loss import LabelLoss, logits_transform, unwrap_peft
+from alpaca_lib.training import adapters, attention, fused_layers, sharding
+from alpaca_lib.training.head_loss import LogitsTransform
+from alpaca_lib.training.loss import LabelLoss, unwrap_peft
 from alpaca_lib.training.packing import Encoded, collate, join
 from alpaca_lib.training.precision import MasterWeights
 from alpaca_lib.training.process import free_memory
@@ -62,7 +63,7 @@ def build(
             exact = {name: parameter.data for name, parameter in module.named_parameters()}
             for parameter in module.parameters():
                 parameter.data = parameter.data.to(placement.torch_dtype)
-        prepare(module, settings)
+        prepare(module, settings, placement.device)
     _check_loss(module, settings, placement, sharded)
     if settings.compile:
         for layer in sharding.layers_of(module.model):
@@ -87,8 +88,10 @@ def build(
     )
 
 
-def prepare(module: LabelLoss, settings: Settings) -> None:
-    """Turns on activation checkpointing in the model, if the settings ask for it."""
+def prepare(module: LabelLoss, settings: Settings, device: str) -> None:
+    """Sets up the layers: fused operations on a CPU, and activation checkpointing if asked for."""
+    if device == "cpu" and not settings.compile:  # a compiler fuses them itself
+        fused_layers.fuse(module)
     if settings.activation_checkpointing:
         causal = unwrap_peft(module.model)
         options = {"use_reentrant": False}
@@ -123,7 +126,7 @@ def _build_sharded(
             empty = adapters.add_lora(empty, settings)
     how = attention.attach(unwrap_peft(empty), placement.device, settings.max_length)
     module = LabelLoss(empty)
-    prepare(module, settings)
+    prepare(module, settings, placement.device)
     sharding.shard(module, module.model, placement, dist, settings.sharding)
     sharding.load_into_shards(module, loaded, placement.device, dist)
     return module, how
@@ -167,7 +170,7 @@ def _check_loss(module: Any, settings: Settings, placement: Placement, sharded: 
     ours, theirs, enlarged = heads.outputs
     if not _alike(theirs.reshape(ours.shape[0] + 1, -1)[:-1], ours, tolerance):
         raise ModelError(f"{name}: it changes what its head reads, and cannot be trained here")
-    if not _alike(logits, logits_transform(causal.config)(enlarged), tolerance):
+    if not _alike(logits, LogitsTransform.of(causal.config)(enlarged), tolerance):
         raise ModelError(
             f"{name}: it changes its head's output (a scale, a cap) in a way that is not known "
             "here, so its loss would be wrong; it cannot be trained here"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alpaca_lib.training import loss as loss_module
+from alpaca_lib.training import head_loss
 from alpaca_lib.training.examples import encode
 from alpaca_lib.training.flops import flops_per_token, matmul_parameters
 from alpaca_lib.training.loss import LabelLoss
@@ -123,8 +123,8 @@ def test_chunks_change_nothing(tiny, encoded, monkeypatch):
     model = tiny()
     batch = collate(pack(encoded, 200), 2)
     results = []
-    for chunk in (loss_module.CHUNK, 7, 1_000_000):
-        monkeypatch.setattr(loss_module, "CHUNK", chunk)
+    for chunk in (head_loss.CHUNK, 7, 1_000_000):
+        monkeypatch.setattr(head_loss, "CHUNK", chunk)
         model.zero_grad()
         loss = LabelLoss(model)(**batch)
         loss.backward()
@@ -139,7 +139,7 @@ def test_more_labels_than_a_chunk(tiny, tokenizer):
 
     long = Example("Count for me.", "", "one two three " * 400)
     long = few_words(encode(long, tokenizer, max_length=1500))
-    assert count_labels(long) > loss_module.CHUNK
+    assert count_labels(long) > head_loss.CHUNK
     model = tiny()
     expected = own_loss(model, long)
     expected.backward()
