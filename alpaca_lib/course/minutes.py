@@ -16,11 +16,11 @@ from alpaca_lib.training.flops import gemm_rate
 
 # lesson: (fixed seconds, TFLOP)
 COSTS = {
-    "01_self_instruct": (55.0, 3.5),
-    "02_dataset_inspection": (4.0, 0.0),
-    "03_full_finetune_fsdp": (95.0, 16.0),
-    "04_lora_finetune": (70.0, 6.5),
-    "05_inference_comparison": (85.0, 7.5),
+    "01_self_instruct": (45.0, 7.0),
+    "02_dataset_inspection": (4.5, 0.5),
+    "03_full_finetune_fsdp": (75.0, 24.0),
+    "04_lora_finetune": (55.0, 13.5),
+    "05_inference_comparison": (60.0, 18.5),
 }
 
 
