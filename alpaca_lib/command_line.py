@@ -25,6 +25,9 @@ from functools import partial
 from alpaca_lib.errors import AlpacaError
 from alpaca_lib.prompts import describe_templates
 
+# What OpenMP and torch read when they are loaded, if the user has not set it; course.py says why.
+ENVIRONMENT = {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -114,9 +117,8 @@ def main(prog: str, about: str, commands: Iterable[Command], arguments: list[str
     of the program and keeps its traceback. Ctrl-C exits with 130.
     """
     _accept_all_characters()
-    # As course.py does. They are read when torch is imported, which only a command does.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     options, unknown = build_parser(prog, about, commands).parse_known_args(arguments)
     if unknown:
         near = difflib.get_close_matches(unknown[0], options.parser._option_string_actions, n=1)

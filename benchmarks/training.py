@@ -37,8 +37,6 @@ LENGTH = 512  # tokens per row
 STEP = 16  # rows per optimizer step
 RATE = 5e-5
 ALPACA = 52_002
-# What `alpaca train` sets for itself; here the peers have it too.
-SETTINGS = {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}
 # From HF Trainer's method to alpaca_lib's: each rung adds one change.
 RUNGS = (
     "all logits",
@@ -48,6 +46,7 @@ RUNGS = (
     "buckets",
     "packed",
     "shared prefixes",
+    "fused layers",
     "compiled",
 )
 
@@ -94,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="rows per micro-batch to try for a peer; p: packed (default 2 4 8 4p 16p)",
     )
     parser.add_argument("--batch", default="4", help=argparse.SUPPRESS)
-    parser.add_argument("--rung", default="shared prefixes", help=argparse.SUPPRESS)
+    parser.add_argument("--rung", default="fused layers", help=argparse.SUPPRESS)
     parser.add_argument("--gather", default="step", help=argparse.SUPPRESS)
     return parser
 
@@ -180,7 +179,7 @@ def remove_above(rung: str) -> dict[str, Any]:
     """Removes the changes above a rung from this process; returns the rung's settings."""
     import torch
 
-    from alpaca_lib.training import loop, loss
+    from alpaca_lib.training import fused_layers, loop, loss
 
     at = RUNGS.index(rung)
     if at < RUNGS.index("label logits"):
@@ -194,6 +193,8 @@ def remove_above(rung: str) -> dict[str, Any]:
         loop.create_optimizer = unfused
     if at < RUNGS.index("memory kept"):
         loop.keep_freed_memory = lambda block: None  # type: ignore[assignment]
+    if at < RUNGS.index("fused layers"):
+        fused_layers.fuse = lambda model: 0  # type: ignore[assignment]
     batching = "pack"
     if at < RUNGS.index("packed"):
         batching = "bucket" if rung == "buckets" else "pad"
@@ -453,11 +454,14 @@ def measure(
 
 def work(options: argparse.Namespace, worker: str, more: dict[str, Any]) -> dict[str, float] | None:
     """Runs a worker and returns its result; prints the error and returns None if it fails."""
+    from alpaca_lib.command_line import ENVIRONMENT
+
     command = [sys.executable, __file__, "--worker", worker, "--data", str(options.data)]
     command += ["--rows", str(options.rows), "--step", str(options.step)]
     command += [word for key, value in more.items() for word in (f"--{key}", str(value))]
     with tempfile.TemporaryDirectory() as folder:  # deletes the worker's files
-        environment = SETTINGS | os.environ | {"TMPDIR": folder}
+        # The peers have what `alpaca train` sets for itself, too.
+        environment = ENVIRONMENT | os.environ | {"TMPDIR": folder}
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

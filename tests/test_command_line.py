@@ -6,11 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from alpaca_lib import cli, errors
-from alpaca_lib.command_line import Command, build_parser, main
+from alpaca_lib.command_line import ENVIRONMENT, Command, build_parser, main
 from alpaca_lib.prompts import describe_templates
 
 
@@ -149,10 +150,15 @@ def test_what_torch_reads_is_set_before_it_is_imported(module):
         "except SystemExit:\n"
         "    pass\n"
         "assert 'torch' not in sys.modules\n"
-        "assert os.environ['GOMP_SPINCOUNT'] == '10000'\n"
-        "assert os.environ['THP_MEM_ALLOC_ENABLE'] == '1'\n"
+        f"assert {ENVIRONMENT}.items() <= os.environ.items()\n"
     )
-    read = ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")
-    environment = {k: v for k, v in os.environ.items() if k not in read}
+    environment = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_course_py_sets_the_same():
+    """It imports nothing of the library, so it has them written out."""
+    source = (Path(__file__).parents[1] / "course.py").read_text(encoding="utf-8")
+    for name, value in ENVIRONMENT.items():
+        assert f'environment.setdefault("{name}", "{value}")' in source

@@ -16,11 +16,11 @@ from alpaca_lib.training.flops import gemm_rate
 
 # lesson: (fixed seconds, TFLOP)
 COSTS = {
-    "01_self_instruct": (45.0, 7.0),
-    "02_dataset_inspection": (4.5, 0.5),
-    "03_full_finetune_fsdp": (75.0, 24.0),
-    "04_lora_finetune": (55.0, 13.5),
-    "05_inference_comparison": (60.0, 18.5),
+    "01_self_instruct": (44.8, 7.1),
+    "02_dataset_inspection": (4.5, 0.7),
+    "03_full_finetune_fsdp": (74.2, 24.1),
+    "04_lora_finetune": (53.3, 13.4),
+    "05_inference_comparison": (60.9, 18.3),
 }
 
 

@@ -65,7 +65,7 @@ def _keep_few_gradients(embedding: Any, head: Any) -> None:
     """Lets an embedding that is also the head have a gradient of the tokens looked up alone.
 
     It is added to the head's, which has all tokens: without that, each micro-batch would fill
-    and add another matrix of the vocabulary's size. On a CPU; elsewhere that costs little.
+    and add another matrix of the vocabulary's size. On a CPU, where that was measured.
     """
     if type(embedding) is nn.Embedding and is_plain(head) and head.weight is embedding.weight:
         embedding.sparse = embedding.weight.device.type == "cpu"

@@ -147,8 +147,8 @@ def test_a_llama_of_another_version_is_left_alone(monkeypatch):
             cached.cache_clear()
 
 
-def test_weights_of_another_dtype(monkeypatch):
-    """bfloat16 states and float32 weights, as beside 8-bit layers: transformers' own result."""
+def test_weights_of_another_dtype():
+    """bfloat16 states and float32 weights: transformers' own result."""
     norm = modeling_llama.LlamaRMSNorm(48)
     states = torch.randn(1, 3, 48).bfloat16()
     right = norm(states)

@@ -112,11 +112,8 @@ def test_logits_have_one_memory(monkeypatch):
     monkeypatch.setattr(head_loss, "CHUNK", 7)
     loss, places = HeadLoss(), set()
     for labels in (7, 3, 23, 6):
-        loss(
-            *drawn(labels, torch.bfloat16)[:1],
-            LogitsTransform(),
-            *drawn(labels, torch.bfloat16)[1:],
-        )
+        head, states, targets = drawn(labels, torch.bfloat16)
+        loss(head, LogitsTransform(), states, targets)
         places.add(tuple(b.data_ptr() for b in loss._buffers.values()))
     assert len(places) == 1
     assert {b.numel() for b in loss._buffers.values()} == {7 * WORDS}
