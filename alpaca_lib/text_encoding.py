@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from alpaca_lib.common_starts import encode_texts
 from alpaca_lib.errors import DataError, ModelError
 from alpaca_lib.token_names import any_of, rename_tokens, replace_texts
 
@@ -80,8 +81,7 @@ class TextEncoder:
         backend = self._backend
         try:
             if backend is not None and backend.truncation is None and backend.padding is None:
-                # tokenizer(texts) calls this too, and then builds a dictionary per text.
-                return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+                return encode_texts(backend, texts)
             ids: list[list[int]] = self.tokenizer(
                 texts, add_special_tokens=False, return_attention_mask=False, verbose=False
             )["input_ids"]

@@ -15,6 +15,7 @@ from alpaca_lib.chat_encoding import TrainOn
 from alpaca_lib.conversation_encoding import EncodedConversation
 from alpaca_lib.errors import DataError, SettingsError
 from alpaca_lib.examples import chat_content
+from alpaca_lib.memory import collector_paused
 from alpaca_lib.records import Conversation, Example, Turn, load_records
 from alpaca_lib.tokenization import PromptEncoder
 from alpaca_lib.training.packing import IGNORE, Encoded, Row, count_labels, pack
@@ -137,6 +138,7 @@ class _Fitted(NamedTuple):
     joined: bool = False
 
 
+@collector_paused()
 def _encode(
     records: Sequence[Example | Conversation],
     encoder: PromptEncoder,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alpaca_lib.errors import SettingsError
+from alpaca_lib.memory import collector_paused
 from alpaca_lib.training.prefixes import Prefixes, find_prefixes, list_segments
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def count_labels(encoded: Encoded) -> int:
     return len(encoded["labels"]) - encoded["labels"].count(IGNORE)
 
 
+@collector_paused()
 def pack(encoded: Sequence[Encoded], row_length: int) -> list[Row]:
     """Packs examples into rows of at most ``row_length`` tokens: first-fit decreasing.
 
@@ -102,7 +104,7 @@ def join(
     ``prefixes`` of ``encoded`` are then computed once per row; see Row.
     """
     row = Row([], [], [], list(members), [0], [])
-    lengths = [len(e["input_ids"]) for e in encoded]
+    lengths = {i: len(encoded[i]["input_ids"]) for i in members}
     for example, start, end, parent in list_segments(lengths, members, prefixes):
         row.input_ids.extend(encoded[example]["input_ids"][start:end])
         # Logits at position t predict token t + 1: a label on an example's first token would

@@ -10,7 +10,7 @@ shared token has one mask for all examples that share it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os.path import commonprefix
@@ -96,12 +96,14 @@ def find_prefixes(prompts: Sequence[list[int]]) -> Prefixes:
 
 
 def list_segments(
-    lengths: Sequence[int], members: Iterable[int], prefixes: Prefixes | None = None
+    lengths: Sequence[int] | Mapping[int, int],
+    members: Iterable[int],
+    prefixes: Prefixes | None = None,
 ) -> list[Segment]:
     """Returns the segments of a row: each shared one before the examples that share it.
 
-    ``lengths`` are the tokens of all examples, ``members`` the row's. A prefix that only one
-    member has is part of that member's own segment. The last segment is never shared.
+    ``lengths`` are the examples' tokens, ``members`` the indices of the row's. A prefix that only
+    one member has is part of that member's own segment. The last segment is never shared.
     """
     members = list(members)
     if prefixes is None:

@@ -48,6 +48,25 @@ def test_packing_properties(seed):
     assert len(rows) <= 11 / 9 * max(-(-sum(lengths) // row_length), 1) + len(lengths) / 2 + 1
 
 
+def test_a_row_reads_only_its_own_examples():
+    """Packing n examples reads each a few times, not each for every row."""
+
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, key):
+            Counted.reads += 1
+            return super().__getitem__(key)
+
+        def __iter__(self):
+            Counted.reads += len(self)
+            return super().__iter__()
+
+    examples = Counted(encoded_of([7] * 400))
+    assert len(pack(examples, 8)) == 400
+    assert Counted.reads < 10 * 400
+
+
 def test_packing_is_tight_where_it_can_be():
     """Halves and quarters fill rows without a gap."""
     rows = pack(encoded_of([32] * 4 + [16] * 8), 64)
