@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from alpaca_lib.inference.slot_cache import Prefill, SlotCache, Unsupported, attend_in_slots
+from alpaca_lib.inference.thin_products import swap_factors
 from alpaca_lib.memory import installed
 
 PROMPT_TOKENS = 2048  # of prompts per step: bounds the memory of activations
@@ -75,7 +76,7 @@ def decode(
     waiting = deque(sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt)))
     active: list[int] = []  # indices of requests; active[i] has row i of the cache
     cache = SlotCache()
-    with torch.inference_mode(), attend_in_slots(causal):
+    with torch.inference_mode(), attend_in_slots(causal), swap_factors(model):
         while waiting or active:
             # 1. Admit prompts, up to the limits of rows, of memory and of a step's tokens.
             decoding, admitted = len(active), 0

@@ -147,7 +147,7 @@ def _best_dtype(device: str) -> tuple[str, str]:
     return _best_on_cpu(
         getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)(),
         getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)(),
-        _made_by_intel(),
+        made_by_intel(),
     )
 
 
@@ -166,7 +166,9 @@ def _best_on_cpu(amx: bool, avx512_bf16: bool, intel: bool) -> tuple[str, str]:
     return "float32", "this CPU would only emulate bfloat16"
 
 
-def _made_by_intel() -> bool:
+@cache
+def made_by_intel() -> bool:
+    """Returns whether this machine's processor is one of Intel's."""
     with contextlib.suppress(OSError):
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     return "GenuineIntel" in platform.processor()  # as Windows says it

@@ -592,7 +592,7 @@ def test_the_dtype_of_a_cpu(monkeypatch, amx, avx512_bf16, intel, dtype):
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(placement, "_made_by_intel", lambda: intel)
+    monkeypatch.setattr(placement, "made_by_intel", lambda: intel)
     found = models.place("cpu")
     assert found.dtype == dtype and "CPU" in found.reason
 
