@@ -586,6 +586,7 @@ def predict_gains(
             (tokens * body + labels * head) / (shared * body + labels * head),
             f"{shared:,} tokens computed",
         ),
+        "fused layers": (0.0, "kept per MLP: two matrices of its width, not three"),
         "compiled": (0.0, "element-wise operations of a layer in one pass"),
     }
 
