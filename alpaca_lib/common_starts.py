@@ -1,6 +1,6 @@
 """Texts that begin alike: the words that they share are tokenised once.
 
-Prompts of one template begin with its header. In Alpaca's it is two thirds of a prompt's
+Prompts of one template begin with its header. In Alpaca's 52,002 it is 58 % of the prompts'
 characters, and the tokenizers library takes as long for it as for any other text.
 """
 
@@ -45,6 +45,8 @@ def _find_starts(backend: Any, texts: list[str]) -> dict[str, _Start]:
     for key in (key for key, count in counts.items() if count >= FEWEST and len(key) == KEY):
         alike = [text for text in texts if text.startswith(key)]
         start = _cut(backend, commonprefix([min(alike), max(alike)]))  # noqa: RUF071
+        if not start.size:
+            continue
         some = alike[:: -(-len(alike) // TRIED)]
         rest = _encode(backend, [text[start.size :] for text in some])
         if _encode(backend, some) == [start.ids + ids for ids in rest]:
@@ -55,20 +57,19 @@ def _find_starts(backend: Any, texts: list[str]) -> dict[str, _Start]:
 def _cut(backend: Any, start: str) -> _Start:
     """Returns the longest part of a start that has the same tokens, whatever follows it.
 
-    A tokenizer splits a text into words and encodes each alone; where a word ends depends on the
-    character after it. So what ends a few words before the texts differ is safe, if the rest of
-    the start has the same tokens alone (no space is put before it, as some tokenizers do). An
-    added token is longer than a word, and could begin in the start: it does not reach the cut.
+    A tokenizer splits a text into pieces and encodes each alone; where a piece ends depends on
+    what follows it, at most up to the next white space. So a cut is safe if a complete word comes
+    between it and the place where the texts differ, and if the rest of the start has the same
+    tokens alone (some tokenizers put a space before a text). An added token may have any length,
+    and could begin in the start: even then it does not reach the cut.
     """
     encoded = backend.encode(start, add_special_tokens=False)
     words, ids = encoded.word_ids, encoded.ids
     longest = max((len(t.content) for t in backend.get_added_tokens_decoder().values()), default=0)
-    places = [
-        (n, encoded.offsets[n - 1][1])
-        for n in range(1, len(ids) - 2)
-        if words[n] != words[n - 1] and len(start) - encoded.offsets[n - 1][1] >= longest
-    ]
-    for n, size in places[: -TRIED - 1 : -1]:
-        if _encode(backend, [start[:size], start[size:]]) == [ids[:n], ids[n:]]:
-            return _Start(size, ids[:n])
+    ends = [encoded.offsets[n - 1][1] for n in range(1, len(ids)) if words[n] != words[n - 1]]
+    ends = [size for size in ends if len(start) - size >= longest and len(start[size:].split()) > 1]
+    for size in ends[: -TRIED - 1 : -1]:
+        before, after = _encode(backend, [start[:size], start[size:]])
+        if before + after == ids:
+            return _Start(size, before)
     return _Start()

@@ -2,7 +2,7 @@
 
 A step of decoding multiplies each weight by a few rows, one per answer. torch gives MKL the
 product x W^T, and on processors that Intel did not make MKL then takes up to three times as long
-as for the same product as (W x^T)^T. On Intel's the two are alike.
+as for the same product as (W x^T)^T. In its code for Intel's the two are alike.
 """
 
 from __future__ import annotations
