@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from alpaca_lib.models import place
 from alpaca_lib.optional import require
 
 GPUS = Path(__file__).resolve().parents[2] / "data" / "gpus.yaml"
@@ -47,9 +48,12 @@ def flops_per_token(model: Any, method: str, context: float) -> float:
 def gemm_rate(device: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Measures the FLOP/s of square matrix products in a dtype; returns the median of ten windows.
 
-    Not the best: of processes that share a core, one may be alone in a window.
+    Not the best: of processes that share a core, one may be alone in a window. The matrices are
+    smaller in a dtype that a CPU only emulates: one product of 1,024 rows can take four seconds.
     """
     size = 8192 if device.startswith("cuda") else 1024
+    if device == "cpu" and dtype not in (torch.float32, place("cpu").torch_dtype):
+        size = 256
     a = torch.randn(size, size, device=device).to(dtype)
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.split(":")[0])
     rates: list[float] = []

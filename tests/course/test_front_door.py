@@ -224,8 +224,11 @@ def test_notebooks_are_slow():
     """The quick tests leave them out, as `course.py test -m "not slow"` collects them."""
     words = ["--collect-only", "-p", "no:cacheprovider", "notebooks/01_self_instruct.ipynb"]
     command = [sys.executable, "-m", "pytest", *course.NBVAL, *words]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}  # -v changes what is printed
     for chosen, collects in (("slow", True), ("not slow", False)):
-        done = subprocess.run([*command, "-m", chosen], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "-m", chosen], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert ("01_self_instruct.ipynb::Cell 1" in done.stdout) is collects, done.stdout
         assert done.returncode == (0 if collects else 5), done.stdout + done.stderr
 
