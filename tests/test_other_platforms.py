@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.linux, pytest.mark.slow]
 
 def run(*words, system):
     environment = {**os.environ, "TESTS_AS_ON": system, "PYTHONPATH": str(ROOT)}
+    environment["PYTEST_ADDOPTS"] = ""  # a --lf or -k there would leave tests out
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True
     )

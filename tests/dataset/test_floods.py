@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 
@@ -15,8 +14,8 @@ from alpaca_lib.dataset.faults import find_faults
 from alpaca_lib.dataset.languages import language_of
 from alpaca_lib.dataset.statistics import first_word, shared_sentences
 from alpaca_lib.dataset.verbs import find_verb_object
-from alpaca_lib.memory import collector_paused
 from alpaca_lib.records import Example, words
+from tests.timing import timed
 
 SIZE = 50_000  # characters; what grows with the square takes ten seconds or more
 LIMIT = 1.0  # processor seconds for one measure of three such fields
@@ -35,12 +34,10 @@ ENDS = ["", "x", "\n!", "1 example.com", ") 20"]
 
 
 def seconds(work):
-    """Processor seconds of a call: not of other threads, nor of the collector, which reads all
-    that earlier tests have left."""
-    with collector_paused():
-        start = time.thread_time()
+    """Processor seconds of a call."""
+    with timed() as spent:
         work()
-        return time.thread_time() - start
+    return spent.seconds
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=repr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from alpaca_lib.generation.documents import load_passages
 from alpaca_lib.generation.self_instruct import Limits, Settings, generate
 from alpaca_lib.generation.teacher import open_teacher
 from alpaca_lib.records import load_examples
+from tests.timing import timed
 
 ENGLISH = (
     "Salt comes from the sea. It also comes from mines! Who would have thought? "
@@ -171,9 +171,9 @@ def test_quotations_are_closed_where_they_are_opened(tmp_path, text):
 def test_giant_paragraph_without_stops(tmp_path):
     """100,000 words without a stop: one passage, whole, and soon."""
     text = "salt and sea " * 33_333
-    start = time.thread_time()
-    (passage,) = load_passages(write(tmp_path, {"a.txt": text}))
-    assert time.thread_time() - start < 3
+    with timed() as spent:
+        (passage,) = load_passages(write(tmp_path, {"a.txt": text}))
+    assert spent.seconds < 3
     assert passage.text == text.strip()
 
 
@@ -189,9 +189,9 @@ def test_giant_paragraph_without_stops(tmp_path):
 )
 def test_large_files_are_read_soon(tmp_path, text):
     """Time grows with the size of a file, not with its square."""
-    start = time.thread_time()
-    passages = load_passages(write(tmp_path, {"a.txt": text}))
-    assert time.thread_time() - start < 3
+    with timed() as spent:
+        passages = load_passages(write(tmp_path, {"a.txt": text}))
+    assert spent.seconds < 3
     check_whole(tmp_path, passages)
 
 

@@ -8,6 +8,8 @@ import torch
 from alpaca_lib.models import Placement
 from alpaca_lib.training import flops
 
+EYE = torch.eye(2)
+
 
 @pytest.mark.parametrize(
     ("dtype", "native", "rows"),
@@ -28,7 +30,7 @@ def test_an_emulated_dtype_is_measured_with_smaller_matrices(monkeypatch, dtype,
     assert sizes == [(rows, rows)]
 
 
-def test_a_slow_machine_has_a_lower_rate(monkeypatch):
+def test_the_rate_is_that_of_the_products(monkeypatch):
     """Two FLOPs per number that a product adds up, by a clock that the products alone move."""
     clock = [0.0]
 
@@ -42,6 +44,3 @@ def test_a_slow_machine_has_a_lower_rate(monkeypatch):
     monkeypatch.setattr(flops.torch, "randn", lambda *size, device: Matrix())
     monkeypatch.setattr(flops.time, "perf_counter", lambda: clock[0])
     assert flops.gemm_rate("cpu", torch.float32, 0.1) == pytest.approx(2 * 1024**3 / 2e-3)
-
-
-EYE = torch.eye(2)

@@ -299,10 +299,10 @@ def trim(answer: Callable[[str], str]) -> str:
         "white space of every script and U+200C, in any mixture, at both ends only",
     )
     for text in ("a" + " " * 20_000 + "b", "a" + "\u200c" * 20_000 + "b"):
-        start = time.process_time()
+        start = time.thread_time()
         answer(text)
         need(
-            time.process_time() - start < SECONDS,
+            time.thread_time() - start < SECONDS,
             "the results are right, but 20,000 spaces inside a text take too long. A search "
             "begins again at each of them; possessive quantifiers do not change that",
         )
